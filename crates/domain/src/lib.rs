@@ -1,0 +1,20 @@
+//! What is true. Pure values and pure functions; everything that decides stands here.
+//!
+//! ```text
+//!   ids ── units ── quantity          the words
+//!   ownership                         who may run a guest: licences, epochs, entries
+//!   precopy                           another round, switch over, or give up
+//! ```
+//!
+//! Always true: the same inputs give the same outputs. Nothing here knows a clock, a socket, a file, a
+//! thread or a random number; time and chance come in as arguments.
+
+pub mod ids;
+pub mod ownership;
+pub mod precopy;
+pub mod quantity;
+pub mod units;
+
+pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
+pub use quantity::{Quantity, QuantityError};
+pub use units::{Bandwidth, PAGE_BYTES, PAGE_SIZE, PageCount, PageIndex, PageRun, Round};

@@ -1,0 +1,228 @@
+//! Between two rounds: another round, switch over, or give up. A judgement is a value.
+//!
+//! ```text
+//!             left ÷ rate + fixed ≤ downtime?
+//!   round end ──┬─ yes ─▶ still halving, and worth it? ── yes ─▶ AnotherRound
+//!               │                     └── no ─▶ SwitchOver
+//!               └─ no ──▶ AnotherRound
+//!   any moment ─▶ deadline or progress passed? ─▶ GiveUp
+//! ```
+//!
+//! Always true: no verdict looks at a clock; time comes in as a [`Duration`] since the copy began.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Round, time_for};
+
+/// The limits in force for one migration. They may change while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Switch over when the predicted downtime fits into this.
+    pub downtime_max: Duration,
+    /// Cancelled if the copy has not completed in this time; `None`: no deadline.
+    pub completion_timeout: Option<Duration>,
+    /// Cancelled if there was no progress for this long; `None`: never.
+    pub progress_timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// The cluster's defaults (`completionTimeoutPerGiB` 800, `progressTimeout` 150, `maxDowntimeMs` 300) for a
+    /// guest of so many bytes.
+    pub fn defaults_for(memory_bytes: u64) -> Self {
+        let timeout_ms = u128::from(memory_bytes) * 800_000 / (1 << 30);
+        Self {
+            downtime_max: Duration::from_millis(300),
+            completion_timeout: Some(Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(u64::MAX))),
+            progress_timeout: Some(Duration::from_secs(150)),
+        }
+    }
+}
+
+/// How a copy stands at the end of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// The round that ended.
+    pub round: Round,
+    /// Bytes still to send if the guest stopped now: written again, or sent and not yet acknowledged.
+    pub left_bytes: u64,
+    /// The same at the end of the round before; `None` at the end of the first.
+    pub left_before_bytes: Option<u64>,
+    /// Page bytes per second that arrive, measured lately.
+    pub send_rate: u64,
+    /// What a switchover takes beside the pages: pause, scan, state, commit, resume.
+    pub fixed: Duration,
+}
+
+impl Standing {
+    /// How long the guest would stand still if it were stopped now.
+    pub fn predicted_downtime(&self) -> Duration {
+        time_for(self.left_bytes, self.send_rate).saturating_add(self.fixed)
+    }
+}
+
+/// What to do at the end of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Stop the guest and send what is left.
+    SwitchOver,
+    /// Send what was written meanwhile.
+    AnotherRound,
+    /// Stop trying; the guest runs on at the source.
+    GiveUp(GaveUp),
+}
+
+/// Why a copy was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum GaveUp {
+    /// `completionTimeoutPerGiB` has passed.
+    #[error("CompletionTimeout: not complete after {} s; raise completionTimeoutPerGiB or the bandwidth", .0.as_secs())]
+    CompletionTimeout(Duration),
+    /// `progressTimeout` has passed.
+    #[error("NoProgress: no round got smaller for {} s; the guest writes faster than its pages are sent", .0.as_secs())]
+    NoProgress(Duration),
+    /// There is no round after the 65,535th.
+    #[error("NoProgress: 65,535 rounds did not bring the rest down to the allowed downtime")]
+    RoundsExhausted,
+}
+
+/// A downtime this short is not worth another round: the guest would feel the round's page faults longer.
+const SHORT_ENOUGH: Duration = Duration::from_millis(30);
+
+/// At the end of a round. A switchover that fits is put off only while the rest still halves each round, since
+/// such a round costs less than the downtime it saves.
+pub fn judge_round(limits: &Limits, now: &Standing) -> Verdict {
+    let predicted = now.predicted_downtime();
+    let still_halving = now.left_before_bytes.is_some_and(|before| now.left_bytes <= before / 2);
+    let fits = predicted <= limits.downtime_max;
+    if fits && (predicted <= SHORT_ENOUGH.saturating_add(now.fixed) || !still_halving) {
+        Verdict::SwitchOver
+    } else if now.round.next().is_none() {
+        Verdict::GiveUp(GaveUp::RoundsExhausted)
+    } else {
+        Verdict::AnotherRound
+    }
+}
+
+/// At any moment of the copy: has a time limit passed?
+pub fn judge_time(limits: &Limits, elapsed: Duration, since_progress: Duration) -> Option<GaveUp> {
+    let passed = |limit: Option<Duration>, time: Duration| limit.filter(|limit| time >= *limit);
+    passed(limits.completion_timeout, elapsed)
+        .map(GaveUp::CompletionTimeout)
+        .or_else(|| passed(limits.progress_timeout, since_progress).map(GaveUp::NoProgress))
+}
+
+/// What counts as progress: a page acknowledged in the first round, or in a round that began with fewer bytes
+/// than every round before it. A guest that oscillates makes none; a slow link is not taken for a stuck one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    best_begin_bytes: Option<u64>,
+    counts: bool,
+    last: Duration,
+}
+
+impl Progress {
+    /// At the beginning of the copy.
+    pub fn new(now: Duration) -> Self {
+        Self { best_begin_bytes: None, counts: true, last: now }
+    }
+
+    /// A round begins with so many bytes to send.
+    pub fn round_begins(&mut self, bytes: u64) {
+        self.counts = self.best_begin_bytes.is_none_or(|best| bytes < best);
+        if self.counts {
+            self.best_begin_bytes = Some(bytes);
+        }
+    }
+
+    /// Pages of the round were acknowledged.
+    pub fn acknowledged(&mut self, now: Duration) {
+        if self.counts {
+            self.last = now;
+        }
+    }
+
+    /// How long ago the last progress was.
+    pub fn since(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn standing(left_mib: u64, before_mib: Option<u64>) -> Standing {
+        Standing {
+            round: Round(3),
+            left_bytes: left_mib * MIB,
+            left_before_bytes: before_mib.map(|b| b * MIB),
+            send_rate: 100 * MIB,
+            fixed: Duration::from_millis(10),
+        }
+    }
+
+    #[test]
+    fn a_round_ends_in_the_right_verdict() {
+        let limits = Limits::defaults_for(1 << 30);
+        for (left, before, verdict, why) in [
+            (100, None, Verdict::AnotherRound, "1,010 ms do not fit"),
+            (30, Some(31), Verdict::AnotherRound, "310 ms do not fit"),
+            (29, Some(31), Verdict::SwitchOver, "300 ms fit, and it no longer halves"),
+            (20, Some(100), Verdict::AnotherRound, "fits, but each round still halves it"),
+            (3, Some(100), Verdict::SwitchOver, "30 ms are short enough"),
+            (20, None, Verdict::SwitchOver, "fits after the first round: nothing says that another helps"),
+            (0, Some(0), Verdict::SwitchOver, "an idle guest"),
+        ] {
+            assert_eq!(judge_round(&limits, &standing(left, before)), verdict, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_carries_nothing_never_fits() {
+        let dead = Standing { send_rate: 0, ..standing(1, None) };
+        assert_eq!(judge_round(&Limits::defaults_for(1 << 30), &dead), Verdict::AnotherRound);
+    }
+
+    #[test]
+    fn the_last_round_there_is_gives_up() {
+        let last = Standing { round: Round(u16::MAX), ..standing(1000, Some(1000)) };
+        assert_eq!(
+            judge_round(&Limits::defaults_for(1 << 30), &last),
+            Verdict::GiveUp(GaveUp::RoundsExhausted)
+        );
+    }
+
+    #[test]
+    fn deadlines_are_per_gib_and_zero_means_none() {
+        let limits = Limits::defaults_for(6 << 30);
+        assert_eq!(limits.completion_timeout, Some(Duration::from_secs(4800)));
+        let at = Duration::from_secs;
+        assert_eq!(judge_time(&limits, at(4799), at(0)), None);
+        assert_eq!(judge_time(&limits, at(4800), at(0)), Some(GaveUp::CompletionTimeout(at(4800))));
+        assert_eq!(judge_time(&limits, at(200), at(150)), Some(GaveUp::NoProgress(at(150))));
+        let never = Limits { completion_timeout: None, progress_timeout: None, ..limits };
+        assert_eq!(judge_time(&never, Duration::MAX, Duration::MAX), None);
+    }
+
+    #[test]
+    fn an_oscillating_guest_makes_no_progress() {
+        let at = Duration::from_secs;
+        let mut progress = Progress::new(at(0));
+        progress.round_begins(1000);
+        progress.acknowledged(at(10));
+        progress.round_begins(500);
+        progress.acknowledged(at(20));
+        for (second, bytes) in [(30, 900), (40, 500), (50, 800), (60, 501)] {
+            progress.round_begins(bytes);
+            progress.acknowledged(at(second));
+        }
+        assert_eq!(progress.since(at(60)), at(40), "the last progress was in the round of 500");
+        progress.round_begins(499);
+        progress.acknowledged(at(61));
+        assert_eq!(progress.since(at(61)), at(0));
+    }
+}

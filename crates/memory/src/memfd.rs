@@ -1,0 +1,188 @@
+//! The memory file that is a guest's RAM.
+//!
+//! Always true: a file made here can neither shrink nor grow, so a page that is inside stays inside; a page is
+//! read and written through the file, never through memory of the node.
+//!
+//! A *hole* is a page that was never written, or was punched: it reads as zeros and takes no memory. Reading it
+//! here allocates nothing (reading it through a mapping would).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use godwit_domain::{PAGE_BYTES, PageCount, PageIndex, PageRun};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::Errno;
+
+/// A guest's RAM as a file.
+#[derive(Debug)]
+pub struct Memfd {
+    file: OwnedFd,
+    pages: PageCount,
+}
+
+impl Memfd {
+    /// Makes an empty memory (all holes) of so many pages. `name` is for people, in `/proc/PID/fd`.
+    pub fn create(name: &str, pages: PageCount) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create(name, flags)?;
+        rustix::fs::ftruncate(&file, pages.bytes())?;
+        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
+        Ok(Self { file, pages })
+    }
+
+    /// Takes a memory file that a runner handed over. It must have exactly this size and be sealed against
+    /// shrinking and growing: else a runner could cut pages away under the node.
+    pub fn from_handed_over(file: OwnedFd, pages: PageCount) -> io::Result<Self> {
+        let bytes = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
+        if bytes != pages.bytes() {
+            let message = format!("memory file has {bytes} bytes, the runner declared {}", pages.bytes());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        let seals = rustix::fs::fcntl_get_seals(&file)?;
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+            let message =
+                "memory file is not sealed against shrinking and growing (F_SEAL_SHRINK, F_SEAL_GROW)";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(Self { file, pages })
+    }
+
+    /// Its size.
+    pub fn pages(&self) -> PageCount {
+        self.pages
+    }
+
+    /// Reads whole pages from `first` on into `into`; holes read as zeros.
+    pub fn read(&self, first: PageIndex, into: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&self.file, rest, first.offset_bytes() + done as u64) {
+                Ok(0) => return Err(outside(first, self.pages)),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole pages from `first` on. Refused by the kernel (`EPERM`) once sealed against other writers.
+    pub fn write(&self, first: PageIndex, from: &[u8]) -> io::Result<()> {
+        if first.offset_bytes() + from.len() as u64 > self.pages.bytes() {
+            return Err(outside(first, self.pages));
+        }
+        let mut done = 0;
+        while let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pwrite(&self.file, rest, first.offset_bytes() + done as u64) {
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes holes of a run: it reads as zeros afterwards. Dirty tracking does not see it.
+    pub fn punch(&self, run: PageRun) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match rustix::fs::fallocate(&self.file, flags, run.first.offset_bytes(), run.count.bytes()) {
+                Err(Errno::INTR) => {}
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// The first run at or after `from` that holds data, that is no hole. `None`: only holes from there on.
+    pub fn data_from(&self, from: PageIndex) -> io::Result<Option<PageRun>> {
+        let begin = match rustix::fs::seek(&self.file, SeekFrom::Data(from.offset_bytes())) {
+            Ok(at) => at,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(begin))?;
+        let first = begin / PAGE_BYTES;
+        let count = end.div_ceil(PAGE_BYTES) - first;
+        match (u32::try_from(first), u32::try_from(count)) {
+            (Ok(first), Ok(count)) => Ok(Some(PageRun::new(first, count))),
+            _ => Err(outside(from, self.pages)),
+        }
+    }
+
+    /// Forbids every write but stores through mappings that exist now and userfaultfd's: `F_SEAL_FUTURE_WRITE`.
+    /// For good: a sealed memory never receives a guest again. Idempotent.
+    pub fn seal_against_other_writers(&self) -> io::Result<()> {
+        Ok(rustix::fs::fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE)?)
+    }
+
+    /// Whether [`Self::seal_against_other_writers`] was done.
+    pub fn is_sealed(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fcntl_get_seals(&self.file)?.contains(SealFlags::FUTURE_WRITE))
+    }
+}
+
+fn outside(first: PageIndex, pages: PageCount) -> io::Error {
+    let message = format!("page {} lies outside a memory of {} pages", first.0, pages.0);
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+impl AsFd for Memfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use godwit_domain::PAGE_SIZE as PAGE;
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let memory = Memfd::create("test", PageCount(16)).expect("memfd");
+        assert_eq!(memory.data_from(PageIndex(0)).expect("seek"), None);
+        memory.write(PageIndex(3), &vec![1; 2 * PAGE]).expect("write");
+        memory.write(PageIndex(15), &vec![1; PAGE]).expect("write");
+        assert_eq!(memory.data_from(PageIndex(0)).expect("seek"), Some(PageRun::new(3, 2)));
+        assert_eq!(memory.data_from(PageIndex(4)).expect("seek"), Some(PageRun::new(4, 1)));
+        assert_eq!(memory.data_from(PageIndex(5)).expect("seek"), Some(PageRun::new(15, 1)));
+        memory.punch(PageRun::new(15, 1)).expect("punch");
+        assert_eq!(memory.data_from(PageIndex(5)).expect("seek"), None);
+    }
+
+    #[test]
+    fn what_lies_outside_is_refused() {
+        let memory = Memfd::create("test", PageCount(2)).expect("memfd");
+        assert!(memory.write(PageIndex(2), &vec![1; PAGE]).is_err());
+        assert!(memory.write(PageIndex(1), &vec![1; 2 * PAGE]).is_err());
+        assert!(memory.read(PageIndex(1), &mut vec![0; 2 * PAGE]).is_err());
+    }
+
+    #[test]
+    fn a_sealed_memory_takes_no_other_writer() {
+        let memory = Memfd::create("test", PageCount(2)).expect("memfd");
+        let ram = crate::Ram::map(&memory).expect("map");
+        memory.seal_against_other_writers().expect("seal");
+        memory.seal_against_other_writers().expect("seal again");
+        assert!(memory.is_sealed().expect("seals"));
+        assert!(memory.write(PageIndex(0), &vec![1; PAGE]).is_err());
+        assert!(memory.punch(PageRun::new(0, 1)).is_err());
+        assert!(crate::Ram::map(&memory).is_err(), "no new writable mapping");
+        ram.write_page(PageIndex(0), &[7; crate::ram::PAGE_WORDS]);
+        let mut page = vec![0; PAGE];
+        memory.read(PageIndex(0), &mut page).expect("read");
+        assert_eq!(page.first(), Some(&7));
+    }
+
+    #[test]
+    fn a_file_that_could_shrink_is_no_guest_memory() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).expect("memfd");
+        rustix::fs::ftruncate(&file, PAGE_BYTES).expect("truncate");
+        let other = file.try_clone().expect("dup");
+        let error = Memfd::from_handed_over(other, PageCount(1)).expect_err("unsealed").to_string();
+        assert!(error.contains("F_SEAL_SHRINK"), "{error}");
+        let error = Memfd::from_handed_over(file, PageCount(2)).expect_err("size").to_string();
+        assert!(error.contains("4096 bytes"), "{error}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Every key that a config may hold: one table for the checks, the hints and the example lines.
+//!
+//! Always true: the table and the raw structs of [`super`] name the same keys (a test compares them), and
+//! every example is a value that is accepted.
+
+/// What a key's value looks like in TOML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Text in quotes.
+    Text,
+    /// A number of bytes, in quotes because it may have a suffix.
+    Bytes,
+    /// A whole number.
+    Number,
+}
+
+/// One key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Its section; empty at the top of the file.
+    pub(super) section: &'static str,
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What its value looks like.
+    pub(super) kind: Kind,
+    /// A value as one would write it. For an optional key: the default.
+    pub(super) example: &'static str,
+}
+
+const fn key(section: &'static str, name: &'static str, kind: Kind, example: &'static str) -> Key {
+    Key { section, name, kind, example }
+}
+
+pub(super) const NAME: Key = key("", "name", Kind::Text, r#""node-a""#);
+pub(super) const STATE: Key = key("", "state", Kind::Text, r#""/var/lib/godwit""#);
+pub(super) const CA: Key = key("identity", "ca", Kind::Text, r#""ca.pem""#);
+pub(super) const CERTIFICATE: Key = key("identity", "certificate", Kind::Text, r#""node.pem""#);
+pub(super) const KEY: Key = key("identity", "key", Kind::Text, r#""node.key""#);
+pub(super) const LISTEN: Key = key("migration", "listen", Kind::Text, r#""10.0.0.1:7400""#);
+pub(super) const UDP_PAYLOAD: Key = key("migration", "udp_payload_bytes_max", Kind::Number, "1452");
+pub(super) const SOCKET_BUFFER: Key = key("migration", "socket_buffer_bytes", Kind::Bytes, r#""4Mi""#);
+pub(super) const FORMAT: Key = key("log", "format", Kind::Text, r#""text""#);
+pub(super) const FILTER: Key = key("log", "filter", Kind::Text, r#""info""#);
+
+/// All of them, in the order of the example file.
+pub(super) const KEYS: [Key; 10] =
+    [NAME, STATE, CA, CERTIFICATE, KEY, LISTEN, UDP_PAYLOAD, SOCKET_BUFFER, FORMAT, FILTER];
+
+/// How like two words must be (Jaro-Winkler, 0 to 1) before one is offered for the other. Slips of one or two
+/// letters and missing ends lie above, words that only share some letters below.
+const LIKENESS_MIN: f64 = 0.8;
+
+impl Key {
+    /// The key with a value, as one line of the file.
+    pub(super) fn line(&self, value: &str) -> String {
+        format!("  {} = {value}", self.name)
+    }
+
+    /// The same line below its section's head.
+    pub(super) fn line_in_section(&self, value: &str) -> String {
+        match self.section {
+            "" => self.line(value),
+            section => format!("  [{section}]\n{}", self.line(value)),
+        }
+    }
+}
+
+/// The key of this name in this section.
+pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+/// Whether a section of this name exists.
+pub(super) fn is_section(name: &str) -> bool {
+    sections().any(|section| section == name)
+}
+
+/// The sections that have a name, each once.
+pub(super) fn sections() -> impl Iterator<Item = &'static str> {
+    let mut last = "";
+    KEYS.iter()
+        .map(|key| key.section)
+        .filter(move |section| std::mem::replace(&mut last, section) != *section)
+}
+
+/// Where a key of this section stands, for people.
+pub(super) fn place(section: &str) -> Box<str> {
+    if section.is_empty() { "at the top of the file".into() } else { format!("in [{section}]").into() }
+}
+
+/// Of the candidates the one most like `word`, if any is like it at all.
+pub(super) fn nearest<'c>(word: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
+    // An operator may write kebab-case or capitals out of habit; neither should make words unlike.
+    let word = word.to_lowercase().replace('-', "_");
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(&word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,547 @@
+//! The source's side of one migration. Knows no clock, no socket and no memory: time and facts come in,
+//! [`Action`]s come out, in the order in which they must be done.
+//!
+//! ```text
+//!   Copying ──fits──▶ Stopping ──paused, scanned, saved──▶ Closing ──committed──▶ HandedOver ──▶ Over
+//!      │                  │                                   │
+//!      └──────────────────┴────────── fails ──▶ Ending ◀──────┘        (the log decides which of the two)
+//! ```
+//!
+//! Always true:
+//! - a page is read after the scan that reported it, and sent at most once in a round;
+//! - a page that was written again before it was sent leaves the round ([`rounds`]);
+//! - once sealed, the guest runs here only when the licence, in a later epoch, names this instance. No time-out
+//!   and no lost connection resumes it;
+//! - a lost connection loses nothing: what the target holds is asked for, and all else is sent again in a
+//!   *new* round, so that whatever still arrives late is older than what follows;
+//! - `Final` is made of the present stamps and of the one device state that was saved at the pause.
+//!
+//! Driven by [`crate::drive::source`]; everything it does is tested against [`crate::target`] over a fake link.
+
+mod rounds;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use godwit_domain::ownership::{Ownership, Phase};
+use godwit_domain::precopy::{self, GaveUp, Limits, Standing, Verdict};
+use godwit_domain::units::time_for;
+use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
+use godwit_memory::PageSet;
+use godwit_wire::codec::Blob;
+use godwit_wire::migration::{
+    Final, Mode, PIECE_BYTES_MAX, SessionId, SourceFrame, TargetFrame, state_digest,
+};
+
+use crate::stamps::Stamps;
+pub use rounds::Plan;
+use rounds::Rounds;
+
+/// Batches that may be sent and not acknowledged: 16 MiB. More would only be pages that are likely written
+/// again before they arrive; less would leave a long link idle.
+pub const BATCHES_IN_FLIGHT_MAX: u64 = 16;
+
+/// What a switchover is thought to take beside its pages, until one was measured.
+const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
+
+/// What a session is told at its birth.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The migration.
+    pub migration: MigrationId,
+    /// This guest's runner here.
+    pub instance: InstanceId,
+    /// The epoch under which it runs.
+    pub epoch: Epoch,
+    /// The page session: a fresh random number.
+    pub session: SessionId,
+    /// Size of guest RAM.
+    pub pages: PageCount,
+    /// Limits at the beginning.
+    pub limits: Limits,
+    /// How long a commit takes: the hand-over is proposed when what is left takes as long.
+    pub commit_estimate: Duration,
+    /// How the missing pages come after a switchover.
+    pub mode: Mode,
+}
+
+/// What the driver must do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Say this on the control stream.
+    Send(SourceFrame),
+    /// Read these pages now and send them on any page stream.
+    Batch(Plan),
+    /// Scan, then call [`SourceSession::scanned`].
+    Scan,
+    /// Seal the epoch and pause the guest, then call [`SourceSession::paused`].
+    Pause(Epoch),
+    /// Save the device state, then call [`SourceSession::saved`].
+    Save,
+    /// Propose that the target shall own the guest.
+    ProposeHandOver(Epoch),
+    /// Propose the end of this migration.
+    ProposeEnd(String),
+    /// Resume the guest (or relabel a running one) under this epoch.
+    Resume(Epoch),
+    /// It is over: let go of everything. The guest's memory may be freed only if it succeeded.
+    Finish(Result<(), String>),
+}
+
+/// The other side said something that can not be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("target said {frame} {problem}")]
+pub struct OutOfTurn {
+    frame: &'static str,
+    problem: &'static str,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The guest runs and rounds are sent.
+    Copying,
+    /// It was asked to stand still. What has come back so far?
+    Stopping { scanned: bool, state: Option<Vec<u8>> },
+    /// It stands still; the last round, the state and `Final` travel.
+    Closing { state: Vec<u8>, proposed: bool },
+    /// The target owns the guest. Pages may still be travelling.
+    HandedOver { state: Vec<u8> },
+    /// The end was proposed; the log decides. A guest that stands still goes on standing still.
+    Ending,
+    /// Nothing more will happen.
+    Over,
+}
+
+#[derive(Debug)]
+enum Link {
+    /// There is none; what was in flight over the last one is unknown.
+    Down,
+    /// The target tells what it holds.
+    Comparing,
+    /// Pages may flow. Counts are those of this connection.
+    Up { sent: u64, sent_pages: u64, acknowledged: u64, acknowledged_pages: u64 },
+}
+
+/// The source's side of one migration.
+#[derive(Debug)]
+pub struct SourceSession {
+    setup: Setup,
+    stage: Stage,
+    link: Link,
+    rounds: Rounds,
+    /// Scans asked for and not yet answered; at most one, and one more at the pause.
+    scans_due: u8,
+    final_round: Option<Round>,
+    target_complete: bool,
+    predicted_downtime: Duration,
+    actions: VecDeque<Action>,
+}
+
+impl SourceSession {
+    /// A session over all of the guest's memory: nothing is known to be clean.
+    pub fn new(now: Duration, setup: Setup) -> Self {
+        Self {
+            rounds: Rounds::new(now, setup.pages),
+            setup,
+            stage: Stage::Copying,
+            link: Link::Down,
+            scans_due: 0,
+            final_round: None,
+            target_complete: false,
+            predicted_downtime: Duration::ZERO,
+            actions: VecDeque::new(),
+        }
+    }
+
+    // ---- what happened -------------------------------------------------------------------------------------
+
+    /// The connection is gone.
+    pub fn link_lost(&mut self) {
+        self.link = Link::Down;
+        self.target_complete = false;
+        self.actions.retain(|action| !matches!(action, Action::Send(_)));
+    }
+
+    /// The target said something.
+    pub fn frame(&mut self, now: Duration, frame: TargetFrame) -> Result<(), OutOfTurn> {
+        match frame {
+            TargetFrame::Welcome { held } => self.welcomed(now, held),
+            TargetFrame::Held { segment, stamps, last } => self.held(now, segment, &stamps, last),
+            TargetFrame::Ack { batches, pages } => self.acknowledged(now, batches, pages),
+            TargetFrame::Complete { epoch } => {
+                if self.final_round.is_none() || epoch != self.setup.epoch {
+                    return Err(OutOfTurn { frame: "Complete", problem: "for an epoch that was not sealed" });
+                }
+                self.target_complete = true;
+                Ok(())
+            }
+            TargetFrame::Failed { message } | TargetFrame::Refused { message, .. } => {
+                self.fail(message);
+                Ok(())
+            }
+        }
+    }
+
+    /// The scan that was asked for found these runs.
+    pub fn scanned(&mut self, now: Duration, written: &PageSet) {
+        self.scans_due = self.scans_due.saturating_sub(1);
+        let round_was_over = self.rounds.is_over();
+        self.rounds.written(now, written);
+        match &mut self.stage {
+            Stage::Copying => {
+                if round_was_over && self.is_up() {
+                    self.judge(now);
+                }
+            }
+            Stage::Stopping { scanned, .. } => *scanned = self.scans_due == 0,
+            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending | Stage::Over => {}
+        }
+        self.close_if_ready(now);
+    }
+
+    /// The guest stands still, sealed.
+    pub fn paused(&mut self) {
+        if matches!(self.stage, Stage::Stopping { .. }) {
+            self.ask_for_scan();
+            self.actions.push_back(Action::Save);
+        }
+    }
+
+    /// The device state was saved.
+    pub fn saved(&mut self, now: Duration, device_state: Vec<u8>) {
+        if let Stage::Stopping { state, .. } = &mut self.stage {
+            *state = Some(device_state);
+        }
+        self.close_if_ready(now);
+    }
+
+    /// This is agreed about the guest. The only thing that ends a pause.
+    pub fn view(&mut self, ownership: &Ownership) {
+        let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.setup.migration);
+        if ownership.epoch <= self.setup.epoch && ours.is_some_and(|attempt| !attempt.phase.is_over()) {
+            return;
+        }
+        match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
+            (_, Stage::Over) => {}
+            (Some(Phase::HandedOver), Stage::Closing { state, .. }) => {
+                self.stage = Stage::HandedOver { state }
+            }
+            (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
+            (Some(Phase::Preparing | Phase::Copying { .. } | Phase::HandedOver), stage) => self.stage = stage,
+            (Some(Phase::Failed { reason }), _) => self.ended(ownership, reason.clone()),
+            (None, _) => self.ended(ownership, "another migration of this guest has begun".into()),
+        }
+    }
+
+    /// It can not go on, for this reason. The guest stays as it is until the log has spoken.
+    pub fn fail(&mut self, reason: String) {
+        match self.stage {
+            Stage::Copying | Stage::Stopping { .. } | Stage::Closing { .. } => {
+                self.actions.push_back(Action::ProposeEnd(reason));
+                self.stage = Stage::Ending;
+            }
+            // Nothing to propose: the target owns the guest, or the end was proposed already.
+            Stage::HandedOver { .. } | Stage::Ending | Stage::Over => {}
+        }
+    }
+
+    /// Other limits hold from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.setup.limits = limits;
+    }
+
+    // ---- what to do next -----------------------------------------------------------------------------------
+
+    /// The next thing to do. `room`: the driver can take a batch now.
+    pub fn poll(&mut self, now: Duration, room: bool) -> Option<Action> {
+        self.check_time(now);
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        if let Some(plan) = self.next_batch(now, room) {
+            return Some(Action::Batch(plan));
+        }
+        if matches!(self.stage, Stage::Copying)
+            && self.is_up()
+            && self.scans_due == 0
+            && self.rounds.scan_is_due(now)
+        {
+            self.ask_for_scan();
+        }
+        self.propose_if_near(now);
+        self.actions.pop_front()
+    }
+
+    /// When to poll again though nothing happened.
+    pub fn wake_at(&self, now: Duration) -> Duration {
+        self.rounds.next_scan_at().max(now).min(now + Duration::from_millis(100))
+    }
+
+    /// Whether the target owns the guest by now, as far as this side knows.
+    pub fn is_handed_over(&self) -> bool {
+        matches!(self.stage, Stage::HandedOver { .. })
+    }
+
+    /// Whether the target has said that everything is there.
+    pub fn is_target_complete(&self) -> bool {
+        self.target_complete
+    }
+
+    /// Whether every page stream may be finished: the last round was read to its end.
+    pub fn is_all_sent(&self) -> bool {
+        self.final_round.is_some() && self.rounds.is_over()
+    }
+
+    /// How it stands, for people and for the record.
+    pub fn snapshot(&self, now: Duration) -> Snapshot {
+        Snapshot {
+            round: self.rounds.round(),
+            left: PageCount(self.rounds.queued().0.saturating_add(self.unacknowledged())),
+            dirty: self.rounds.next_len(),
+            skipped_pages: self.rounds.skipped_pages(),
+            last_round_pages: self.rounds.begun_with(),
+            send_rate: self.rounds.send_rate(now),
+            dirty_rate: self.rounds.dirty_rate(),
+            predicted_downtime: match self.stage {
+                Stage::Copying => self.standing(now).predicted_downtime(),
+                _ => self.predicted_downtime,
+            },
+        }
+    }
+
+    // ---- how ------------------------------------------------------------------------------------------------
+
+    fn is_up(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
+    }
+
+    fn unacknowledged(&self) -> u32 {
+        match self.link {
+            Link::Up { sent_pages, acknowledged_pages, .. } => {
+                u32::try_from(sent_pages.saturating_sub(acknowledged_pages)).unwrap_or(u32::MAX)
+            }
+            Link::Down | Link::Comparing => 0,
+        }
+    }
+
+    fn welcomed(&mut self, now: Duration, held: bool) -> Result<(), OutOfTurn> {
+        if !matches!(self.link, Link::Down) {
+            return Err(OutOfTurn { frame: "Welcome", problem: "twice on one connection" });
+        }
+        if held {
+            self.link = Link::Comparing;
+            return Ok(());
+        }
+        self.rounds.everything_is_missing();
+        self.link_is_up(now);
+        Ok(())
+    }
+
+    fn held(&mut self, now: Duration, segment: u32, stamps: &Blob, last: bool) -> Result<(), OutOfTurn> {
+        let comparing = matches!(self.link, Link::Comparing);
+        let answers_final = self.setup.mode == Mode::PostCopy && self.final_round.is_some();
+        if !comparing && !answers_final {
+            return Err(OutOfTurn { frame: "Held", problem: "unasked" });
+        }
+        if !self.rounds.target_holds(segment, &stamps.0) {
+            return Err(OutOfTurn { frame: "Held", problem: "with stamps of no segment of this guest" });
+        }
+        match (last, comparing) {
+            (true, true) => self.link_is_up(now),
+            (true, false) => self.begin_round(now),
+            (false, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Pages may flow: in a new round, so that nothing that is still under way can be mistaken for it.
+    fn link_is_up(&mut self, now: Duration) {
+        self.link = Link::Up { sent: 0, sent_pages: 0, acknowledged: 0, acknowledged_pages: 0 };
+        self.begin_round(now);
+        if let Stage::Closing { state, .. } | Stage::HandedOver { state } = &self.stage {
+            let state = state.clone();
+            self.send_final(&state);
+        }
+    }
+
+    fn begin_round(&mut self, now: Duration) {
+        match self.rounds.begin(now) {
+            Some((round, pages)) => {
+                self.actions.push_back(Action::Send(SourceFrame::Round { round, pages: pages.0 }));
+            }
+            None => self.fail(GaveUp::RoundsExhausted.to_string()),
+        }
+    }
+
+    fn acknowledged(&mut self, now: Duration, batches: u64, pages: u64) -> Result<(), OutOfTurn> {
+        let Link::Up { sent, sent_pages, acknowledged, acknowledged_pages } = &mut self.link else {
+            return Err(OutOfTurn { frame: "Ack", problem: "before anything was sent" });
+        };
+        if batches > *sent || pages > *sent_pages || batches < *acknowledged || pages < *acknowledged_pages {
+            return Err(OutOfTurn { frame: "Ack", problem: "for more than was sent, or less than before" });
+        }
+        let newly = pages - *acknowledged_pages;
+        (*acknowledged, *acknowledged_pages) = (batches, pages);
+        self.rounds.acknowledged(now, newly);
+        Ok(())
+    }
+
+    fn next_batch(&mut self, now: Duration, room: bool) -> Option<Plan> {
+        let open = matches!(self.stage, Stage::Copying | Stage::Closing { .. } | Stage::HandedOver { .. });
+        let Link::Up { sent, sent_pages, acknowledged, .. } = &mut self.link else { return None };
+        if !room || !open || *sent - *acknowledged >= BATCHES_IN_FLIGHT_MAX {
+            return None;
+        }
+        if *sent == *acknowledged {
+            self.rounds.link_was_idle(now);
+        }
+        let plan = self.rounds.plan(*sent)?;
+        *sent += 1;
+        *sent_pages += u64::from(plan.pages().0);
+        Some(plan)
+    }
+
+    fn ask_for_scan(&mut self) {
+        self.scans_due += 1;
+        self.actions.push_back(Action::Scan);
+    }
+
+    fn standing(&self, now: Duration) -> Standing {
+        Standing {
+            round: self.rounds.round(),
+            left_bytes: self.rounds.left_bytes(self.unacknowledged()),
+            left_before_bytes: self.rounds.left_before_bytes(),
+            send_rate: self.rounds.send_rate(now),
+            fixed: FIXED_DOWNTIME.saturating_add(self.setup.commit_estimate),
+        }
+    }
+
+    fn judge(&mut self, now: Duration) {
+        let standing = self.standing(now);
+        self.rounds.ended_with(standing.left_bytes);
+        match precopy::judge_round(&self.setup.limits, &standing) {
+            Verdict::AnotherRound => self.begin_round(now),
+            Verdict::GiveUp(why) => self.fail(why.to_string()),
+            Verdict::SwitchOver => {
+                self.predicted_downtime = standing.predicted_downtime();
+                self.stage = Stage::Stopping { scanned: false, state: None };
+                self.actions.push_back(Action::Pause(self.setup.epoch));
+            }
+        }
+    }
+
+    fn check_time(&mut self, now: Duration) {
+        if matches!(self.stage, Stage::Copying)
+            && let Some(why) = precopy::judge_time(
+                &self.setup.limits,
+                self.rounds.elapsed(now),
+                self.rounds.since_progress(now),
+            )
+        {
+            self.fail(why.to_string());
+        }
+    }
+
+    /// Everything about the paused guest is known: the last round begins.
+    fn close_if_ready(&mut self, now: Duration) {
+        let Stage::Stopping { scanned: true, state: state @ Some(_) } = &mut self.stage else { return };
+        let Some(state) = state.take() else { return };
+        self.stage = Stage::Closing { state: state.clone(), proposed: false };
+        self.begin_round(now);
+        self.final_round = Some(self.rounds.round());
+        self.send_final(&state);
+    }
+
+    /// The device state, the stamps that the target must hold at the end, and the frame that closes.
+    fn send_final(&mut self, state: &[u8]) {
+        let Link::Up { sent, .. } = self.link else { return };
+        if !matches!(self.stage, Stage::Closing { .. } | Stage::HandedOver { .. }) {
+            return;
+        }
+        self.final_round = Some(self.rounds.round());
+        for piece in state.chunks(PIECE_BYTES_MAX) {
+            self.actions.push_back(Action::Send(SourceFrame::State(Blob(piece.to_vec()))));
+        }
+        let required: Stamps = self.rounds.required();
+        match self.setup.mode {
+            Mode::StopAndCopy => {
+                let digests: Vec<u64> = (0..required.segments()).map(|s| required.digest(s)).collect();
+                let per_frame = PIECE_BYTES_MAX / size_of::<u64>();
+                for (first, digests) in (0_u32..).step_by(per_frame).zip(digests.chunks(per_frame)) {
+                    let frame = SourceFrame::Digests { first_segment: first, digests: digests.to_vec() };
+                    self.actions.push_back(Action::Send(frame));
+                }
+            }
+            Mode::PostCopy => {
+                for segment in 0..required.segments() {
+                    let stamps = Blob(required.segment(segment).to_vec());
+                    self.actions.push_back(Action::Send(SourceFrame::Required { segment, stamps }));
+                }
+            }
+        }
+        let batches = match self.setup.mode {
+            Mode::StopAndCopy => sent + self.rounds.batches_left(),
+            Mode::PostCopy => sent,
+        };
+        self.actions.push_back(Action::Send(SourceFrame::Final(Final {
+            epoch: self.setup.epoch,
+            round: self.rounds.round(),
+            state_bytes: u32::try_from(state.len()).unwrap_or(u32::MAX),
+            state_digest: state_digest(state),
+            batches,
+            mode: self.setup.mode,
+        })));
+        if self.setup.mode == Mode::PostCopy {
+            // The target says what it lacks; until then nothing travels.
+            self.rounds.nothing_is_queued();
+        }
+    }
+
+    /// The hand-over is proposed late: when what is left takes about as long as the commit. A link that dies
+    /// before costs nothing then, and the commit still hides behind the last pages.
+    fn propose_if_near(&mut self, now: Duration) {
+        let left = self.rounds.left_bytes(self.unacknowledged());
+        let near = time_for(left, self.rounds.send_rate(now)) <= self.setup.commit_estimate;
+        let epoch = self.setup.epoch;
+        if let Stage::Closing { proposed: proposed @ false, .. } = &mut self.stage
+            && (near || self.target_complete)
+        {
+            *proposed = true;
+            self.actions.push_back(Action::ProposeHandOver(epoch));
+        }
+    }
+
+    fn ended(&mut self, ownership: &Ownership, reason: String) {
+        self.stage = Stage::Over;
+        if ownership.licenses(self.setup.instance) {
+            self.actions.push_back(Action::Resume(ownership.epoch));
+        }
+        self.actions.push_back(Action::Finish(Err(reason)));
+    }
+}
+
+/// How a source stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The round.
+    pub round: Round,
+    /// Pages left in it: to be sent, or sent and not acknowledged.
+    pub left: PageCount,
+    /// Pages written again, for the next round.
+    pub dirty: PageCount,
+    /// Pages that rounds left out because they had been written again.
+    pub skipped_pages: u64,
+    /// Pages that the present round began with.
+    pub last_round_pages: PageCount,
+    /// Page bytes per second that arrive.
+    pub send_rate: u64,
+    /// Bytes per second that the guest writes.
+    pub dirty_rate: u64,
+    /// How long it would stand still if stopped now; from the switchover on, what was predicted there.
+    pub predicted_downtime: Duration,
+}
+
+/// Bytes of so many runs' pages.
+fn bytes_of(runs: &[PageRun]) -> u64 {
+    runs.iter().map(|run| u64::from(run.count.0) * PAGE_BYTES).sum()
+}

@@ -1,0 +1,261 @@
+//! Which pages go in which round.
+//!
+//! ```text
+//!   queue   this round, not yet planned ──plan──▶ in flight
+//!   next    written since they were planned ──begin──▶ queue of the next round
+//! ```
+//!
+//! Always true: a page that a scan reports leaves `queue` and enters `next`: it will be sent later and newer, and
+//! sending it now would be waste. No page is in both. A page is planned at most once in a round, and its stamp is
+//! the last round that planned it.
+
+use std::time::Duration;
+
+use godwit_domain::precopy::Progress;
+use godwit_domain::units::rate_of;
+use godwit_domain::{PAGE_BYTES, PageCount, PageRun, Round};
+use godwit_memory::PageSet;
+use godwit_wire::batch::BATCH_PAGES_MAX;
+
+use super::bytes_of;
+use crate::meter::Meter;
+use crate::stamps::Stamps;
+
+/// Shortest time between two scans: each makes the guest's next write to a page fault once more (about 2 µs),
+/// so scans are spaced by the copy, never by a tight loop.
+const SCAN_INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// A round lasts at least this long, so that a guest that never fits is not scanned in a tight loop.
+const ROUND_MIN: Duration = Duration::from_millis(10);
+
+/// Pages to read and send as one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Its number on this connection.
+    pub sequence: u64,
+    /// The round.
+    pub round: Round,
+    /// The pages, ascending; at most [`BATCH_PAGES_MAX`] of them.
+    pub runs: Vec<PageRun>,
+}
+
+impl Plan {
+    /// How many pages.
+    pub fn pages(&self) -> PageCount {
+        PageCount(self.runs.iter().map(|run| run.count.0).sum())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Rounds {
+    pages: PageCount,
+    round: Round,
+    queue: PageSet,
+    cursor: u32,
+    next: PageSet,
+    stamps: Stamps,
+    born: Duration,
+    began: Duration,
+    begun_with: PageCount,
+    left_before_bytes: Option<u64>,
+    last_scan: Duration,
+    dirty_rate: u64,
+    skipped_pages: u64,
+    meter: Meter,
+    progress: Progress,
+}
+
+impl Rounds {
+    /// Before the first round: every page is to be sent.
+    pub(super) fn new(now: Duration, pages: PageCount) -> Self {
+        Self {
+            pages,
+            round: Round::NONE,
+            queue: PageSet::empty(pages),
+            cursor: 0,
+            next: PageSet::full(pages),
+            stamps: Stamps::none(pages),
+            born: now,
+            began: now,
+            begun_with: PageCount(0),
+            left_before_bytes: None,
+            last_scan: now,
+            dirty_rate: 0,
+            skipped_pages: 0,
+            meter: Meter::new(now),
+            progress: Progress::new(now),
+        }
+    }
+
+    pub(super) fn round(&self) -> Round {
+        self.round
+    }
+
+    pub(super) fn queued(&self) -> PageCount {
+        self.queue.len()
+    }
+
+    pub(super) fn next_len(&self) -> PageCount {
+        self.next.len()
+    }
+
+    pub(super) fn begun_with(&self) -> PageCount {
+        self.begun_with
+    }
+
+    pub(super) fn skipped_pages(&self) -> u64 {
+        self.skipped_pages
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn elapsed(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.born)
+    }
+
+    pub(super) fn since_progress(&self, now: Duration) -> Duration {
+        self.progress.since(now)
+    }
+
+    pub(super) fn send_rate(&self, now: Duration) -> u64 {
+        self.meter.rate(now)
+    }
+
+    pub(super) fn dirty_rate(&self) -> u64 {
+        self.dirty_rate
+    }
+
+    pub(super) fn left_before_bytes(&self) -> Option<u64> {
+        self.left_before_bytes
+    }
+
+    /// What would have to be sent if the guest stopped now.
+    pub(super) fn left_bytes(&self, unacknowledged: u32) -> u64 {
+        let pages = u64::from(self.queue.len().0) + u64::from(self.next.len().0) + u64::from(unacknowledged);
+        pages * PAGE_BYTES
+    }
+
+    /// The next round begins with everything that is waiting. `None`: there is no further round.
+    pub(super) fn begin(&mut self, now: Duration) -> Option<(Round, PageCount)> {
+        self.round = self.round.next()?;
+        self.queue.insert_all(&self.next);
+        self.next = PageSet::empty(self.pages);
+        self.cursor = 0;
+        self.begun_with = self.queue.len();
+        self.began = now;
+        self.progress.round_begins(self.begun_with.bytes());
+        Some((self.round, self.begun_with))
+    }
+
+    /// The round ended with so much left to send.
+    pub(super) fn ended_with(&mut self, left_bytes: u64) {
+        self.left_before_bytes = Some(left_bytes);
+    }
+
+    /// The next batch of this round.
+    pub(super) fn plan(&mut self, sequence: u64) -> Option<Plan> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        while bytes_of(&runs) < u64::from(BATCH_PAGES_MAX) * PAGE_BYTES {
+            let taken = u32::try_from(bytes_of(&runs) / PAGE_BYTES).unwrap_or(BATCH_PAGES_MAX);
+            let room = PageCount(BATCH_PAGES_MAX - taken);
+            let Some(run) = self.queue.run_from(self.cursor, room) else { break };
+            self.queue.remove_run(run);
+            self.stamps.set_run(run, self.round);
+            self.cursor = u32::try_from(run.end()).unwrap_or(u32::MAX);
+            runs.push(run);
+        }
+        (!runs.is_empty()).then_some(Plan { sequence, round: self.round, runs })
+    }
+
+    /// How many batches the rest of the round makes.
+    pub(super) fn batches_left(&self) -> u64 {
+        u64::from(self.queue.len().0.div_ceil(BATCH_PAGES_MAX))
+    }
+
+    /// A scan reported these pages.
+    pub(super) fn written(&mut self, now: Duration, written: &PageSet) {
+        let elapsed = now.saturating_sub(self.last_scan);
+        if elapsed >= ROUND_MIN {
+            self.dirty_rate = rate_of(written.len().bytes(), elapsed);
+        }
+        self.last_scan = now;
+        for run in written.runs() {
+            let before = self.queue.len().0;
+            self.queue.remove_run(run);
+            self.skipped_pages += u64::from(before - self.queue.len().0);
+        }
+        self.next.insert_all(written);
+    }
+
+    /// At the end of a round, and within a long one every now and then.
+    pub(super) fn scan_is_due(&self, now: Duration) -> bool {
+        now >= self.next_scan_at()
+    }
+
+    pub(super) fn next_scan_at(&self) -> Duration {
+        if self.is_over() {
+            self.began.saturating_add(ROUND_MIN)
+        } else {
+            let quarter = self.last_scan.saturating_sub(self.began) / 4;
+            self.last_scan.saturating_add(SCAN_INTERVAL_MIN.max(quarter))
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, now: Duration, pages: u64) {
+        if pages > 0 {
+            self.meter.count(now, pages);
+            self.progress.acknowledged(now);
+        }
+    }
+
+    pub(super) fn link_was_idle(&mut self, now: Duration) {
+        self.meter.pause(now);
+        self.meter.resume(now);
+    }
+
+    /// The stamps that the target must hold once the present round has arrived.
+    pub(super) fn required(&self) -> Stamps {
+        let mut required = self.stamps.clone();
+        for run in self.queue.runs() {
+            required.set_run(run, self.round);
+        }
+        required
+    }
+
+    /// The target has nothing of this session.
+    pub(super) fn everything_is_missing(&mut self) {
+        self.next = PageSet::full(self.pages);
+    }
+
+    /// What the target does not lack is not sent.
+    pub(super) fn nothing_is_queued(&mut self) {
+        for run in self.queue.runs() {
+            self.stamps.set_run(run, self.round);
+        }
+        self.queue = PageSet::empty(self.pages);
+    }
+
+    /// The target holds these stamps of a segment: pages whose last sending did not arrive are sent again.
+    /// `false`: there is no such segment.
+    pub(super) fn target_holds(&mut self, segment: u32, stamps: &[u8]) -> bool {
+        let Some(missing) = self.stamps.differing(segment, stamps) else { return false };
+        for page in missing.filter(|_| !planted::own_record_is_trusted()) {
+            self.next.insert(page);
+        }
+        true
+    }
+}
+
+/// Bugs that a test can switch on, to show that they would be found. Always off in a real build.
+mod planted {
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn own_record_is_trusted() -> bool {
+        crate::planted::is_on("trust-own-record")
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn own_record_is_trusted() -> bool {
+        false
+    }
+}

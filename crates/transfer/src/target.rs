@@ -1,0 +1,533 @@
+//! The target's side of one migration. Knows no clock, no socket and no memory; see [`crate::source`].
+//!
+//! ```text
+//!   Receiving ──Final, all stamps equal, all written──▶ Loading ──▶ Loaded ──licence──▶ Starting ──▶ Running
+//!       └──────Final (post-copy)──▶ Punching ──▶ Loading …   while missing pages go on coming
+//! ```
+//!
+//! Always true:
+//! - a page is written only by a batch of the present session and connection whose round is above the page's
+//!   stamp; anything older is ignored, in whatever order batches arrive;
+//! - after a punch, batches of pre-copy rounds are dropped, and a page is placed only where it is missing;
+//! - complete means: every stamp is the one that `Final` demands and every write is done. The mark alone proves
+//!   nothing, since page streams are not ordered against the control stream;
+//! - the guest is started only by a licence that names this instance, in the epoch that follows the one that
+//!   `Final` sealed.
+
+use std::collections::VecDeque;
+
+use godwit_domain::ownership::{Ownership, Phase};
+use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun, Round};
+use godwit_memory::PageSet;
+use godwit_wire::batch::{Batch, Class};
+use godwit_wire::codec::Blob;
+use godwit_wire::handoff::STATE_BYTES_MAX;
+use godwit_wire::migration::{Final, Mode, SessionId, SourceFrame, TargetFrame, state_digest};
+
+use crate::stamps::Stamps;
+
+/// What the driver must do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Say this on the control stream.
+    Send(TargetFrame),
+    /// Make holes of these pages, check that they are, then call [`TargetSession::punched`].
+    Punch(Vec<PageRun>),
+    /// Load this device state, sealed at this epoch, then call [`TargetSession::loaded`]. Starts nothing.
+    Load(Epoch, Vec<u8>),
+    /// Seal the memory and run the guest under this epoch, then call [`TargetSession::running`].
+    Run(Epoch),
+    /// Propose that the guest runs here.
+    ProposeRunning(Epoch),
+    /// Propose the end of this migration.
+    ProposeEnd(String),
+    /// It is over. An instance that never ran is discarded.
+    Finish(Result<(), String>),
+}
+
+/// A piece of a batch that must be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Write {
+    /// Which pages.
+    pub run: PageRun,
+    /// Where their bytes begin in the batch's payload, in pages; `None`: they are zeros.
+    pub payload_page: Option<u32>,
+}
+
+/// The other side said something that can not be. Closes the connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    /// A frame at the wrong time.
+    #[error("source said {frame} {problem}")]
+    OutOfTurn {
+        /// Which.
+        frame: &'static str,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// Everything that was announced is here and it is not what `Final` demands.
+    #[error(
+        "stamps of {segments} segments differ from those that the source demands, though every batch is here"
+    )]
+    Stamps {
+        /// How many segments of 8,192 pages.
+        segments: usize,
+    },
+}
+
+#[derive(Debug)]
+enum Stage {
+    Receiving,
+    Punching,
+    /// The device state sealed at this epoch is being loaded.
+    Loading(Epoch),
+    /// It is loaded. Nothing runs.
+    Loaded(Epoch),
+    /// Told to run, under this epoch.
+    Starting,
+    /// It runs; in post-copy some pages may still be missing.
+    Running(Epoch),
+    /// It runs and nothing is missing, which was proposed.
+    Said,
+    Over,
+}
+
+/// What of the closing frames has arrived over this connection.
+#[derive(Debug, Default)]
+struct Closing {
+    state: Vec<u8>,
+    /// Required digest of each segment (stop-and-copy).
+    digests: Vec<u64>,
+    /// Required stamps of each segment (post-copy).
+    required: Vec<Vec<u8>>,
+    /// The frame itself, once it has come.
+    closed: Option<Final>,
+}
+
+#[derive(Debug)]
+struct Link {
+    /// Which connection this is, so that what still comes out of an older one is told apart.
+    connection: u64,
+    received: u64,
+    written: u64,
+    written_pages: u64,
+    acknowledged: u64,
+}
+
+/// The target's side of one migration.
+#[derive(Debug)]
+pub struct TargetSession {
+    migration: MigrationId,
+    instance: InstanceId,
+    pages: PageCount,
+    stage: Stage,
+    session: Option<SessionId>,
+    link: Option<Link>,
+    /// Batches handed out for writing and not written yet: their connection and pages, in order.
+    writing: VecDeque<(u64, u64)>,
+    stamps: Stamps,
+    closing: Closing,
+    /// In post-copy, the pages that are not here yet.
+    missing: Option<PageSet>,
+    licence: Option<Epoch>,
+    actions: VecDeque<Action>,
+}
+
+impl TargetSession {
+    /// A session that has nothing yet.
+    pub fn new(migration: MigrationId, instance: InstanceId, pages: PageCount) -> Self {
+        Self {
+            migration,
+            instance,
+            pages,
+            stage: Stage::Receiving,
+            session: None,
+            link: None,
+            writing: VecDeque::new(),
+            stamps: Stamps::none(pages),
+            closing: Closing::default(),
+            missing: None,
+            licence: None,
+            actions: VecDeque::new(),
+        }
+    }
+
+    // ---- what happened -------------------------------------------------------------------------------------
+
+    /// Whether a connection can be taken now. Not while pages are being punched: what came over it would be
+    /// placed and then punched away.
+    pub fn can_link(&self) -> bool {
+        !matches!(self.stage, Stage::Punching)
+    }
+
+    /// A connection whose preamble fits, with a number that no other had; see [`Self::can_link`]. Of another page
+    /// session than the last: everything held is void.
+    pub fn linked(&mut self, connection: u64, session: SessionId) {
+        self.link = Some(Link { connection, received: 0, written: 0, written_pages: 0, acknowledged: 0 });
+        self.closing = Closing::default();
+        let held = self.session == Some(session);
+        if !held {
+            self.session = Some(session);
+            self.stamps = Stamps::none(self.pages);
+            if matches!(self.stage, Stage::Loading(_) | Stage::Loaded(_)) && self.missing.is_none() {
+                self.stage = Stage::Receiving;
+            }
+        }
+        self.actions.push_back(Action::Send(TargetFrame::Welcome { held }));
+        if held {
+            self.say_what_is_held();
+        }
+    }
+
+    /// The connection is gone.
+    pub fn link_lost(&mut self) {
+        self.link = None;
+        self.closing = Closing::default();
+        self.actions.retain(|action| !matches!(action, Action::Send(_)));
+    }
+
+    /// A batch has come over this connection. Returns what of it must be written; writes are done in the order
+    /// in which they were returned, and each batch is followed by one [`Self::written`]. `None`: the batch is
+    /// from a connection that is gone, and is dropped.
+    pub fn batch(&mut self, connection: u64, batch: &Batch) -> Option<Vec<Write>> {
+        let link = self.link.as_mut().filter(|link| link.connection == connection)?;
+        link.received += 1;
+        self.writing.push_back((connection, batch.pages()));
+        let mut writes = Vec::new();
+        if Some(batch.session) != self.session || self.is_from_before_the_punch(batch.round) {
+            return Some(writes);
+        }
+        let mut payload_page = 0;
+        for classed in &batch.runs {
+            let base = match classed.class {
+                Class::Raw => Some(payload_page),
+                Class::Zero => None,
+            };
+            self.newer_parts(classed.run, batch.round, base, &mut writes);
+            if classed.class == Class::Raw {
+                payload_page += classed.run.count.0;
+            }
+        }
+        Some(writes)
+    }
+
+    /// The writes of the oldest batch that was not written yet are done.
+    pub fn written(&mut self) -> Result<(), Violation> {
+        if let Some((connection, pages)) = self.writing.pop_front()
+            && let Some(link) = self.link.as_mut().filter(|link| link.connection == connection)
+        {
+            link.written += 1;
+            link.written_pages += pages;
+        }
+        self.say_that_it_runs();
+        self.check_complete()
+    }
+
+    /// The source said something.
+    pub fn frame(&mut self, frame: SourceFrame) -> Result<(), Violation> {
+        let out_of_turn = |frame, problem| Err(Violation::OutOfTurn { frame, problem });
+        if self.closing.closed.is_some() && !matches!(frame, SourceFrame::Round { .. }) {
+            return out_of_turn("another closing frame", "after Final");
+        }
+        match frame {
+            SourceFrame::Round { .. } => Ok(()),
+            SourceFrame::State(piece) => {
+                if self.closing.state.len() + piece.0.len() > STATE_BYTES_MAX {
+                    return out_of_turn("State", "above 2 MiB in all");
+                }
+                self.closing.state.extend_from_slice(&piece.0);
+                Ok(())
+            }
+            SourceFrame::Digests { first_segment, digests } => {
+                let have = self.closing.digests.len();
+                let fits = have + digests.len() <= self.stamps.segments() as usize;
+                if first_segment as usize != have || !fits {
+                    return out_of_turn("Digests", "out of order or for no segment");
+                }
+                self.closing.digests.extend(digests);
+                Ok(())
+            }
+            SourceFrame::Required { segment, stamps } => {
+                let fits = self.stamps.differing(segment, &stamps.0).is_some();
+                if segment as usize != self.closing.required.len() || !fits {
+                    return out_of_turn("Required", "out of order or for no segment");
+                }
+                self.closing.required.push(stamps.0);
+                Ok(())
+            }
+            SourceFrame::Final(closed) => self.closed(closed),
+        }
+    }
+
+    /// The punched pages are holes, checked.
+    pub fn punched(&mut self) {
+        if matches!(self.stage, Stage::Punching) {
+            // Without a link, `Final` and its device state went with it: they will be said again.
+            self.stage = Stage::Receiving;
+            if self.link.is_some() {
+                self.say_what_is_held();
+                self.load();
+            }
+        }
+    }
+
+    /// The device state is loaded.
+    pub fn loaded(&mut self) {
+        let Stage::Loading(epoch) = self.stage else { return };
+        self.stage = Stage::Loaded(epoch);
+        if self.link.is_some() {
+            self.actions.push_back(Action::Send(TargetFrame::Complete { epoch }));
+        }
+        self.run_if_licensed();
+    }
+
+    /// The guest runs.
+    pub fn running(&mut self, epoch: Epoch) {
+        if matches!(self.stage, Stage::Starting) {
+            self.stage = Stage::Running(epoch);
+            self.say_that_it_runs();
+        }
+    }
+
+    /// This is agreed about the guest.
+    pub fn view(&mut self, ownership: &Ownership) {
+        let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.migration);
+        match ours.map(|attempt| &attempt.phase) {
+            Some(Phase::HandedOver) if ownership.licenses(self.instance) => {
+                self.licence = Some(ownership.epoch);
+                self.run_if_licensed();
+            }
+            Some(Phase::Succeeded) => self.finish(Ok(())),
+            Some(Phase::Preparing | Phase::Copying { .. } | Phase::HandedOver) => {}
+            Some(Phase::Failed { reason }) => self.finish(Err(reason.clone())),
+            None => self.finish(Err("another migration of this guest has begun".into())),
+        }
+    }
+
+    /// It can not go on, for this reason. Only before a hand-over can that end the migration.
+    pub fn fail(&mut self, reason: String) {
+        match self.stage {
+            Stage::Receiving | Stage::Punching | Stage::Loading(_) | Stage::Loaded(_) => {
+                self.actions.push_back(Action::Send(TargetFrame::Failed { message: reason.clone() }));
+                self.actions.push_back(Action::ProposeEnd(reason));
+            }
+            Stage::Starting | Stage::Running(_) | Stage::Said | Stage::Over => {}
+        }
+    }
+
+    // ---- what to do next -----------------------------------------------------------------------------------
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Action> {
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        // One acknowledgement for all that was written since the last: it names totals.
+        let link = self.link.as_mut()?;
+        if link.written > link.acknowledged {
+            link.acknowledged = link.written;
+            let ack = TargetFrame::Ack { batches: link.written, pages: link.written_pages };
+            return Some(Action::Send(ack));
+        }
+        None
+    }
+
+    /// In post-copy, how many pages are not here yet.
+    pub fn missing(&self) -> Option<PageCount> {
+        self.missing.as_ref().map(PageSet::len)
+    }
+
+    /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
+    pub fn has_started(&self) -> bool {
+        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Said)
+    }
+
+    // ---- how ------------------------------------------------------------------------------------------------
+
+    fn is_from_before_the_punch(&self, round: Round) -> bool {
+        if planted::punch_is_forgotten() {
+            return false;
+        }
+        match (&self.missing, self.closing.closed) {
+            (Some(_), Some(closed)) => round <= closed.round,
+            // Punched, connected anew, and `Final` not repeated yet: nothing may be placed.
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
+    }
+
+    /// The parts of a run that are newer than what is here, as writes.
+    fn newer_parts(&mut self, run: PageRun, round: Round, base: Option<u32>, writes: &mut Vec<Write>) {
+        let mut open: Option<Write> = None;
+        for (at, page) in (0..).zip(run.pages()) {
+            if !self.takes(page, round) {
+                writes.extend(open.take());
+                continue;
+            }
+            // The greater of the two: only a planted bug takes an older page.
+            self.stamps.set(page, round.max(self.stamps.get(page)));
+            if let Some(missing) = &mut self.missing {
+                missing.remove(page);
+            }
+            match &mut open {
+                Some(write) => write.run.count.0 += 1,
+                None => {
+                    let payload_page = base.map(|base| base + at);
+                    open = Some(Write { run: PageRun { first: page, count: PageCount(1) }, payload_page });
+                }
+            }
+        }
+        writes.extend(open);
+    }
+
+    fn takes(&self, page: PageIndex, round: Round) -> bool {
+        match &self.missing {
+            Some(missing) => missing.contains(page) || planted::punch_is_forgotten(),
+            None => self.stamps.get(page) < round || planted::order_is_ignored(),
+        }
+    }
+
+    fn closed(&mut self, closed: Final) -> Result<(), Violation> {
+        let out_of_turn = |problem| Err(Violation::OutOfTurn { frame: "Final", problem });
+        let state = &self.closing.state;
+        if state.len() != closed.state_bytes as usize || state_digest(state) != closed.state_digest {
+            return out_of_turn("with another device state than came before it");
+        }
+        self.closing.closed = Some(closed);
+        match (closed.mode, &self.stage) {
+            (Mode::StopAndCopy, Stage::Loaded(epoch)) if *epoch == closed.epoch => {
+                // Complete over an earlier connection, which the source may not have heard.
+                self.actions.push_back(Action::Send(TargetFrame::Complete { epoch: closed.epoch }));
+                Ok(())
+            }
+            (Mode::StopAndCopy, _) => {
+                if matches!(self.stage, Stage::Loaded(_)) {
+                    // A later seal: what was loaded is older than what this frame closes.
+                    self.stage = Stage::Receiving;
+                }
+                if self.closing.digests.len() != self.stamps.segments() as usize {
+                    return out_of_turn("without the digests of all segments");
+                }
+                self.check_complete()
+            }
+            (Mode::PostCopy, _) => {
+                if self.closing.required.len() != self.stamps.segments() as usize {
+                    return out_of_turn("without the stamps of all segments");
+                }
+                self.punch_what_differs();
+                Ok(())
+            }
+        }
+    }
+
+    fn check_complete(&mut self) -> Result<(), Violation> {
+        let Some(closed) = self.closing.closed.filter(|closed| closed.mode == Mode::StopAndCopy) else {
+            return Ok(());
+        };
+        let Some(link) = self.link.as_ref().filter(|_| self.writing.is_empty()) else { return Ok(()) };
+        if !matches!(self.stage, Stage::Receiving) {
+            return Ok(());
+        }
+        if link.received < closed.batches {
+            return Ok(());
+        }
+        let unequal = |segment: &u32| {
+            self.closing.digests.get(*segment as usize) != Some(&self.stamps.digest(*segment))
+        };
+        match (0..self.stamps.segments()).filter(unequal).count() {
+            0 => self.load(),
+            segments => return Err(Violation::Stamps { segments }),
+        }
+        Ok(())
+    }
+
+    /// Missing is what the source has not sent and what was lost on the way: all whose stamp is not the required
+    /// one. Said again after a new connection, by a source that may not know that it was heard.
+    fn punch_what_differs(&mut self) {
+        if self.missing.is_some() {
+            self.say_what_is_held();
+            if matches!(self.stage, Stage::Receiving) {
+                self.load();
+            }
+            return;
+        }
+        let mut missing = PageSet::empty(self.pages);
+        for (segment, required) in (0..).zip(&self.closing.required) {
+            for page in self.stamps.differing(segment, required).into_iter().flatten() {
+                missing.insert(page);
+            }
+        }
+        for run in missing.runs() {
+            self.stamps.set_run(run, Round::NONE);
+        }
+        self.actions.push_back(Action::Punch(missing.runs().collect()));
+        self.missing = Some(missing);
+        self.stage = Stage::Punching;
+    }
+
+    fn say_what_is_held(&mut self) {
+        let segments = self.stamps.segments();
+        for segment in 0..segments {
+            let stamps = Blob(self.stamps.segment(segment).to_vec());
+            let held = TargetFrame::Held { segment, stamps, last: segment + 1 == segments };
+            self.actions.push_back(Action::Send(held));
+        }
+    }
+
+    fn load(&mut self) {
+        let Some(closed) = self.closing.closed else { return };
+        self.stage = Stage::Loading(closed.epoch);
+        let state = std::mem::take(&mut self.closing.state);
+        self.actions.push_back(Action::Load(closed.epoch, state));
+    }
+
+    fn run_if_licensed(&mut self) {
+        let Some(licence) = self.licence else { return };
+        if matches!(self.stage, Stage::Loaded(epoch) if epoch.next() == licence) {
+            self.stage = Stage::Starting;
+            self.actions.push_back(Action::Run(licence));
+        }
+    }
+
+    /// The source lets go when it sees this: so not while a page is missing.
+    fn say_that_it_runs(&mut self) {
+        let missing = self.missing.as_ref().is_some_and(|missing| !missing.is_empty());
+        if let Stage::Running(epoch) = self.stage
+            && !missing
+            && self.writing.is_empty()
+        {
+            self.actions.push_back(Action::ProposeRunning(epoch));
+            self.stage = Stage::Said;
+        }
+    }
+
+    fn finish(&mut self, outcome: Result<(), String>) {
+        if !matches!(self.stage, Stage::Over) {
+            self.stage = Stage::Over;
+            self.actions.push_back(Action::Finish(outcome));
+        }
+    }
+}
+
+/// Bugs that a test can switch on, to show that they would be found. Always off in a real build.
+mod planted {
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn order_is_ignored() -> bool {
+        crate::planted::is_on("ignore-order")
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn punch_is_forgotten() -> bool {
+        crate::planted::is_on("forget-punch")
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn order_is_ignored() -> bool {
+        false
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn punch_is_forgotten() -> bool {
+        false
+    }
+}

@@ -1,0 +1,18 @@
+//! What is said: every message, its bytes, and the caps that hold before anything is decoded.
+//!
+//! ```text
+//!   handoff     runner ⇄ node      JSON lines and three descriptors     docs/handoff.md
+//!   migration   source ⇄ target    control frames on one QUIC stream    docs/protocol.md
+//!   batch       source ─▶ target   pages on the page streams            docs/protocol.md
+//!   orders      control ⇄ node     orders right, facts left, JSON lines
+//!   codec       the one place that knows bincode
+//! ```
+//!
+//! Always true: a length is checked against its cap before a byte of what it counts is read or allocated;
+//! decoding never panics; nothing here reads a clock, a socket or a file.
+
+pub mod batch;
+pub mod codec;
+pub mod handoff;
+pub mod migration;
+pub mod orders;

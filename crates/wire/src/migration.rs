@@ -1,0 +1,280 @@
+//! What the two sides of a migration say on their control stream.
+//!
+//! ```text
+//!   source                                   target
+//!   greeting (8 bytes), Preamble ──────────▶
+//!            ◀────────── Welcome | Refused
+//!            ◀────────── Held … (what it has, if this session was here before)
+//!   Round …  ──────────▶                     pages come on the page streams, see `batch`
+//!            ◀────────── Ack …
+//!   State …, Digests …, Final ─────────────▶
+//!            ◀────────── Complete | Failed
+//! ```
+//!
+//! Always true: the greeting's layout never changes, so any version can refuse any other by name; no frame's
+//! body is above [`FRAME_BYTES_MAX`]; long things come in pieces.
+
+use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName, Round};
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Blob;
+
+/// Largest body of a control frame, in bytes.
+pub const FRAME_BYTES_MAX: usize = 64 << 10;
+
+/// Largest preamble, in bytes: names of at most 63 bytes and a few numbers.
+pub const PREAMBLE_BYTES_MAX: usize = 1024;
+
+/// Largest piece of device state or stamps in one frame, in bytes.
+pub const PIECE_BYTES_MAX: usize = 32 << 10;
+
+/// Pages whose stamps are digested and compared together: 16 KiB of stamps, 32 MiB of guest.
+pub const SEGMENT_PAGES: u32 = 8192;
+
+/// The version of everything that follows the greeting.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+const MAGIC: [u8; 4] = *b"GDWT";
+
+/// Bytes of a greeting.
+pub const GREETING_BYTES: usize = 8;
+
+/// What a connection is for. 0 is never valid, so zeroed bytes greet nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A migration's control stream and page streams.
+    Migration,
+}
+
+/// Why a greeting was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GreetingError {
+    /// Something else speaks here.
+    #[error("not a godwit peer: the first bytes are {0:02x?}, not \"GDWT\"")]
+    Magic([u8; 4]),
+    /// Another version.
+    #[error("peer speaks protocol version {0}, this node speaks {PROTOCOL_VERSION}")]
+    Version(u16),
+    /// A role that does not exist.
+    #[error("peer asks for role {0}; this version knows 1 (migration)")]
+    Role(u16),
+}
+
+impl Role {
+    /// The first bytes of a connection.
+    pub fn greeting(self) -> [u8; GREETING_BYTES] {
+        let Self::Migration = self;
+        let [m0, m1, m2, m3] = MAGIC;
+        let [v0, v1] = PROTOCOL_VERSION.to_le_bytes();
+        [m0, m1, m2, m3, v0, v1, 1, 0]
+    }
+
+    /// Reads the first bytes of a connection.
+    pub fn read_greeting(bytes: [u8; GREETING_BYTES]) -> Result<Self, GreetingError> {
+        let [m0, m1, m2, m3, v0, v1, r0, r1] = bytes;
+        let magic = [m0, m1, m2, m3];
+        let version = u16::from_le_bytes([v0, v1]);
+        let role = u16::from_le_bytes([r0, r1]);
+        match (magic, version, role) {
+            (MAGIC, PROTOCOL_VERSION, 1) => Ok(Self::Migration),
+            (MAGIC, PROTOCOL_VERSION, other) => Err(GreetingError::Role(other)),
+            (MAGIC, other, _) => Err(GreetingError::Version(other)),
+            (other, ..) => Err(GreetingError::Magic(other)),
+        }
+    }
+}
+
+/// One page session: drawn at random by the source's process when it arms its tracker. A restarted source
+/// draws another, and with it everything that the target holds is void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
+/// What must fit before the first page is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preamble {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The guest.
+    pub guest: GuestName,
+    /// The source's name; its certificate must carry it.
+    pub source: NodeName,
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// The target's runner, as accepted: random, so knowing it proves the agreement.
+    pub token: InstanceId,
+    /// The page session.
+    pub session: SessionId,
+    /// Size of guest RAM in bytes.
+    pub memory_bytes: u64,
+    /// Page size in bytes.
+    pub page_bytes: u64,
+}
+
+/// Which part of a preamble did not fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mismatch {
+    /// The greeting or its version.
+    Version,
+    /// The certificate is not that of the source named.
+    Identity,
+    /// No such migration is expected here.
+    Migration,
+    /// The token is not that of the runner.
+    Token,
+    /// The epoch is over.
+    Epoch,
+    /// Memory or page size differ.
+    Shape,
+    /// A frame was malformed.
+    Frame,
+}
+
+/// What the source says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceFrame {
+    /// A round begins. For progress only: batches name their round themselves.
+    Round {
+        /// The round.
+        round: Round,
+        /// Pages it begins with.
+        pages: u32,
+    },
+    /// A piece of the device state, in order, before [`Self::Final`].
+    State(Blob),
+    /// Digests of the stamps that the target must hold, from `first_segment` on, before [`Self::Final`].
+    Digests {
+        /// The first segment.
+        first_segment: u32,
+        /// One digest a segment.
+        digests: Vec<u64>,
+    },
+    /// The stamps of a segment that the target must hold, little endian, before a post-copy [`Self::Final`].
+    Required {
+        /// The segment.
+        segment: u32,
+        /// Two bytes a page.
+        stamps: Blob,
+    },
+    /// The guest stands still, sealed. Nothing can be started without this frame.
+    Final(Final),
+}
+
+/// The end of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Final {
+    /// The sealed epoch.
+    pub epoch: Epoch,
+    /// The last round.
+    pub round: Round,
+    /// Bytes of device state that came before.
+    pub state_bytes: u32,
+    /// Digest of the device state.
+    pub state_digest: u64,
+    /// Batches sent over this connection, to tell "still on the way" from "will never come".
+    pub batches: u64,
+    /// How the missing pages come.
+    pub mode: Mode,
+}
+
+/// How a migration ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Every page arrives before the guest runs.
+    StopAndCopy,
+    /// The guest runs and missing pages follow.
+    PostCopy,
+}
+
+/// What the target says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetFrame {
+    /// The preamble fits. `held`: this session was here before, and [`Self::Held`] frames follow.
+    Welcome {
+        /// Whether stamps of this session are held.
+        held: bool,
+    },
+    /// The preamble does not fit; the connection closes.
+    Refused {
+        /// What does not fit.
+        mismatch: Mismatch,
+        /// A sentence for people.
+        message: String,
+    },
+    /// The stamps of a segment as held, little endian.
+    Held {
+        /// The segment.
+        segment: u32,
+        /// Two bytes a page.
+        stamps: Blob,
+        /// Whether this is the last segment.
+        last: bool,
+    },
+    /// So much has been written to the guest's memory over this connection.
+    Ack {
+        /// Batches.
+        batches: u64,
+        /// Their pages.
+        pages: u64,
+    },
+    /// Every page and the device state of this epoch are here and loaded.
+    Complete {
+        /// The sealed epoch.
+        epoch: Epoch,
+    },
+    /// It can not go on.
+    Failed {
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// Digest of one segment's stamps (xxh3, 64 bits, over two little-endian bytes a page).
+pub fn stamps_digest(stamps: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(stamps)
+}
+
+/// Digest of a device state.
+pub fn state_digest(state: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn a_greeting_of_anything_else_is_refused_by_name() {
+        let good = Role::Migration.greeting();
+        assert_eq!(Role::read_greeting(good), Ok(Role::Migration));
+        assert_eq!(good, *b"GDWT\x01\x00\x01\x00");
+        assert_eq!(Role::read_greeting([0; 8]), Err(GreetingError::Magic([0; 4])));
+        assert_eq!(Role::read_greeting(*b"GDWT\x02\x00\x01\x00"), Err(GreetingError::Version(2)));
+        assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x00\x00"), Err(GreetingError::Role(0)));
+    }
+
+    #[test]
+    fn the_largest_pieces_fit_into_a_frame() {
+        let piece = Blob(vec![0xff; PIECE_BYTES_MAX]);
+        let digests = vec![u64::MAX; PIECE_BYTES_MAX / 8];
+        for frame in
+            [SourceFrame::State(piece.clone()), SourceFrame::Digests { first_segment: u32::MAX, digests }]
+        {
+            codec::encode_frame("frame", &frame, FRAME_BYTES_MAX).expect("fits");
+        }
+        assert!(SEGMENT_PAGES as usize * 2 <= PIECE_BYTES_MAX);
+        let label = "a".repeat(63);
+        let preamble = Preamble {
+            migration: label.parse().expect("name"),
+            guest: format!("{label}/{label}").parse().expect("name"),
+            source: label.parse().expect("name"),
+            epoch: Epoch(u64::MAX),
+            token: InstanceId::from_random([0xff; 16]),
+            session: SessionId(u64::MAX),
+            memory_bytes: u64::MAX,
+            page_bytes: u64::MAX,
+        };
+        let bytes = codec::encode_frame("preamble", &preamble, PREAMBLE_BYTES_MAX).expect("fits");
+        assert_eq!(codec::decode_body("preamble", &bytes[codec::LENGTH_BYTES..]), Ok(preamble));
+    }
+}

@@ -1,0 +1,260 @@
+//! What a node is told and what it tells: orders travel right, facts travel left.
+//!
+//! ```text
+//!   control ── Order ──▶ node          one JSON object per line
+//!   control ◀── Fact ─── node
+//! ```
+//!
+//! An order is a doorbell, never a licence: whether a guest may run says the [`Ownership`] in a
+//! [`Order::View`]. A fact that would decide something is a *proposal*; it is true once a view shows it.
+
+use core::net::SocketAddr;
+
+use godwit_domain::ownership::{Entry, Ownership};
+use godwit_domain::precopy::Limits;
+use godwit_domain::{Bandwidth, Epoch, GuestName, InstanceId, MigrationId, NodeName};
+use serde::{Deserialize, Serialize};
+
+use crate::handoff::{RunState, Stats, Verified};
+
+/// Longest line, in bytes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// What a node is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Order {
+    /// Make a new guest with the built-in runner.
+    CreateGuest {
+        /// Its name.
+        guest: GuestName,
+        /// What it is like.
+        spec: GuestSpec,
+    },
+    /// Make a runner for a guest that is to arrive, and propose `Accept`.
+    Prepare {
+        /// The migration.
+        migration: MigrationId,
+        /// The guest.
+        guest: GuestName,
+        /// Where it comes from.
+        source: NodeName,
+        /// The present epoch.
+        epoch: Epoch,
+        /// Size of its RAM in bytes.
+        memory_bytes: u64,
+    },
+    /// Move a guest that runs here.
+    Migrate {
+        /// The migration.
+        migration: MigrationId,
+        /// The guest.
+        guest: GuestName,
+        /// Where to.
+        target: NodeName,
+        /// The target's migration address.
+        address: SocketAddr,
+        /// The target's runner, as accepted.
+        token: InstanceId,
+        /// The present epoch.
+        epoch: Epoch,
+        /// Limits of this migration.
+        settings: Settings,
+    },
+    /// Change a running migration's limits.
+    Set {
+        /// The migration.
+        migration: MigrationId,
+        /// The limits that hold from now on.
+        settings: Settings,
+    },
+    /// What is agreed about a guest.
+    View {
+        /// The guest.
+        guest: GuestName,
+        /// Who may run it.
+        ownership: Ownership,
+    },
+    /// Compare a guest's memory with what it must hold.
+    Verify {
+        /// The guest.
+        guest: GuestName,
+    },
+    /// Say how a guest does.
+    Stats {
+        /// The guest.
+        guest: GuestName,
+    },
+    /// End a guest.
+    Stop {
+        /// The guest.
+        guest: GuestName,
+    },
+}
+
+/// A guest of the built-in runner. See `godwit guest run --help` for what each option means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestSpec {
+    /// RAM in bytes.
+    pub memory_bytes: u64,
+    /// Bytes that its threads write over and over.
+    pub working_set_bytes: u64,
+    /// Distinct pages written per second, in bytes.
+    pub dirty_rate_bytes_per_second: u64,
+    /// `uniform`, `hot-set` or `streaming`.
+    pub pattern: String,
+    /// Share of pages that stay zero, in percent.
+    pub zero_percent: u8,
+    /// Share of pages that compress well, in percent; the rest is random.
+    pub compressible_percent: u8,
+    /// Threads that write.
+    pub threads: u8,
+    /// What everything random in it comes from.
+    pub seed: u64,
+    /// Time between ticks, in milliseconds.
+    pub tick_interval_ms: u64,
+}
+
+/// The limits of one migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Bytes per second of UDP payload that the source may send.
+    pub bandwidth: Bandwidth,
+    /// Downtime and time limits.
+    pub limits: Limits,
+}
+
+/// What a node tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "kebab-case")]
+pub enum Fact {
+    /// The node serves.
+    Ready {
+        /// Its name.
+        node: NodeName,
+        /// Its migration address, with the port that the kernel chose where the config says 0.
+        migration_address: SocketAddr,
+        /// Its process id.
+        pid: u32,
+        /// The file whose lock it holds: a second node on the same folder is refused.
+        state: String,
+    },
+    /// A runner was found, made by this node or by the one before it.
+    Runner {
+        /// Its guest.
+        guest: GuestName,
+        /// Itself.
+        instance: InstanceId,
+        /// Where its files are.
+        dir: String,
+        /// How it stands.
+        state: RunState,
+    },
+    /// The node proposes an entry about a guest.
+    Proposal {
+        /// The guest.
+        guest: GuestName,
+        /// The entry.
+        entry: Entry,
+    },
+    /// How a running migration does.
+    Progress {
+        /// The migration.
+        migration: MigrationId,
+        /// The numbers.
+        progress: Progress,
+    },
+    /// One side of a migration has ended.
+    Ended {
+        /// The migration.
+        migration: MigrationId,
+        /// What it measured.
+        report: Report,
+    },
+    /// Answer to [`Order::Verify`].
+    Verified {
+        /// The guest.
+        guest: GuestName,
+        /// The result.
+        result: Verified,
+    },
+    /// Answer to [`Order::Stats`].
+    Stats {
+        /// The guest.
+        guest: GuestName,
+        /// The numbers.
+        stats: Stats,
+    },
+    /// An order could not be carried out.
+    Refused {
+        /// What it was about.
+        about: String,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// A running migration in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The round, 1 is the first.
+    pub round: u16,
+    /// Bytes left in this round, sent and not acknowledged ones among them.
+    pub left_bytes: u64,
+    /// Bytes written again and waiting for the next round.
+    pub dirty_bytes: u64,
+    /// Bytes of UDP payload sent so far.
+    pub wire_bytes: u64,
+    /// Page bytes per second that arrive.
+    pub send_rate: u64,
+    /// Bytes per second that the guest writes, as the scans see it.
+    pub dirty_rate: u64,
+    /// How long the guest would stand still if stopped now, in milliseconds.
+    pub predicted_downtime_ms: u64,
+}
+
+/// What one side measured. Durations only: two hosts' clocks are never compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "side", rename_all = "kebab-case")]
+pub enum Report {
+    /// The source's.
+    Source(SourceReport),
+    /// The target's.
+    Target {
+        /// From "complete and licensed" to "runs", in microseconds.
+        resume_us: u64,
+    },
+    /// A side that did not get to the end.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What the source measured of a migration that succeeded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// From the order to the end, in microseconds.
+    pub total_us: u64,
+    /// From asking the guest to stand still to the end of the last scan.
+    pub pause_us: u64,
+    /// From there until everything was at the target: device state, last pages.
+    pub state_us: u64,
+    /// What of the commit stuck out behind that.
+    pub commit_us: u64,
+    /// Rounds, the last one with the guest paused included.
+    pub rounds: u16,
+    /// Bytes of UDP payload sent.
+    pub wire_bytes: u64,
+    /// Pages sent with their bytes.
+    pub raw_pages: u64,
+    /// Pages sent as zeros.
+    pub zero_pages: u64,
+    /// Pages that a round left out because they had been written again.
+    pub skipped_pages: u64,
+    /// Pages of the last round, sent while the guest stood still.
+    pub last_round_pages: u64,
+    /// Downtime as it was predicted when the guest was stopped, in microseconds.
+    pub predicted_downtime_us: u64,
+}
