@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::{Round, time_for};
+use crate::units::{Bandwidth, Round, time_for};
 
 /// The limits in force for one migration. They may change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,38 @@ pub fn judge_time(limits: &Limits, elapsed: Duration, since_progress: Duration) 
         .or_else(|| passed(limits.progress_timeout, since_progress).map(GaveUp::NoProgress))
 }
 
+/// A copy that can not end: the guest writes faster than its pages may be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the guest writes {} MiB/s, which {} MiB/s of bandwidth can not outrun, and its working set of {} MiB does not \
+     fit into a downtime of {} ms; allow more than {} MiB/s, or write less than {} MiB/s",
+    dirty_rate >> 20, bandwidth >> 20, working_set_bytes >> 20, downtime_max.as_millis(),
+    (dirty_rate + dirty_rate / 16) >> 20, (bandwidth - bandwidth / 16) >> 20
+)]
+pub struct CanNotOutrun {
+    dirty_rate: u64,
+    bandwidth: u64,
+    working_set_bytes: u64,
+    downtime_max: Duration,
+}
+
+/// Whether a copy at `bandwidth` bytes per second can end for a guest that writes `dirty_rate` bytes per second, all
+/// within its working set. A sixteenth is set aside for packet headers and for the rounds to shrink at all.
+pub fn outruns(
+    bandwidth: Bandwidth,
+    dirty_rate: u64,
+    working_set_bytes: u64,
+    limits: &Limits,
+) -> Result<(), CanNotOutrun> {
+    let Some(bandwidth) = bandwidth.bytes_per_second() else { return Ok(()) };
+    let usable = bandwidth - bandwidth / 16;
+    let fits_at_once = time_for(working_set_bytes, usable) <= limits.downtime_max;
+    if dirty_rate < usable || fits_at_once {
+        return Ok(());
+    }
+    Err(CanNotOutrun { dirty_rate, bandwidth, working_set_bytes, downtime_max: limits.downtime_max })
+}
+
 /// What counts as progress: a page acknowledged in the first round, or in a round that began with fewer bytes
 /// than every round before it. A guest that oscillates makes none; a slow link is not taken for a stuck one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,6 +238,21 @@ mod tests {
         assert_eq!(judge_time(&limits, at(200), at(150)), Some(GaveUp::NoProgress(at(150))));
         let never = Limits { completion_timeout: None, progress_timeout: None, ..limits };
         assert_eq!(judge_time(&never, Duration::MAX, Duration::MAX), None);
+    }
+
+    #[test]
+    fn a_bandwidth_that_can_not_outrun_the_guest_is_known_before() {
+        let limits = Limits::defaults_for(1 << 30);
+        let ask = |bandwidth_mib: u64, dirty_mib: u64, set_mib: u64| {
+            let bandwidth = Bandwidth::from_setting(bandwidth_mib * MIB);
+            outruns(bandwidth, dirty_mib * MIB, set_mib * MIB, &limits)
+        };
+        assert_eq!(ask(64, 16, 256), Ok(()));
+        assert_eq!(ask(0, 10_000, 256), Ok(()), "no limit");
+        assert_eq!(ask(64, 1000, 16), Ok(()), "16 MiB at 60 MiB/s fit into 300 ms");
+        let text = ask(64, 64, 256).expect_err("refused").to_string();
+        assert!(text.contains("writes 64 MiB/s") && text.contains("more than 68 MiB/s"), "{text}");
+        assert!(ask(64, 60, 256).is_err(), "nothing is left for headers");
     }
 
     #[test]

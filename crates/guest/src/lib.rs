@@ -5,4 +5,5 @@
 //!   client   the node's end of the hand-off socket
 //! ```
 
+pub mod client;
 pub mod runner;

@@ -1,204 +1,18 @@
 //! A built-in runner as a node sees it: over its socket, with the descriptors that it hands over.
 
-use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+mod support;
+
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use godwit_domain::{Epoch, InstanceId, PAGE_SIZE, PageCount, PageIndex, PageRun};
-use godwit_guest::runner::{
-    Pattern, Role, RunnerConfig, RunnerError, Tick, Workload, WorkloadOptions, read_ticks, run,
-};
-use godwit_memory::{Memfd, Tracker, Userfaultfd};
-use godwit_wire::handoff::{
-    Answer, Command, HANDOFF_VERSION, Hello, Hex, LINE_BYTES_MAX, Outcome, Refusal, Reply, RunState,
-    Standing, Stats, Verified,
-};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use godwit_guest::runner::{Pattern, Role, RunnerConfig, RunnerError, Workload, WorkloadOptions, run};
+use godwit_memory::{Memfd, Tracker};
+use godwit_wire::handoff::{Command, HANDOFF_VERSION, Hex, LINE_BYTES_MAX, Outcome, RunState, Standing};
 
-/// No wait here takes longer unless something is broken.
-const PATIENCE: Duration = Duration::from_secs(30);
-const PAGES: PageCount = PageCount(4096);
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// A runner in a thread of this process, in its own folder.
-struct Runner {
-    dir: tempfile::TempDir,
-    thread: JoinHandle<Result<(), RunnerError>>,
-}
-
-impl Runner {
-    fn start(node: &str, memory: PageCount, role: Role) -> Self {
-        let dir = tempfile::tempdir().expect("folder");
-        let config = config(dir.path().join("vm1"), node, memory, role);
-        let thread = std::thread::spawn(move || run(config));
-        let runner = Self { dir, thread };
-        until("the socket appears", || runner.socket().exists() || runner.thread.is_finished());
-        runner
-    }
-
-    fn fresh(options: WorkloadOptions) -> Self {
-        let (memory, workload) = (options.memory, Workload::new(options).expect("fits"));
-        Self::start("node-a", memory, Role::Fresh { workload, epoch: Epoch(1) })
-    }
-
-    fn incoming() -> Self {
-        Self::start("node-b", PAGES, Role::Incoming)
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.dir.path().join("vm1")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.dir().join("runner.sock")
-    }
-
-    fn connect(&self) -> Node {
-        Node::connect(&self.socket())
-    }
-
-    fn ticks(&self) -> Vec<Tick> {
-        read_ticks(&self.dir()).expect("ticks")
-    }
-
-    /// Stops it, and finds it gone.
-    fn stop(self) {
-        let mut node = self.connect();
-        assert_eq!(node.ask(Command::Stop), Ok(Answer::Done));
-        assert!(!self.socket().exists(), "the socket goes before the reply");
-        assert!(self.thread.join().expect("no panic").is_ok());
-    }
-}
-
-fn config(dir: PathBuf, node: &str, memory: PageCount, role: Role) -> RunnerConfig {
-    RunnerConfig {
-        guest: "vm1".parse().expect("a name"),
-        instance: InstanceId::from_random([7; 16]),
-        node: node.parse().expect("a name"),
-        dir,
-        memory,
-        role,
-        tick_interval: Duration::from_millis(2),
-    }
-}
-
-/// The node's end of the socket, as small as can be.
-struct Node {
-    stream: BufReader<UnixStream>,
-    hello: Hello,
-    memory: Memfd,
-    tracking: (Userfaultfd, OwnedFd),
-    id: u64,
-}
-
-impl Node {
-    fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).expect("connects");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
-        let (mut line, fds) = receive(&stream);
-        let mut stream = BufReader::new(stream);
-        if line.last() != Some(&b'\n') {
-            stream.read_until(b'\n', &mut line).expect("the rest of Hello");
-        }
-        let hello: Hello = serde_json::from_slice(&line).expect("Hello");
-        let [memory, uffd, pagemap] = <[OwnedFd; 3]>::try_from(fds).expect("exactly three descriptors");
-        let pages = PageCount::of_memory(hello.regions[0].bytes).expect("whole pages");
-        let memory = Memfd::from_handed_over(memory, pages).expect("the memory file");
-        Self { stream, hello, memory, tracking: (Userfaultfd::from_handed_over(uffd), pagemap), id: 0 }
-    }
-
-    fn say(&mut self, line: &[u8]) {
-        self.stream.get_mut().write_all(line).expect("says");
-    }
-
-    fn hear(&mut self) -> Reply {
-        let mut line = String::new();
-        self.stream.read_line(&mut line).expect("hears");
-        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
-    }
-
-    /// Asks as `docs/handoff.md` writes it.
-    fn ask(&mut self, command: Command) -> Result<Answer, Refusal> {
-        self.id += 1;
-        let mut request = serde_json::to_value(command).expect("serialises");
-        request["id"] = self.id.into();
-        self.say(format!("{request}\n").as_bytes());
-        let reply = self.hear();
-        assert_eq!(reply.id, self.id);
-        match reply.outcome {
-            Outcome::Ok(answer) => Ok(answer),
-            Outcome::Error(refusal) => Err(refusal),
-        }
-    }
-
-    fn done(&mut self, command: Command) {
-        assert_eq!(self.ask(command), Ok(Answer::Done));
-    }
-
-    #[track_caller]
-    fn refused(&mut self, command: Command, rule: &str) {
-        let refusal = self.ask(command).expect_err("refused");
-        assert_eq!(refusal.rule, rule, "{refusal}");
-    }
-
-    fn stats(&mut self) -> Stats {
-        match self.ask(Command::Stats) {
-            Ok(Answer::Stats(stats)) => stats,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn save(&mut self) -> Hex {
-        match self.ask(Command::Save) {
-            Ok(Answer::State { state }) => state,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn verify(&mut self) -> Verified {
-        match self.ask(Command::Verify) {
-            Ok(Answer::Verified(verified)) => verified,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Whether the runner has hung up.
-    fn is_gone(&mut self) -> bool {
-        let mut rest = Vec::new();
-        match self.stream.read_to_end(&mut rest) {
-            Ok(_) => rest.is_empty(),
-            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
-        }
-    }
-}
-
-fn receive(stream: &UnixStream) -> (Vec<u8>, Vec<OwnedFd>) {
-    let mut bytes = vec![0; 64 * 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut into = [IoSliceMut::new(&mut bytes)];
-    let received =
-        rustix::net::recvmsg(stream, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC).expect("recvmsg");
-    let fds = control.drain().flat_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => fds.collect::<Vec<_>>(),
-        _ => Vec::new(),
-    });
-    let fds = fds.collect();
-    bytes.truncate(received.bytes);
-    (bytes, fds)
-}
+use support::{Node, PAGES, Runner, config, until};
 
 fn options() -> WorkloadOptions {
     WorkloadOptions {
@@ -408,7 +222,7 @@ fn a_folder_has_one_runner() {
     let mut node = runner.connect();
     let second = run(config(runner.dir(), "node-a", PAGES, Role::Incoming));
     assert!(matches!(second, Err(RunnerError::FolderInUse { .. })), "{second:?}");
-    assert!(node.stats().pages_written > 0, "the first is not disturbed");
+    until("the first is seen not to be disturbed", || node.stats().pages_written > 0);
     runner.stop();
 }
 

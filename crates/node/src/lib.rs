@@ -8,8 +8,13 @@
 //!
 //! Always true: a file is read under a size cap, and a secret has mode 0600 from its first byte.
 
+pub mod actor;
+pub mod app;
 pub mod ca;
 pub mod config;
+pub mod fabric;
 mod files;
 pub mod identity;
+pub mod local;
+pub mod outbound;
 pub mod telemetry;

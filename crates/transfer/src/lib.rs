@@ -12,10 +12,16 @@
 //!
 //! Never here: who may run a guest (the log says so, by views), how a connection came to be (the fabric).
 
+pub mod actor;
+pub mod admit;
+pub mod control;
+pub mod drive;
 pub mod limiter;
 mod meter;
+mod pages;
 #[cfg(feature = "planted-bugs")]
 pub mod planted;
 pub mod source;
 mod stamps;
 pub mod target;
+pub mod transport;

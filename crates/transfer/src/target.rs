@@ -337,6 +337,11 @@ impl TargetSession {
         self.missing.as_ref().map(PageSet::len)
     }
 
+    /// Whether pages or the device state are still to come, so that a lost connection matters.
+    pub fn needs_the_source(&self) -> bool {
+        matches!(self.stage, Stage::Receiving | Stage::Punching)
+    }
+
     /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
     pub fn has_started(&self) -> bool {
         matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Said)

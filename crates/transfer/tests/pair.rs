@@ -11,6 +11,8 @@
 //!
 //! A failing seed prints its line: `GODWIT_SEED=N cargo test -p godwit-transfer --test pair`.
 
+#![expect(clippy::print_stdout, reason = "what a test prints is for its reader")]
+
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -242,7 +244,8 @@ impl World {
 
     fn a_batch_arrives(&mut self) {
         let may_come = |flight: &&(usize, &InFlight)| flight.1.not_before <= self.now;
-        let coming: Vec<usize> = self.batches.iter().enumerate().filter(|f| may_come(&f)).map(|f| f.0).collect();
+        let coming: Vec<usize> =
+            self.batches.iter().enumerate().filter(|f| may_come(&f)).map(|f| f.0).collect();
         let Some(pick) = self.random.choice(coming) else { return };
         let InFlight { connection, batch, contents, .. } = self.batches.swap_remove(pick);
         let writes = self.target.batch(connection, &batch);

@@ -79,9 +79,8 @@ pub enum RunState {
     Paused,
 }
 
-/// One command of the node.
+/// One command of the node. Fields that a runner does not know are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Request {
     /// Chosen by the node, returned in the reply.
     pub id: u64,
@@ -129,7 +128,6 @@ pub enum Command {
 
 /// One answer of a runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Reply {
     /// The request's id.
     pub id: u64,
@@ -253,6 +251,8 @@ mod tests {
             serde_json::to_string(&request).expect("serialises"),
             r#"{"id":1,"do":"pause","epoch":4}"#
         );
+        let text = r#"{"do":"pause","epoch":4,"id":1,"later":true}"#;
+        assert_eq!(serde_json::from_str::<Request>(text).expect("parses"), request);
         let reply = Reply { id: 1, outcome: Outcome::Ok(Answer::Done) };
         assert_eq!(serde_json::to_string(&reply).expect("serialises"), r#"{"id":1,"ok":{"kind":"done"}}"#);
         let refusal = Refusal { rule: "epoch".into(), message: "epoch 3 is sealed".into() };

@@ -1,19 +1,17 @@
 //! The runner's state, its one lock, and the carrying out of commands.
 //!
 //! ```text
-//!   Incoming ─load─▶ Incoming + state ─resume─▶ Running ─pause─▶ Pausing ─(all still)─▶ Paused
-//!                                                  ▲                │                     │
-//!                                                  └────resume──────┴───────resume────────┘
-//!   stop, from anywhere ─▶ Ended
+//!   attach    a new connection becomes the newest ─▶ Hello, with how the runner stands
+//!   execute   newest? ─▶ decide (standing × command) ─▶ carry out at once: load, save, resume, throttle, stats
+//!                                                   └─▶ seal or hold under the lock, wait without it:
+//!                                                       pause, verify, stop
 //! ```
 //!
 //! Always true:
 //! - a command is decided ([`super::decide`]) and takes effect under one lock, and only while the connection that
 //!   it came from is the newest: what an older one had still to say is dropped;
 //! - nothing waits under that lock. A writer may be stuck in a page fault that only a *new* node can serve, so a
-//!   new connection gets its descriptors whatever an older one is waiting for;
-//! - `Pausing` is told as `Running`: sealed it is, but its memory may still change. Whoever looks next at a guest
-//!   that has come to rest makes it `Paused`.
+//!   new connection gets its descriptors whatever an older one is waiting for.
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,6 +27,7 @@ use godwit_wire::handoff::{
 };
 
 use super::decide::{Action, decide, refusal};
+use super::life::{Life, Stint};
 use super::program::Program;
 use super::state::DeviceState;
 use super::threads::{self, Host};
@@ -71,68 +70,12 @@ pub(super) struct Machine {
 struct Core {
     life: Life,
     /// The newest connection, to be shut when a newer one comes.
-    stream: Option<UnixStream>,
-}
-
-#[derive(Debug)]
-enum Life {
-    /// Has never run; the state it would run from, with the epoch that was sealed when it was saved.
-    Incoming(Option<Stint>),
-    /// Runs under the epoch.
-    Running(Stint),
-    /// The epoch is sealed; threads may still write.
-    Pausing(Stint),
-    /// The epoch is sealed and the guest stands still.
-    Paused(Stint),
-    /// The process is about to end.
-    Ended,
-}
-
-/// A guest's program and the epoch that goes with it.
-#[derive(Debug, Clone)]
-struct Stint {
-    epoch: Epoch,
-    program: Arc<Program>,
+    stream: Option<Arc<UnixStream>>,
 }
 
 /// A connection's number. The greatest is the newest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Attachment(u64);
-
-impl Core {
-    /// How the runner stands; `None`: it has ended.
-    fn standing(&mut self, identity: &Identity) -> Option<Standing> {
-        self.settle(identity);
-        let (state, epoch, loaded) = match &self.life {
-            Life::Incoming(loaded) => {
-                (RunState::Incoming, Epoch(0), loaded.as_ref().map(|stint| stint.epoch))
-            }
-            Life::Running(stint) | Life::Pausing(stint) => (RunState::Running, stint.epoch, None),
-            Life::Paused(stint) => (RunState::Paused, stint.epoch, None),
-            Life::Ended => return None,
-        };
-        Some(Standing { state, epoch, loaded })
-    }
-
-    /// A guest that was asked to stand still and does is paused.
-    fn settle(&mut self, identity: &Identity) {
-        if let Life::Pausing(stint) = &self.life
-            && stint.program.gate().is_still()
-        {
-            let (guest, instance, epoch) = (&identity.guest, identity.instance, stint.epoch);
-            tracing::info!(%guest, %instance, %epoch, "paused");
-            self.life = Life::Paused(stint.clone());
-        }
-    }
-
-    fn stint(&self) -> Option<&Stint> {
-        match &self.life {
-            Life::Incoming(stint) => stint.as_ref(),
-            Life::Running(stint) | Life::Pausing(stint) | Life::Paused(stint) => Some(stint),
-            Life::Ended => None,
-        }
-    }
-}
 
 impl Machine {
     /// A runner that waits for a guest.
@@ -152,9 +95,9 @@ impl Machine {
 
     /// Makes a connection the newest: the older one is shut and nothing more that it said is carried out.
     /// `None`: the runner has ended.
-    pub(super) fn attach(&self, stream: UnixStream) -> Option<(Attachment, Hello)> {
+    pub(super) fn attach(&self, stream: Arc<UnixStream>) -> Option<(Attachment, Hello)> {
         let mut core = self.lock();
-        let standing = core.standing(&self.identity)?;
+        let standing = self.standing(&mut core)?;
         let attachment = Attachment(self.attached.fetch_add(1, Ordering::Relaxed) + 1);
         if let Some(older) = core.stream.replace(stream) {
             // It fails where the other end has gone already, which is as good.
@@ -165,7 +108,7 @@ impl Machine {
                 let (program, deadline) = (Arc::clone(&stint.program), Instant::now() + HELLO_PATIENCE);
                 drop(core);
                 program.gate().wait_still(|| Instant::now() >= deadline);
-                self.lock().standing(&self.identity)?
+                self.standing(&mut self.lock())?
             }
             Life::Incoming(_) | Life::Running(_) | Life::Paused(_) | Life::Ended => standing,
         };
@@ -199,7 +142,7 @@ impl Machine {
         if self.superseded(attachment) {
             return None;
         }
-        let standing = core.standing(&self.identity)?;
+        let standing = self.standing(&mut core)?;
         let answer = match decide(&standing, command) {
             Err(refused) => Err(refused),
             Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
@@ -219,7 +162,7 @@ impl Machine {
             Action::Start(epoch) => self.start(core, epoch)?,
             Action::Relabel(epoch) | Action::RunOn(epoch) => {
                 self.enter(core, epoch, Life::Running, "runs under a new epoch");
-                if let Some(stint) = core.stint() {
+                if let Some(stint) = core.life.stint() {
                     stint.program.gate().open();
                 }
             }
@@ -234,7 +177,7 @@ impl Machine {
 
     /// The guest goes on as another `Life`, under another epoch.
     fn enter(&self, core: &mut Core, epoch: Epoch, life: fn(Stint) -> Life, news: &str) {
-        if let Some(program) = core.stint().map(|stint| Arc::clone(&stint.program)) {
+        if let Some(program) = core.life.stint().map(|stint| Arc::clone(&stint.program)) {
             let (guest, instance) = (&self.identity.guest, self.identity.instance);
             core.life = life(Stint { epoch, program });
             tracing::info!(%guest, %instance, %epoch, "{news}");
@@ -242,7 +185,7 @@ impl Machine {
     }
 
     fn pause(&self, mut core: MutexGuard<'_, Core>, attachment: Attachment, epoch: Epoch) -> Option<Outcome> {
-        let stint = core.stint()?.clone();
+        let stint = core.life.stint()?.clone();
         stint.program.gate().shut();
         core.life = Life::Pausing(Stint { epoch, ..stint.clone() });
         drop(core);
@@ -252,14 +195,14 @@ impl Machine {
             return None; // the seal holds; the newer connection is told how the guest stands
         }
         let paused = Standing { state: RunState::Paused, epoch, loaded: None };
-        Some(match core.standing(&self.identity)? {
+        Some(match self.standing(&mut core)? {
             standing if standing == paused => Outcome::Ok(Answer::Done),
             standing => Outcome::Error(refusal("state", format!("the pause was overtaken: {standing:?}"))),
         })
     }
 
     fn verify(&self, core: MutexGuard<'_, Core>, attachment: Attachment) -> Option<Outcome> {
-        let program = Arc::clone(&core.stint()?.program);
+        let program = Arc::clone(&core.life.stint()?.program);
         let hold = program.gate().hold();
         drop(core);
         let superseded = || self.superseded(attachment);
@@ -276,7 +219,7 @@ impl Machine {
     }
 
     fn start(&self, core: &mut Core, epoch: Epoch) -> Result<(), Refusal> {
-        let Some(stint) = core.stint().cloned() else { return Ok(()) };
+        let Some(stint) = core.life.stint().cloned() else { return Ok(()) };
         if let Err(error) = threads::start(&stint.program, &self.host) {
             // Its gate has ended; the same state is there for another try.
             let program = Arc::new(Program::from_state(stint.program.state()));
@@ -289,7 +232,7 @@ impl Machine {
     }
 
     fn stats(&self, core: &Core, standing: Standing) -> Stats {
-        let program = core.stint().map(|stint| stint.program.as_ref());
+        let program = core.life.stint().map(|stint| stint.program.as_ref());
         Stats {
             standing,
             memory_bytes: self.host.ram.pages().bytes(),
@@ -300,6 +243,14 @@ impl Machine {
             tick: program.map_or(0, Program::tick),
             throttle_percent: self.host.throttle_percent.load(Ordering::Relaxed),
         }
+    }
+
+    /// How the runner stands; `None`: it has ended.
+    fn standing(&self, core: &mut Core) -> Option<Standing> {
+        if let Some(epoch) = core.life.settle() {
+            tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "paused");
+        }
+        core.life.standing()
     }
 
     /// Whether the runner was stopped.
@@ -317,7 +268,7 @@ impl Machine {
 }
 
 fn save(core: &Core) -> Result<Answer, Refusal> {
-    let Some(stint) = core.stint() else { return Err(refusal("state", "there is no guest")) };
+    let Some(stint) = core.life.stint() else { return Err(refusal("state", "there is no guest")) };
     match stint.program.state().encode() {
         Ok(bytes) => Ok(Answer::State { state: Hex(bytes) }),
         Err(error) => Err(refusal("format", format!("the state can not be written: {error}"))),
@@ -325,7 +276,7 @@ fn save(core: &Core) -> Result<Answer, Refusal> {
 }
 
 fn stop(mut core: MutexGuard<'_, Core>) -> Outcome {
-    let stint = core.stint().cloned();
+    let stint = core.life.stint().cloned();
     core.life = Life::Ended;
     drop(core);
     if let Some(stint) = stint {
@@ -374,13 +325,13 @@ mod tests {
         let identity = Identity { guest: "vm1".parse().expect("a name"), instance, node };
         let machine = Machine::new(identity, Descriptors { memory, uffd, pagemap }, host);
         machine.run_fresh(Program::new(Workload::new(options).expect("fits")), Epoch(1)).expect("starts");
-        let program = Arc::clone(&machine.lock().stint().expect("a guest").program);
+        let program = Arc::clone(&machine.lock().life.stint().expect("a guest").program);
         (machine, program)
     }
 
     fn attach(machine: &Machine) -> (Attachment, Standing) {
         let (stream, _) = UnixStream::pair().expect("sockets");
-        let (attachment, hello) = machine.attach(stream).expect("alive");
+        let (attachment, hello) = machine.attach(Arc::new(stream)).expect("alive");
         (attachment, hello.standing)
     }
 
@@ -463,6 +414,6 @@ mod tests {
         assert_eq!(machine.execute(only, &Command::Stop), DONE);
         assert!(machine.has_ended() && program.gate().enter().is_none());
         assert_eq!(machine.execute(only, &Command::Stats), None);
-        assert!(machine.attach(UnixStream::pair().expect("sockets").0).is_none());
+        assert!(machine.attach(Arc::new(UnixStream::pair().expect("sockets").0)).is_none());
     }
 }

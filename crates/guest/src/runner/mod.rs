@@ -4,7 +4,7 @@
 //!   DIR/runner.sock ◀── node                    DIR/ticks, DIR/ticks.1
 //!        │                                           ▲
 //!      server ──▶ machine ──▶ decide                 │ beat
-//!      lines      one lock    standing × command     │
+//!      lines      one lock    life × command         │
 //!                    │                               │
 //!                 program ──▶ gate ──▶ threads ──────┴─ writers ──▶ RAM (memfd, mapped shared)
 //!                    │
@@ -21,6 +21,7 @@
 mod content;
 mod decide;
 mod gate;
+mod life;
 mod machine;
 mod pace;
 mod permutation;

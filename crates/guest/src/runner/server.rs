@@ -12,6 +12,7 @@
 use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,7 +21,6 @@ use std::time::Duration;
 
 use godwit_wire::handoff::{Command, Hello, LINE_BYTES_MAX, Outcome, Refusal, Reply, Request};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use serde::Deserialize;
 
 use super::decide::refusal;
 use super::machine::{Attachment, Machine};
@@ -46,15 +46,6 @@ enum Line {
     TooLong,
     /// The other end has gone, or what it said last was torn.
     End,
-}
-
-/// A request as it is read. Not [`Request`] itself: its refusal of unknown fields does not go together with a
-/// flattened command, whose own fields serde then takes for unknown ones.
-#[derive(Deserialize)]
-struct Asked {
-    id: u64,
-    #[serde(flatten)]
-    command: Command,
 }
 
 impl Server {
@@ -89,21 +80,19 @@ impl Server {
 
     /// Makes a new connection the newest, and has a thread talk to it.
     fn greet(self: &Arc<Self>, stream: UnixStream) {
-        let attached = stream.try_clone().map(|handle| self.machine.attach(handle));
-        let server = Arc::clone(self);
-        let talking = attached.and_then(|attached| {
-            let Some((attachment, hello)) = attached else { return Ok(()) };
-            let talk = move || {
-                // The node is told nothing by a broken connection that it does not see itself.
-                if let Err(error) = server.talk(&stream, attachment, &hello) {
-                    tracing::debug!(%error, "hand-off connection ended");
-                }
-                let _ = stream.shutdown(std::net::Shutdown::Both);
-            };
-            std::thread::Builder::new().name("handoff".into()).spawn(talk).map(drop)
-        });
-        if let Err(error) = talking {
+        let stream = Arc::new(stream);
+        let Some((attachment, hello)) = self.machine.attach(Arc::clone(&stream)) else { return };
+        let (server, its_stream) = (Arc::clone(self), Arc::clone(&stream));
+        let talk = move || {
+            // The node learns nothing from a broken connection that it does not see itself.
+            if let Err(error) = server.talk(&its_stream, attachment, &hello) {
+                tracing::debug!(%error, "hand-off connection ended");
+            }
+            let _ = its_stream.shutdown(Shutdown::Both);
+        };
+        if let Err(error) = std::thread::Builder::new().name("handoff".into()).spawn(talk) {
             tracing::warn!(%error, "hand-off connection can not be served");
+            let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
@@ -176,10 +165,7 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Line> {
 }
 
 fn decode(line: &[u8]) -> Result<Request, Refusal> {
-    match serde_json::from_slice(line) {
-        Ok(Asked { id, command }) => Ok(Request { id, command }),
-        Err(error) => Err(refusal("format", format!("not a request: {error}"))),
-    }
+    serde_json::from_slice(line).map_err(|error| refusal("format", format!("not a request: {error}")))
 }
 
 #[cfg(test)]

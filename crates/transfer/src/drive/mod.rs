@@ -1,0 +1,98 @@
+//! The pump: does what the sessions decide. Between memory and QUIC, with a clock.
+//!
+//! ```text
+//!   driver (one task, owns the session)
+//!     ├─ control reader (task)      frames in
+//!     ├─ runner (task)              pause, save, load, resume: one after another
+//!     ├─ memory (thread)            scans, reads, writes: one after another
+//!     └─ pages (tasks)              limiter, page streams
+//! ```
+//!
+//! Always true: the driver alone touches the session; everything comes to it as an event through a bounded channel;
+//! the memory thread and the page tasks end when the driver does.
+
+pub mod source;
+mod stream;
+pub mod target;
+
+use std::error::Error;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use godwit_domain::Epoch;
+use godwit_domain::ownership::{Entry, Ownership};
+use godwit_wire::orders::{Progress, Report, Settings};
+
+/// Why a runner did not do what it was asked.
+pub type RunnerError = Box<dyn Error + Send + Sync>;
+
+/// What a driver needs of a runner. Calls are made one after another.
+pub trait Runner: Send + Sync + 'static {
+    /// Seal the epoch and stand still.
+    fn pause(&self, epoch: Epoch) -> impl Future<Output = Result<(), RunnerError>> + Send;
+    /// Give the device state; the same bytes until resumed.
+    fn save(&self) -> impl Future<Output = Result<Vec<u8>, RunnerError>> + Send;
+    /// Take a device state; start nothing.
+    fn load(&self, epoch: Epoch, state: Vec<u8>) -> impl Future<Output = Result<(), RunnerError>> + Send;
+    /// Run, or note the new epoch if it runs.
+    fn resume(&self, epoch: Epoch) -> impl Future<Output = Result<(), RunnerError>> + Send;
+}
+
+/// What a driver is told while it runs.
+#[derive(Debug)]
+pub enum Told {
+    /// Other limits.
+    Settings(Settings),
+    /// What is agreed about the guest.
+    View(Box<Ownership>),
+    /// Stop, for this reason.
+    Cancel(String),
+    /// The other side has connected (target only).
+    Linked(Box<target::Inbound>),
+}
+
+/// What a driver tells. A proposal is true once a view shows it.
+#[derive(Debug)]
+pub enum Tells {
+    /// This should be agreed.
+    Proposal(Entry),
+    /// How it goes.
+    Progress(Progress),
+    /// What this side measured. The last thing it tells.
+    Ended(Report),
+}
+
+/// Time since the driver began, as the sessions count it.
+#[derive(Debug, Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn instant(self, at: Duration) -> tokio::time::Instant {
+        (self.0 + at).into()
+    }
+}
+
+/// A duration in whole microseconds.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes, as one line.
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

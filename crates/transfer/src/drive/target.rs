@@ -1,0 +1,449 @@
+//! Drives a [`TargetSession`]: pages into the memory of a runner that waits for its guest.
+
+use std::time::Duration;
+
+use godwit_domain::ownership::Entry;
+use godwit_domain::{Epoch, InstanceId, MigrationId};
+use godwit_memory::Memfd;
+use godwit_wire::batch::Batch;
+use godwit_wire::migration::{Preamble, SourceFrame, TargetFrame};
+use godwit_wire::orders::Report;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
+
+use super::stream::Delivered;
+use super::{Clock, Runner, RunnerError, Tells, Told, chain, micros, stream};
+use crate::target::{Action, TargetSession, Violation, Write};
+use crate::{control, pages};
+
+/// Writes that may wait for the memory thread. The source has at most 16 batches on the way, so more would only
+/// hold what the transport holds already.
+const WRITES_MAX: usize = 4;
+/// Batches that may wait for the driver.
+const BATCHES_MAX: usize = 4;
+/// Answers that may wait for the driver: to each write asked for, and a few more.
+const EVENTS_MAX: usize = 16;
+
+/// How a closed connection tells the peer that it broke the protocol.
+const BROKE_PROTOCOL: u32 = 2;
+
+/// A connection whose preamble fits.
+#[derive(Debug)]
+pub struct Inbound {
+    /// The connection.
+    pub connection: Connection,
+    /// Its control stream, greeted.
+    pub control: (SendStream, RecvStream),
+    /// What the source said.
+    pub preamble: Preamble,
+}
+
+/// Everything a target is made of.
+#[derive(Debug)]
+pub struct Target<R> {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The runner.
+    pub instance: InstanceId,
+    /// Its memory.
+    pub memory: Memfd,
+    /// Itself.
+    pub runner: R,
+}
+
+enum Event {
+    Frame(SourceFrame),
+    Broke(String),
+    /// The peer broke a rule; the connection is closed with its name.
+    Broken(String),
+    Written,
+    Sealed(Epoch),
+    Loaded,
+    Running(Epoch),
+    Failed(String),
+}
+
+enum MemoryJob {
+    Write(Vec<Write>, Vec<u8>),
+    Seal(Epoch),
+}
+
+enum RunnerJob {
+    Load(Epoch, Vec<u8>),
+    Resume(Epoch),
+}
+
+/// Takes a guest in. Returns when the log has spoken; the last thing it tells is what it measured.
+pub async fn run<R: Runner>(target: Target<R>, mut told: mpsc::Receiver<Told>, tells: mpsc::Sender<Tells>) {
+    let (events_in, mut events) = mpsc::channel(EVENTS_MAX);
+    let (batches_in, mut batches) = mpsc::channel(BATCHES_MAX);
+    let mut driver = Driver::start(target, events_in, batches_in, tells.clone());
+    let report = driver.drive(&mut told, &mut events, &mut batches).await;
+    driver.stop().await;
+    let _ = tells.send(Tells::Ended(report)).await;
+}
+
+/// A connection and the tasks that read from it. Dropping it ends them.
+struct Link {
+    number: u64,
+    connection: Connection,
+    control: SendStream,
+    readers: JoinSet<()>,
+}
+
+struct Driver {
+    session: TargetSession,
+    migration: MigrationId,
+    guest_pages: u32,
+    clock: Clock,
+    link: Option<Link>,
+    links: u64,
+    events: mpsc::Sender<Event>,
+    batches: mpsc::Sender<Delivered>,
+    memory_jobs: mpsc::Sender<MemoryJob>,
+    runner_jobs: mpsc::Sender<RunnerJob>,
+    tells: mpsc::Sender<Tells>,
+    tasks: JoinSet<()>,
+    run_asked: Duration,
+    resume: Duration,
+    planted: planted::Late,
+}
+
+impl Driver {
+    fn start<R: Runner>(
+        target: Target<R>,
+        events: mpsc::Sender<Event>,
+        batches: mpsc::Sender<Delivered>,
+        tells: mpsc::Sender<Tells>,
+    ) -> Self {
+        let Target { migration, instance, memory, runner } = target;
+        let guest_pages = memory.pages();
+        let (memory_jobs, jobs) = mpsc::channel(WRITES_MAX);
+        let (runner_jobs, orders) = mpsc::channel(4);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(command(runner, orders, events.clone()).in_current_span());
+        let (span, memory_events) = (Span::current(), events.clone());
+        tasks.spawn_blocking(move || {
+            let _in_span = span.enter();
+            work(&memory, jobs, &memory_events);
+        });
+        Self {
+            session: TargetSession::new(migration.clone(), instance, guest_pages),
+            migration,
+            guest_pages: guest_pages.0,
+            clock: Clock::start(),
+            link: None,
+            links: 0,
+            events,
+            batches,
+            memory_jobs,
+            runner_jobs,
+            tells,
+            tasks,
+            run_asked: Duration::ZERO,
+            resume: Duration::ZERO,
+            planted: planted::Late::default(),
+        }
+    }
+
+    async fn drive(
+        &mut self,
+        told: &mut mpsc::Receiver<Told>,
+        events: &mut mpsc::Receiver<Event>,
+        batches: &mut mpsc::Receiver<Delivered>,
+    ) -> Report {
+        loop {
+            while let Some(action) = self.session.poll() {
+                if let Some(report) = self.act(action).await {
+                    return report;
+                }
+            }
+            // In this order, so that answers never pile up behind batches.
+            tokio::select! {
+                biased;
+                order = told.recv() => match order {
+                    Some(order) => self.told(order),
+                    None => return Report::Failed { reason: "the node stopped".into() },
+                },
+                Some(event) = events.recv() => self.happened(event),
+                Some((link, batch, payload)) = batches.recv() => self.delivered(link, &batch, payload).await,
+            }
+        }
+    }
+
+    async fn act(&mut self, action: Action) -> Option<Report> {
+        match action {
+            Action::Send(frame) => self.say(frame).await,
+            Action::Punch(_) => self.session.fail("post-copy is not built on this node".into()),
+            Action::Load(epoch, state) => self.ask_runner(RunnerJob::Load(epoch, state)),
+            Action::Run(epoch) => {
+                self.run_asked = self.clock.now();
+                // Every page stream is closed and its reader has ended before the memory is sealed.
+                if let Some(link) = &mut self.link {
+                    link.readers.shutdown().await;
+                }
+                self.ask_memory(MemoryJob::Seal(epoch)).await;
+            }
+            Action::ProposeRunning(epoch) => {
+                self.propose(Entry::Running { migration: self.migration.clone(), epoch }).await;
+            }
+            Action::ProposeEnd(reason) => {
+                tracing::warn!(reason, "giving up");
+                self.propose(Entry::End { migration: self.migration.clone(), reason }).await;
+            }
+            Action::Finish(Ok(())) => return Some(Report::Target { resume_us: micros(self.resume) }),
+            Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),
+        }
+        None
+    }
+
+    fn told(&mut self, order: Told) {
+        match order {
+            Told::View(ownership) => self.session.view(&ownership),
+            Told::Cancel(reason) => self.session.fail(reason),
+            Told::Linked(inbound) => self.linked(*inbound),
+            Told::Settings(_) => {}
+        }
+    }
+
+    fn linked(&mut self, inbound: Inbound) {
+        let Inbound { connection, control: (control, hear), preamble } = inbound;
+        if !self.session.can_link() {
+            connection.close(BROKE_PROTOCOL.into(), b"busy punching; connect again");
+            return;
+        }
+        self.links += 1;
+        let number = self.links;
+        let mut readers = JoinSet::new();
+        readers.spawn(hear_frames(hear, connection.clone(), self.events.clone()).in_current_span());
+        let accept = accept_pages(
+            connection.clone(),
+            number,
+            self.guest_pages,
+            self.batches.clone(),
+            self.events.clone(),
+        );
+        readers.spawn(accept.in_current_span());
+        self.link = Some(Link { number, connection, control, readers });
+        self.session.linked(number, preamble.session);
+        tracing::info!(source = %preamble.source, link = number, "source connected");
+    }
+
+    fn happened(&mut self, event: Event) {
+        match event {
+            Event::Frame(frame) => {
+                let outcome = self.session.frame(frame);
+                self.check(outcome);
+            }
+            Event::Written => {
+                let outcome = self.session.written();
+                self.check(outcome);
+            }
+            Event::Loaded => self.session.loaded(),
+            Event::Sealed(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
+            Event::Running(epoch) => {
+                self.resume = self.clock.now().saturating_sub(self.run_asked);
+                tracing::info!(%epoch, resume = ?self.resume, "the guest runs here");
+                self.session.running(epoch);
+            }
+            Event::Broke(reason) => self.link_is_gone(&reason),
+            Event::Broken(rule) => self.protocol_broken(&rule),
+            Event::Failed(reason) => self.session.fail(reason),
+        }
+    }
+
+    async fn delivered(&mut self, link: u64, batch: &Batch, payload: Vec<u8>) {
+        if let Some(writes) = self.session.batch(link, batch) {
+            let (writes, payload) = self.planted.pass((writes, payload));
+            self.ask_memory(MemoryJob::Write(writes, payload)).await;
+        }
+    }
+
+    fn check(&mut self, outcome: Result<(), Violation>) {
+        if let Err(violation) = outcome {
+            self.protocol_broken(&violation.to_string());
+        }
+    }
+
+    fn protocol_broken(&mut self, rule: &str) {
+        tracing::warn!(rule, "the source broke the protocol");
+        if let Some(link) = &self.link {
+            link.connection.close(BROKE_PROTOCOL.into(), rule.as_bytes());
+        }
+        self.link_is_gone(rule);
+    }
+
+    /// Once the guest is loaded, nothing more is needed of the source but its proposal, which the log brings.
+    fn link_is_gone(&mut self, reason: &str) {
+        if self.link.take().is_none() {
+            return;
+        }
+        self.session.link_lost();
+        if self.session.needs_the_source() {
+            self.session.fail(format!("connection to the source lost: {reason}"));
+        }
+    }
+
+    async fn say(&mut self, frame: TargetFrame) {
+        let Some(link) = &mut self.link else { return };
+        let written = match control::target_frame(&frame) {
+            Ok(bytes) => link.control.write_all(&bytes).await.map_err(|error| chain(&error)),
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(reason) = written {
+            self.link_is_gone(&reason);
+        }
+    }
+
+    async fn propose(&self, entry: Entry) {
+        let _ = self.tells.send(Tells::Proposal(entry)).await;
+    }
+
+    async fn ask_memory(&mut self, job: MemoryJob) {
+        // Waits for room: the memory thread always makes progress, since its answers have room of their own.
+        if self.memory_jobs.send(job).await.is_err() {
+            self.session.fail("the memory thread has stopped".into());
+        }
+    }
+
+    fn ask_runner(&mut self, job: RunnerJob) {
+        if self.runner_jobs.try_send(job).is_err() {
+            self.session.fail("the runner's task has stopped".into());
+        }
+    }
+
+    async fn stop(&mut self) {
+        if let Some(mut link) = self.link.take() {
+            link.connection.close(0_u32.into(), b"migration is over");
+            link.readers.shutdown().await;
+            tracing::debug!(link = link.number, "link closed");
+        }
+        let (closed, _) = mpsc::channel(1);
+        self.memory_jobs = closed;
+        let (closed, _) = mpsc::channel(1);
+        self.runner_jobs = closed;
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Lives on a thread of its own; ends when nobody can ask it any more.
+fn work(memory: &Memfd, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
+    while let Some(job) = jobs.blocking_recv() {
+        let event = match job {
+            MemoryJob::Write(writes, payload) => match pages::write(memory, &writes, &payload) {
+                Ok(()) => Event::Written,
+                Err(error) => Event::Failed(format!("write of guest memory: {error}")),
+            },
+            MemoryJob::Seal(epoch) => match memory.seal_against_other_writers() {
+                Ok(()) => Event::Sealed(epoch),
+                Err(error) => Event::Failed(format!("seal of guest memory: {error}")),
+            },
+        };
+        if events.blocking_send(event).is_err() {
+            return;
+        }
+    }
+}
+
+async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
+    loop {
+        let event = match control::hear_source(&mut stream).await {
+            Ok(frame) => Event::Frame(frame),
+            Err(control::ControlError::Frame(error)) => Event::Broken(chain(&error)),
+            Err(error) => {
+                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
+            }
+        };
+        let over = matches!(event, Event::Broke(_) | Event::Broken(_));
+        if events.send(event).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+async fn accept_pages(
+    connection: Connection,
+    link: u64,
+    guest_pages: u32,
+    batches: mpsc::Sender<Delivered>,
+    events: mpsc::Sender<Event>,
+) {
+    let mut readers = JoinSet::new();
+    // Ends with the connection; the transport's limit on streams bounds the tasks.
+    while let Ok(stream) = connection.accept_uni().await {
+        let (batches, events) = (batches.clone(), events.clone());
+        let read = async move {
+            match stream::receive(stream, link, guest_pages, batches).await {
+                Ok(()) => {}
+                Err(stream::PageStreamError::Batch(error)) => {
+                    let _ = events.send(Event::Broken(chain(&error))).await;
+                }
+                Err(error) => tracing::debug!(error = chain(&error), "page stream ended"),
+            }
+        };
+        readers.spawn(read.in_current_span());
+    }
+    readers.shutdown().await;
+}
+
+async fn command<R: Runner>(runner: R, mut jobs: mpsc::Receiver<RunnerJob>, events: mpsc::Sender<Event>) {
+    let broke = |error: RunnerError| Event::Failed(format!("runner at the target: {}", chain(&*error)));
+    while let Some(job) = jobs.recv().await {
+        let event = match job {
+            RunnerJob::Load(epoch, state) => {
+                runner.load(epoch, state).await.map_or_else(broke, |()| Event::Loaded)
+            }
+            RunnerJob::Resume(epoch) => {
+                runner.resume(epoch).await.map_or_else(broke, |()| Event::Running(epoch))
+            }
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A bug that a test can switch on, to show that `verify` finds it. Does nothing in a real build.
+mod planted {
+    use super::Write;
+
+    type Job = (Vec<Write>, Vec<u8>);
+
+    /// Writes one early batch again after each later one: an old batch that comes last.
+    #[derive(Default)]
+    pub(super) struct Late {
+        #[cfg(feature = "planted-bugs")]
+        early: Option<Job>,
+    }
+
+    impl Late {
+        #[cfg(not(feature = "planted-bugs"))]
+        #[expect(clippy::unused_self, reason = "the planted bug has a state")]
+        pub(super) fn pass(&mut self, job: Job) -> Job {
+            job
+        }
+
+        #[cfg(feature = "planted-bugs")]
+        pub(super) fn pass(&mut self, job: Job) -> Job {
+            if !crate::planted::is_on("wrong-order") {
+                return job;
+            }
+            let Some((early, bytes)) = &self.early else {
+                self.early = Some(job.clone());
+                return job;
+            };
+            let (mut writes, mut payload) = job;
+            let behind = u32::try_from(payload.len() / godwit_domain::PAGE_SIZE).unwrap_or(u32::MAX);
+            payload.extend_from_slice(bytes);
+            writes.extend(
+                early.iter().map(|write| Write {
+                    payload_page: write.payload_page.map(|page| page + behind),
+                    ..*write
+                }),
+            );
+            (writes, payload)
+        }
+    }
+}
