@@ -411,9 +411,10 @@ impl Handler<Attachment> for NodeActor {
 impl Handler<Discarded> for NodeActor {
     type Result = ();
 
-    fn handle(&mut self, Discarded(guest, instance): Discarded, _: &mut Self::Context) {
+    fn handle(&mut self, Discarded(guest, instance): Discarded, ctx: &mut Self::Context) {
         if self.guests.get(&guest).is_some_and(|attached| attached.hello.instance == instance) {
             self.guests.remove(&guest);
+            self.tell(ctx, Fact::Gone { guest, instance });
         }
     }
 }

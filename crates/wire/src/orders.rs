@@ -151,6 +151,13 @@ pub enum Fact {
         /// How it stands.
         state: RunState,
     },
+    /// A runner was ended; its guest's memory is gone.
+    Gone {
+        /// Its guest.
+        guest: GuestName,
+        /// Itself.
+        instance: InstanceId,
+    },
     /// The node proposes an entry about a guest.
     Proposal {
         /// The guest.

@@ -1,0 +1,379 @@
+//! `godwit lab`: node processes on this machine, a guest that writes its memory, moves under load, each verified.
+//!
+//! ```text
+//!   folder, mark ─▶ sweeper ─▶ nodes ─▶ guest ─▶ move, ticks, verify ─▶ move back, … ─▶ table or JSON
+//! ```
+//!
+//! Always true: what the lab reports, it has seen: ticks are read from the runners' own files, memory is compared
+//! page by page, the nodes' memory comes from the kernel. It leaves nothing behind, however it ends, but the folder
+//! if asked to keep it.
+
+pub mod cluster;
+pub mod render;
+pub mod sweeper;
+pub mod ticks;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use godwit_domain::precopy::{self, Limits};
+use godwit_domain::units::rate_of;
+use godwit_domain::{Bandwidth, GuestName, NodeName, PAGE_BYTES, Quantity};
+use godwit_guest::runner::{Tick, read_ticks};
+use godwit_transfer::drive::chain;
+use godwit_wire::handoff::{Stats, Verified};
+use godwit_wire::orders::{GuestSpec, Settings, SourceReport};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{self, Output, WorkloadArgs};
+use cluster::{Cluster, ClusterError, Moved, NodeSpec, STEP_TIMEOUT, progress_of};
+use render::{LabReport, Live, Move, millis};
+use sweeper::Sweeper;
+
+/// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
+/// guest that is starved proves little.
+const WRITTEN_PERCENT_MIN: u64 = 90;
+/// Ticks that the guest must have written at the target before its memory is compared, so that the gap is complete.
+const TICKS_AFTER: usize = 20;
+
+/// What a lab is like.
+#[derive(Debug, Args)]
+pub struct LabArgs {
+    /// Node processes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
+    nodes: u8,
+    /// Moves: to the next node each time, and round again
+    #[arg(long, default_value_t = 2)]
+    moves: u32,
+    #[command(flatten)]
+    workload: WorkloadArgs,
+    /// Bytes per second that a migration may send; 0 for no limit
+    #[arg(long, default_value = "0")]
+    bandwidth: Quantity,
+    /// Switch over when the predicted downtime fits into this
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
+    max_downtime_ms: u64,
+    /// Keep the lab's folder: configs, logs and ticks
+    #[arg(long)]
+    keep: bool,
+    /// How to print the result
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+}
+
+/// Why a lab failed.
+#[derive(Debug, thiserror::Error)]
+enum LabError {
+    #[error("refused")]
+    Refused(#[from] precopy::CanNotOutrun),
+    #[error("{0}")]
+    Option(String),
+    #[error("lab folder")]
+    Folder(#[source] io::Error),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("migration to {target} failed: {reason}; the guest runs on where it was")]
+    Failed { target: NodeName, reason: String },
+    #[error("ticks of {}", path.display())]
+    Ticks { path: PathBuf, source: io::Error },
+    #[error("memory is wrong after the move to {target}: {wrong} of {pages} pages, the first are {first:?}")]
+    Wrong { target: NodeName, wrong: u64, pages: u64, first: Vec<u64> },
+    #[error("{lost} ticks were lost or written twice in the move to {target}")]
+    TicksLost { target: NodeName, lost: u64 },
+    #[error(
+        "the guest wrote {achieved}/s of the {asked}/s asked during the move to {target}: this machine can not keep \
+         up; ask for less with --dirty-rate"
+    )]
+    Starved { target: NodeName, asked: String, achieved: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Runs the lab and prints what came of it.
+pub fn main(arguments: LabArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            cli::complain(&error);
+            return ExitCode::FAILURE;
+        }
+    };
+    let output = arguments.output;
+    let mut report = LabReport {
+        ok: false,
+        nodes: usize::from(arguments.nodes),
+        node_rss_bytes_max: 0,
+        migrations: Vec::new(),
+        error: None,
+        kept: None,
+    };
+    let outcome = runtime.block_on(run(&arguments, &mut report));
+    report.ok = outcome.is_ok();
+    if let Err(error) = &outcome {
+        report.error = Some(chain(error));
+    }
+    print_report(&report, output);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::complain(&error);
+            if matches!(error, LabError::Interrupted) { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn print_report(report: &LabReport, output: Output) {
+    let text = match output {
+        Output::Json => serde_json::to_string(report).unwrap_or_default(),
+        Output::Table if report.migrations.is_empty() => return,
+        Output::Table => {
+            let rss = render::bytes(report.node_rss_bytes_max);
+            format!("{}\nlargest node process: {rss} resident", render::table(&report.migrations))
+        }
+    };
+    // A reader that has gone wants no result.
+    let _ = cli::print(&text);
+}
+
+async fn run(arguments: &LabArgs, report: &mut LabReport) -> Result<(), LabError> {
+    let lab = Lab::check(arguments)?;
+    let program = std::env::current_exe().map_err(LabError::Folder)?;
+    let dir = tempfile::Builder::new().prefix("godwit-lab-").tempdir().map_err(LabError::Folder)?.keep();
+    let mark = dir.file_name().and_then(|name| name.to_str()).unwrap_or("godwit-lab").to_owned();
+    let remove = (!arguments.keep).then_some(dir.as_path());
+    let sweeper = Sweeper::start(&program, &mark, remove).map_err(LabError::Folder)?;
+    let outcome = tokio::select! {
+        outcome = lab.moves(&program, &dir, &mark, report) => outcome,
+        () = interrupted() => Err(LabError::Interrupted),
+    };
+    if arguments.keep {
+        report.kept = Some(dir.display().to_string());
+        talk(&format!("kept: {}", dir.display()));
+    }
+    sweeper.sweep().map_err(LabError::Folder)?;
+    outcome
+}
+
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        // Without handlers the signals end the lab at once, and the sweeper does the rest.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn talk(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A lab whose options were checked.
+struct Lab {
+    nodes: Vec<NodeName>,
+    moves: usize,
+    guest: GuestName,
+    spec: GuestSpec,
+    settings: Settings,
+    limit: Duration,
+}
+
+impl Lab {
+    fn check(arguments: &LabArgs) -> Result<Self, LabError> {
+        let option = |error: &dyn std::fmt::Display| LabError::Option(error.to_string());
+        let workload = &arguments.workload;
+        let memory_bytes = workload.memory.bytes();
+        let working_set_bytes = workload.working_set_bytes();
+        let limits = Limits {
+            downtime_max: Duration::from_millis(arguments.max_downtime_ms),
+            ..Limits::defaults_for(memory_bytes)
+        };
+        let bandwidth = Bandwidth::from_setting(arguments.bandwidth.bytes());
+        precopy::outruns(bandwidth, workload.dirty_rate.bytes(), working_set_bytes, &limits)?;
+        let names = ('a'..='z').take(usize::from(arguments.nodes)).map(|letter| format!("node-{letter}"));
+        let nodes =
+            names.map(|name| name.parse()).collect::<Result<_, _>>().map_err(|error| option(&error))?;
+        let guest = "default/lab".parse().map_err(|error| option(&error))?;
+        let spec = GuestSpec {
+            memory_bytes,
+            working_set_bytes,
+            dirty_rate_bytes_per_second: workload.dirty_rate.bytes(),
+            pattern: workload.pattern.to_string(),
+            zero_percent: workload.zero,
+            compressible_percent: workload.compressible,
+            threads: workload.threads,
+            seed: workload.seed,
+            tick_interval_ms: 1,
+        };
+        let moves = usize::try_from(arguments.moves).unwrap_or(usize::MAX);
+        let limit = limits.completion_timeout.unwrap_or_default() + STEP_TIMEOUT;
+        Ok(Self { nodes, moves, guest, spec, settings: Settings { bandwidth, limits }, limit })
+    }
+
+    async fn moves(
+        &self,
+        program: &Path,
+        dir: &Path,
+        mark: &str,
+        report: &mut LabReport,
+    ) -> Result<(), LabError> {
+        let mut cluster = Cluster::new(program, dir, mark)?;
+        for node in &self.nodes {
+            cluster.start_node(NodeSpec::on_loopback(node.clone())).await?;
+            if let Some(process) = cluster.node(node) {
+                talk(&format!("{node}: process {}, migration address {}", process.pid, process.address));
+            }
+        }
+        let Some(first) = self.nodes.first() else { return Ok(()) };
+        let memory = render::bytes(self.spec.memory_bytes);
+        let rate = render::bytes(self.spec.dirty_rate_bytes_per_second);
+        talk(&format!("guest {}: {memory} of RAM on {first}, writing {rate}/s", self.guest));
+        cluster.create_guest(&self.guest, first, self.spec.clone()).await?;
+        let round = self.nodes.iter().cycle();
+        for (source, target) in round.clone().zip(round.skip(1)).take(self.moves) {
+            let moved = self.move_once(&mut cluster, source, target).await?;
+            report.migrations.push(moved.clone());
+            report.node_rss_bytes_max = report.node_rss_bytes_max.max(cluster.rss_bytes_max());
+            judge(&moved, target)?;
+        }
+        Ok(())
+    }
+
+    async fn move_once(
+        &self,
+        cluster: &mut Cluster,
+        source: &NodeName,
+        target: &NodeName,
+    ) -> Result<Move, LabError> {
+        let before = cluster.stats(&self.guest).await?;
+        let since_ns = monotonic_ns();
+        let live = Live::start(format!("{source} → {target}"), self.spec.memory_bytes);
+        let show = async |_: &mut Cluster, _: &_, event: &cluster::Event| {
+            if let Some(progress) = progress_of(event) {
+                live.show(progress);
+            }
+        };
+        let moved = cluster.migrate(&self.guest, target, self.settings, self.limit, show).await?;
+        drop(live);
+        let (measured, resume_us) = match moved {
+            Moved::Succeeded { source, resume_us } => (source, resume_us),
+            Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
+        };
+        let ticks = self.ticks_around(cluster, target, since_ns).await?;
+        let after = cluster.stats(&self.guest).await?;
+        let verified = cluster.verify(&self.guest).await?;
+        Ok(self.entry(source, target, &Measured { before, after, measured, resume_us, ticks, verified }))
+    }
+
+    /// The ticks since the move began, once enough were written at the target.
+    async fn ticks_around(
+        &self,
+        cluster: &Cluster,
+        target: &NodeName,
+        since_ns: u64,
+    ) -> Result<ticks::TickReport, LabError> {
+        let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
+        loop {
+            let all = all_ticks(cluster)?;
+            let there =
+                all.iter().filter(|tick| tick.node == *target && tick.monotonic_ns >= since_ns).count();
+            if there >= TICKS_AFTER {
+                return Ok(ticks::report(&all, since_ns));
+            }
+            if tokio::time::Instant::now() > deadline {
+                let what = format!("{TICKS_AFTER} ticks of the guest at {target}");
+                return Err(ClusterError::Timeout { what, limit: STEP_TIMEOUT }.into());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn entry(&self, source: &NodeName, target: &NodeName, seen: &Measured) -> Move {
+        let Measured { before, after, measured, resume_us, ticks, verified } = seen;
+        let written = (after.pages_written - before.pages_written) * PAGE_BYTES;
+        let running = Duration::from_micros(after.running_us - before.running_us);
+        let gap_ms = millis(ticks.gap_ns_max / 1000);
+        Move {
+            guest: self.guest.to_string(),
+            mode: "pre-copy",
+            source: source.to_string(),
+            target: target.to_string(),
+            memory_bytes: self.spec.memory_bytes,
+            wire_bytes: measured.wire_bytes,
+            rounds: measured.rounds,
+            total_ms: millis(measured.total_us),
+            downtime_ms: gap_ms,
+            pause_ms: millis(measured.pause_us),
+            state_ms: millis(measured.state_us),
+            commit_ms: millis(measured.commit_us),
+            resume_ms: millis(*resume_us),
+            predicted_downtime_ms: millis(measured.predicted_downtime_us),
+            ticks_lost: ticks.lost,
+            tick_gap_max_ms: gap_ms,
+            verified: verified.wrong == 0,
+            pages_verified: verified.pages,
+            pages_wrong: verified.wrong,
+            raw_pages: measured.raw_pages,
+            zero_pages: measured.zero_pages,
+            skipped_pages: measured.skipped_pages,
+            dirty_rate_asked: self.spec.dirty_rate_bytes_per_second,
+            dirty_rate_achieved: rate_of(written, running),
+            postcopy_missing_at_resume_bytes: 0,
+            faults: 0,
+        }
+    }
+}
+
+/// What was seen of one move.
+struct Measured {
+    before: Stats,
+    after: Stats,
+    measured: SourceReport,
+    resume_us: u64,
+    ticks: ticks::TickReport,
+    verified: Verified,
+}
+
+/// Whether a move was good.
+fn judge(moved: &Move, target: &NodeName) -> Result<(), LabError> {
+    let target = || target.clone();
+    if !moved.verified {
+        let (wrong, pages) = (moved.pages_wrong, moved.pages_verified);
+        return Err(LabError::Wrong { target: target(), wrong, pages, first: Vec::new() });
+    }
+    if moved.ticks_lost > 0 {
+        return Err(LabError::TicksLost { target: target(), lost: moved.ticks_lost });
+    }
+    if moved.dirty_rate_achieved < moved.dirty_rate_asked / 100 * WRITTEN_PERCENT_MIN {
+        return Err(LabError::Starved {
+            target: target(),
+            asked: render::bytes(moved.dirty_rate_asked),
+            achieved: render::bytes(moved.dirty_rate_achieved),
+        });
+    }
+    Ok(())
+}
+
+/// Every tick of every runner that the cluster knows of.
+fn all_ticks(cluster: &Cluster) -> Result<Vec<Tick>, LabError> {
+    let mut all = Vec::new();
+    for seen in &cluster.runners {
+        let ticks = read_ticks(&seen.dir);
+        all.extend(ticks.map_err(|source| LabError::Ticks { path: seen.dir.clone(), source })?);
+    }
+    Ok(all)
+}
+
+/// This host's monotonic clock, the one that ticks carry.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
