@@ -47,8 +47,8 @@ pub struct Standing {
     pub round: Round,
     /// Bytes still to send if the guest stopped now: written again, or sent and not yet acknowledged.
     pub left_bytes: u64,
-    /// The same at the end of the round before; `None` at the end of the first.
-    pub left_before_bytes: Option<u64>,
+    /// The same at the end of the round before; at the end of the first round, all of memory.
+    pub left_before_bytes: u64,
     /// Page bytes per second that arrive, measured lately.
     pub send_rate: u64,
     /// What a switchover takes beside the pages: pause, scan, state, commit, resume.
@@ -94,7 +94,7 @@ const SHORT_ENOUGH: Duration = Duration::from_millis(30);
 /// such a round costs less than the downtime it saves.
 pub fn judge_round(limits: &Limits, now: &Standing) -> Verdict {
     let predicted = now.predicted_downtime();
-    let still_halving = now.left_before_bytes.is_some_and(|before| now.left_bytes <= before / 2);
+    let still_halving = now.left_bytes <= now.left_before_bytes / 2;
     let fits = predicted <= limits.downtime_max;
     if fits && (predicted <= SHORT_ENOUGH.saturating_add(now.fixed) || !still_halving) {
         Verdict::SwitchOver
@@ -187,11 +187,11 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn standing(left_mib: u64, before_mib: Option<u64>) -> Standing {
+    fn standing(left_mib: u64, before_mib: u64) -> Standing {
         Standing {
             round: Round(3),
             left_bytes: left_mib * MIB,
-            left_before_bytes: before_mib.map(|b| b * MIB),
+            left_before_bytes: before_mib * MIB,
             send_rate: 100 * MIB,
             fixed: Duration::from_millis(10),
         }
@@ -201,13 +201,12 @@ mod tests {
     fn a_round_ends_in_the_right_verdict() {
         let limits = Limits::defaults_for(1 << 30);
         for (left, before, verdict, why) in [
-            (100, None, Verdict::AnotherRound, "1,010 ms do not fit"),
-            (30, Some(31), Verdict::AnotherRound, "310 ms do not fit"),
-            (29, Some(31), Verdict::SwitchOver, "300 ms fit, and it no longer halves"),
-            (20, Some(100), Verdict::AnotherRound, "fits, but each round still halves it"),
-            (3, Some(100), Verdict::SwitchOver, "30 ms are short enough"),
-            (20, None, Verdict::SwitchOver, "fits after the first round: nothing says that another helps"),
-            (0, Some(0), Verdict::SwitchOver, "an idle guest"),
+            (100, 1024, Verdict::AnotherRound, "1,010 ms do not fit"),
+            (30, 31, Verdict::AnotherRound, "310 ms do not fit"),
+            (29, 31, Verdict::SwitchOver, "300 ms fit, and it no longer halves"),
+            (20, 100, Verdict::AnotherRound, "fits, but each round still halves it"),
+            (3, 100, Verdict::SwitchOver, "30 ms are short enough"),
+            (0, 0, Verdict::SwitchOver, "an idle guest"),
         ] {
             assert_eq!(judge_round(&limits, &standing(left, before)), verdict, "{why}");
         }
@@ -215,13 +214,13 @@ mod tests {
 
     #[test]
     fn a_link_that_carries_nothing_never_fits() {
-        let dead = Standing { send_rate: 0, ..standing(1, None) };
+        let dead = Standing { send_rate: 0, ..standing(1, 1) };
         assert_eq!(judge_round(&Limits::defaults_for(1 << 30), &dead), Verdict::AnotherRound);
     }
 
     #[test]
     fn the_last_round_there_is_gives_up() {
-        let last = Standing { round: Round(u16::MAX), ..standing(1000, Some(1000)) };
+        let last = Standing { round: Round(u16::MAX), ..standing(1000, 1000) };
         assert_eq!(
             judge_round(&Limits::defaults_for(1 << 30), &last),
             Verdict::GiveUp(GaveUp::RoundsExhausted)

@@ -36,6 +36,8 @@ use super::sweeper::MARK_VARIABLE;
 const FACTS_MAX: usize = 256;
 /// How long a node may take for something that needs no copying.
 pub const STEP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a guest or node may take to end by itself.
+const SHUT_DOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the cluster did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -548,6 +550,24 @@ impl Cluster {
             process.child.kill().await.map_err(io_error(format!("kill node {node}")))?;
         }
         Ok(())
+    }
+
+    /// Ends guests and nodes in order, as far as they let themselves be ended. What does not is for the sweeper.
+    pub async fn shut_down(mut self) {
+        let owners: Vec<_> =
+            self.ledger.iter().map(|(guest, held)| (guest.clone(), held.owner.clone())).collect();
+        for (guest, owner) in owners {
+            self.order(&owner.node, &Order::Stop { guest: guest.clone() }).await;
+            let gone = |event| match event {
+                Event::Fact(_, Fact::Gone { instance, .. }) if instance == owner.instance => Some(()),
+                _ => None,
+            };
+            let _ = self.wait(format!("end of guest {guest}"), SHUT_DOWN_TIMEOUT, gone).await;
+        }
+        for (_, mut node) in self.nodes {
+            drop(node.stdin);
+            let _ = tokio::time::timeout(SHUT_DOWN_TIMEOUT, node.child.wait()).await;
+        }
     }
 }
 

@@ -231,6 +231,12 @@ impl Lab {
                 talk(&format!("{node}: process {}, migration address {}", process.pid, process.address));
             }
         }
+        let outcome = self.moves_between(&mut cluster, report).await;
+        cluster.shut_down().await;
+        outcome
+    }
+
+    async fn moves_between(&self, cluster: &mut Cluster, report: &mut LabReport) -> Result<(), LabError> {
         let Some(first) = self.nodes.first() else { return Ok(()) };
         let memory = render::bytes(self.spec.memory_bytes);
         let rate = render::bytes(self.spec.dirty_rate_bytes_per_second);
@@ -238,7 +244,7 @@ impl Lab {
         cluster.create_guest(&self.guest, first, self.spec.clone()).await?;
         let round = self.nodes.iter().cycle();
         for (source, target) in round.clone().zip(round.skip(1)).take(self.moves) {
-            let moved = self.move_once(&mut cluster, source, target).await?;
+            let moved = self.move_once(cluster, source, target).await?;
             report.migrations.push(moved.clone());
             report.node_rss_bytes_max = report.node_rss_bytes_max.max(cluster.rss_bytes_max());
             judge(&moved, target)?;

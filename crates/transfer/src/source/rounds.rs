@@ -56,7 +56,7 @@ pub(super) struct Rounds {
     born: Duration,
     began: Duration,
     begun_with: PageCount,
-    left_before_bytes: Option<u64>,
+    left_before_bytes: u64,
     last_scan: Duration,
     dirty_rate: u64,
     skipped_pages: u64,
@@ -77,7 +77,7 @@ impl Rounds {
             born: now,
             began: now,
             begun_with: PageCount(0),
-            left_before_bytes: None,
+            left_before_bytes: pages.bytes(),
             last_scan: now,
             dirty_rate: 0,
             skipped_pages: 0,
@@ -126,7 +126,7 @@ impl Rounds {
         self.dirty_rate
     }
 
-    pub(super) fn left_before_bytes(&self) -> Option<u64> {
+    pub(super) fn left_before_bytes(&self) -> u64 {
         self.left_before_bytes
     }
 
@@ -150,7 +150,7 @@ impl Rounds {
 
     /// The round ended with so much left to send.
     pub(super) fn ended_with(&mut self, left_bytes: u64) {
-        self.left_before_bytes = Some(left_bytes);
+        self.left_before_bytes = left_bytes;
     }
 
     /// The next batch of this round.
