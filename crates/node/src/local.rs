@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -17,6 +18,8 @@ use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_guest::client::{self, Attached, ClientError};
 use godwit_transfer::drive::{self, RunnerError};
 use godwit_wire::orders::GuestSpec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::process::Command;
 
 /// Folders of stopped runners that are kept.
@@ -25,6 +28,8 @@ const STOPPED_KEPT_MAX: usize = 16;
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long a runner may take to start, beside a second for every 128 MiB it has to fill.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a runner may take to end; freeing a large guest's memory takes a second for every few GiB.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no runner.
 #[derive(Debug, thiserror::Error)]
@@ -155,15 +160,20 @@ impl Runners {
         found
     }
 
-    /// Ends a runner for good; its guest's memory is gone. Its folder stays for a while.
+    /// Ends a runner for good, and returns when its process is gone: its guest's memory is, too. Its folder stays
+    /// for a while.
     pub async fn discard(&self, attached: &Attached) {
         let (guest, instance) = (&attached.hello.guest, attached.hello.instance);
-        match attached.runner.stop().await {
-            Ok(()) => tracing::info!(%guest, %instance, "runner ended"),
-            Err(error) => {
-                tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner was not ended")
-            }
+        let process = Process::open(attached.hello.pid);
+        if let Err(error) = attached.runner.stop().await {
+            tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner did not end by itself");
         }
+        match process {
+            Ok(process) => process.wait_or_kill().await,
+            Err(error) => tracing::debug!(%guest, %instance, %error, "runner was gone already"),
+        }
+        let _ = fs::remove_file(attached.dir.join("runner.sock"));
+        tracing::info!(%guest, %instance, "runner ended");
         self.forget_the_oldest();
     }
 
@@ -178,6 +188,37 @@ impl Runners {
         for (_, dir) in stopped.into_iter().take(surplus) {
             let _ = fs::remove_dir_all(dir);
         }
+    }
+}
+
+/// A process by descriptor: its number may be used again, the descriptor is that process's for ever.
+struct Process {
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    fn open(pid: u32) -> io::Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Self { pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// Waits for its end; one that does not come is brought about.
+    async fn wait_or_kill(self) {
+        // It blocks for seconds at worst: not on a thread that serves others.
+        let waited = tokio::task::spawn_blocking(move || {
+            if !self.has_ended_within(END_TIMEOUT) {
+                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+                self.has_ended_within(END_TIMEOUT);
+            }
+        });
+        let _ = waited.await;
+    }
+
+    /// The descriptor of a process becomes readable when the process has ended.
+    fn has_ended_within(&self, limit: Duration) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).ok();
+        poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
     }
 }
 

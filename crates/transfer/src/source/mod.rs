@@ -18,31 +18,28 @@
 //!
 //! Driven by [`crate::drive::source`]; everything it does is tested against [`crate::target`] over a fake link.
 
+mod closing;
 mod rounds;
+mod standing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Ownership, Phase};
-use godwit_domain::precopy::{self, GaveUp, Limits, Standing, Verdict};
+use godwit_domain::precopy::{self, GaveUp, Limits, Verdict};
 use godwit_domain::units::time_for;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
 use godwit_memory::PageSet;
 use godwit_wire::codec::Blob;
-use godwit_wire::migration::{
-    Final, Mode, PIECE_BYTES_MAX, SessionId, SourceFrame, TargetFrame, state_digest,
-};
+use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
-use crate::stamps::Stamps;
 pub use rounds::Plan;
 use rounds::Rounds;
+pub use standing::Snapshot;
 
 /// Batches that may be sent and not acknowledged: 16 MiB. More would only be pages that are likely written
 /// again before they arrive; less would leave a long link idle.
 pub const BATCHES_IN_FLIGHT_MAX: u64 = 16;
-
-/// What a switchover is thought to take beside its pages, until one was measured.
-const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
 
 /// What a session is told at its birth.
 #[derive(Debug, Clone)]
@@ -292,23 +289,6 @@ impl SourceSession {
         self.final_round.is_some() && self.rounds.is_over()
     }
 
-    /// How it stands, for people and for the record.
-    pub fn snapshot(&self, now: Duration) -> Snapshot {
-        Snapshot {
-            round: self.rounds.round(),
-            left: PageCount(self.rounds.queued().0.saturating_add(self.unacknowledged())),
-            dirty: self.rounds.next_len(),
-            skipped_pages: self.rounds.skipped_pages(),
-            last_round_pages: self.rounds.begun_with(),
-            send_rate: self.rounds.send_rate(now),
-            dirty_rate: self.rounds.dirty_rate(),
-            predicted_downtime: match self.stage {
-                Stage::Copying => self.standing(now).predicted_downtime(),
-                _ => self.predicted_downtime,
-            },
-        }
-    }
-
     // ---- how ------------------------------------------------------------------------------------------------
 
     fn is_up(&self) -> bool {
@@ -406,16 +386,6 @@ impl SourceSession {
         self.actions.push_back(Action::Scan);
     }
 
-    fn standing(&self, now: Duration) -> Standing {
-        Standing {
-            round: self.rounds.round(),
-            left_bytes: self.rounds.left_bytes(self.unacknowledged()),
-            left_before_bytes: self.rounds.left_before_bytes(),
-            send_rate: self.rounds.send_rate(now),
-            fixed: FIXED_DOWNTIME.saturating_add(self.setup.commit_estimate),
-        }
-    }
-
     fn judge(&mut self, now: Duration) {
         let standing = self.standing(now);
         self.rounds.ended_with(standing.left_bytes);
@@ -459,38 +429,13 @@ impl SourceSession {
             return;
         }
         self.final_round = Some(self.rounds.round());
-        for piece in state.chunks(PIECE_BYTES_MAX) {
-            self.actions.push_back(Action::Send(SourceFrame::State(Blob(piece.to_vec()))));
-        }
-        let required: Stamps = self.rounds.required();
-        match self.setup.mode {
-            Mode::StopAndCopy => {
-                let digests: Vec<u64> = (0..required.segments()).map(|s| required.digest(s)).collect();
-                let per_frame = PIECE_BYTES_MAX / size_of::<u64>();
-                for (first, digests) in (0_u32..).step_by(per_frame).zip(digests.chunks(per_frame)) {
-                    let frame = SourceFrame::Digests { first_segment: first, digests: digests.to_vec() };
-                    self.actions.push_back(Action::Send(frame));
-                }
-            }
-            Mode::PostCopy => {
-                for segment in 0..required.segments() {
-                    let stamps = Blob(required.segment(segment).to_vec());
-                    self.actions.push_back(Action::Send(SourceFrame::Required { segment, stamps }));
-                }
-            }
-        }
         let batches = match self.setup.mode {
             Mode::StopAndCopy => sent + self.rounds.batches_left(),
             Mode::PostCopy => sent,
         };
-        self.actions.push_back(Action::Send(SourceFrame::Final(Final {
-            epoch: self.setup.epoch,
-            round: self.rounds.round(),
-            state_bytes: u32::try_from(state.len()).unwrap_or(u32::MAX),
-            state_digest: state_digest(state),
-            batches,
-            mode: self.setup.mode,
-        })));
+        let (epoch, round, mode) = (self.setup.epoch, self.rounds.round(), self.setup.mode);
+        let frames = closing::frames(state, &self.rounds.required(), epoch, round, mode, batches);
+        self.actions.extend(frames.into_iter().map(Action::Send));
         if self.setup.mode == Mode::PostCopy {
             // The target says what it lacks; until then nothing travels.
             self.rounds.nothing_is_queued();
@@ -518,27 +463,6 @@ impl SourceSession {
         }
         self.actions.push_back(Action::Finish(Err(reason)));
     }
-}
-
-/// How a source stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The round.
-    pub round: Round,
-    /// Pages left in it: to be sent, or sent and not acknowledged.
-    pub left: PageCount,
-    /// Pages written again, for the next round.
-    pub dirty: PageCount,
-    /// Pages that rounds left out because they had been written again.
-    pub skipped_pages: u64,
-    /// Pages that the present round began with.
-    pub last_round_pages: PageCount,
-    /// Page bytes per second that arrive.
-    pub send_rate: u64,
-    /// Bytes per second that the guest writes.
-    pub dirty_rate: u64,
-    /// How long it would stand still if stopped now; from the switchover on, what was predicted there.
-    pub predicted_downtime: Duration,
 }
 
 /// Bytes of so many runs' pages.

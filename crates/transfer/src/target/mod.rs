@@ -14,6 +14,8 @@
 //! - the guest is started only by a licence that names this instance, in the epoch that follows the one that
 //!   `Final` sealed.
 
+mod closing;
+
 use std::collections::VecDeque;
 
 use godwit_domain::ownership::{Ownership, Phase};
@@ -21,10 +23,10 @@ use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRu
 use godwit_memory::PageSet;
 use godwit_wire::batch::{Batch, Class};
 use godwit_wire::codec::Blob;
-use godwit_wire::handoff::STATE_BYTES_MAX;
-use godwit_wire::migration::{Final, Mode, SessionId, SourceFrame, TargetFrame, state_digest};
+use godwit_wire::migration::{Final, Mode, SessionId, SourceFrame, TargetFrame};
 
 use crate::stamps::Stamps;
+use closing::Closing;
 
 /// What the driver must do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,18 +92,6 @@ enum Stage {
     /// It runs and nothing is missing, which was proposed.
     Said,
     Over,
-}
-
-/// What of the closing frames has arrived over this connection.
-#[derive(Debug, Default)]
-struct Closing {
-    state: Vec<u8>,
-    /// Required digest of each segment (stop-and-copy).
-    digests: Vec<u64>,
-    /// Required stamps of each segment (post-copy).
-    required: Vec<Vec<u8>>,
-    /// The frame itself, once it has come.
-    closed: Option<Final>,
 }
 
 #[derive(Debug)]
@@ -225,37 +215,9 @@ impl TargetSession {
 
     /// The source said something.
     pub fn frame(&mut self, frame: SourceFrame) -> Result<(), Violation> {
-        let out_of_turn = |frame, problem| Err(Violation::OutOfTurn { frame, problem });
-        if self.closing.closed.is_some() && !matches!(frame, SourceFrame::Round { .. }) {
-            return out_of_turn("another closing frame", "after Final");
-        }
-        match frame {
-            SourceFrame::Round { .. } => Ok(()),
-            SourceFrame::State(piece) => {
-                if self.closing.state.len() + piece.0.len() > STATE_BYTES_MAX {
-                    return out_of_turn("State", "above 2 MiB in all");
-                }
-                self.closing.state.extend_from_slice(&piece.0);
-                Ok(())
-            }
-            SourceFrame::Digests { first_segment, digests } => {
-                let have = self.closing.digests.len();
-                let fits = have + digests.len() <= self.stamps.segments() as usize;
-                if first_segment as usize != have || !fits {
-                    return out_of_turn("Digests", "out of order or for no segment");
-                }
-                self.closing.digests.extend(digests);
-                Ok(())
-            }
-            SourceFrame::Required { segment, stamps } => {
-                let fits = self.stamps.differing(segment, &stamps.0).is_some();
-                if segment as usize != self.closing.required.len() || !fits {
-                    return out_of_turn("Required", "out of order or for no segment");
-                }
-                self.closing.required.push(stamps.0);
-                Ok(())
-            }
-            SourceFrame::Final(closed) => self.closed(closed),
+        match self.closing.take(frame, &self.stamps)? {
+            Some(closed) => self.closed(closed),
+            None => Ok(()),
         }
     }
 
@@ -353,7 +315,7 @@ impl TargetSession {
         if planted::punch_is_forgotten() {
             return false;
         }
-        match (&self.missing, self.closing.closed) {
+        match (&self.missing, self.closing.closed()) {
             (Some(_), Some(closed)) => round <= closed.round,
             // Punched, connected anew, and `Final` not repeated yet: nothing may be placed.
             (Some(_), None) => true,
@@ -393,12 +355,6 @@ impl TargetSession {
     }
 
     fn closed(&mut self, closed: Final) -> Result<(), Violation> {
-        let out_of_turn = |problem| Err(Violation::OutOfTurn { frame: "Final", problem });
-        let state = &self.closing.state;
-        if state.len() != closed.state_bytes as usize || state_digest(state) != closed.state_digest {
-            return out_of_turn("with another device state than came before it");
-        }
-        self.closing.closed = Some(closed);
         match (closed.mode, &self.stage) {
             (Mode::StopAndCopy, Stage::Loaded(epoch)) if *epoch == closed.epoch => {
                 // Complete over an earlier connection, which the source may not have heard.
@@ -410,15 +366,9 @@ impl TargetSession {
                     // A later seal: what was loaded is older than what this frame closes.
                     self.stage = Stage::Receiving;
                 }
-                if self.closing.digests.len() != self.stamps.segments() as usize {
-                    return out_of_turn("without the digests of all segments");
-                }
                 self.check_complete()
             }
             (Mode::PostCopy, _) => {
-                if self.closing.required.len() != self.stamps.segments() as usize {
-                    return out_of_turn("without the stamps of all segments");
-                }
                 self.punch_what_differs();
                 Ok(())
             }
@@ -426,7 +376,7 @@ impl TargetSession {
     }
 
     fn check_complete(&mut self) -> Result<(), Violation> {
-        let Some(closed) = self.closing.closed.filter(|closed| closed.mode == Mode::StopAndCopy) else {
+        let Some(closed) = self.closing.closed().filter(|closed| closed.mode == Mode::StopAndCopy) else {
             return Ok(());
         };
         let Some(link) = self.link.as_ref().filter(|_| self.writing.is_empty()) else { return Ok(()) };
@@ -436,10 +386,7 @@ impl TargetSession {
         if link.received < closed.batches {
             return Ok(());
         }
-        let unequal = |segment: &u32| {
-            self.closing.digests.get(*segment as usize) != Some(&self.stamps.digest(*segment))
-        };
-        match (0..self.stamps.segments()).filter(unequal).count() {
+        match self.closing.unequal_segments(&self.stamps) {
             0 => self.load(),
             segments => return Err(Violation::Stamps { segments }),
         }
@@ -457,10 +404,8 @@ impl TargetSession {
             return;
         }
         let mut missing = PageSet::empty(self.pages);
-        for (segment, required) in (0..).zip(&self.closing.required) {
-            for page in self.stamps.differing(segment, required).into_iter().flatten() {
-                missing.insert(page);
-            }
+        for page in self.closing.differing_pages(&self.stamps) {
+            missing.insert(page);
         }
         for run in missing.runs() {
             self.stamps.set_run(run, Round::NONE);
@@ -480,9 +425,9 @@ impl TargetSession {
     }
 
     fn load(&mut self) {
-        let Some(closed) = self.closing.closed else { return };
+        let Some(closed) = self.closing.closed() else { return };
         self.stage = Stage::Loading(closed.epoch);
-        let state = std::mem::take(&mut self.closing.state);
+        let state = self.closing.take_state();
         self.actions.push_back(Action::Load(closed.epoch, state));
     }
 

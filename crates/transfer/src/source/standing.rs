@@ -1,0 +1,61 @@
+//! How a source stands: for the judgement between rounds, for people, for the record.
+
+use std::time::Duration;
+
+use godwit_domain::precopy::Standing;
+use godwit_domain::{PageCount, Round};
+
+use super::{SourceSession, Stage};
+
+/// What a switchover is thought to take beside its pages, until one was measured.
+const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
+
+/// How a source stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The round.
+    pub round: Round,
+    /// Pages left in it: to be sent, or sent and not acknowledged.
+    pub left: PageCount,
+    /// Pages written again, for the next round.
+    pub dirty: PageCount,
+    /// Pages that rounds left out because they had been written again.
+    pub skipped_pages: u64,
+    /// Pages that the present round began with.
+    pub last_round_pages: PageCount,
+    /// Page bytes per second that arrive.
+    pub send_rate: u64,
+    /// Bytes per second that the guest writes.
+    pub dirty_rate: u64,
+    /// How long it would stand still if stopped now; from the switchover on, what was predicted there.
+    pub predicted_downtime: Duration,
+}
+
+impl SourceSession {
+    /// How it stands, for people and for the record.
+    pub fn snapshot(&self, now: Duration) -> Snapshot {
+        Snapshot {
+            round: self.rounds.round(),
+            left: PageCount(self.rounds.queued().0.saturating_add(self.unacknowledged())),
+            dirty: self.rounds.next_len(),
+            skipped_pages: self.rounds.skipped_pages(),
+            last_round_pages: self.rounds.begun_with(),
+            send_rate: self.rounds.send_rate(now),
+            dirty_rate: self.rounds.dirty_rate(),
+            predicted_downtime: match self.stage {
+                Stage::Copying => self.standing(now).predicted_downtime(),
+                _ => self.predicted_downtime,
+            },
+        }
+    }
+
+    pub(super) fn standing(&self, now: Duration) -> Standing {
+        Standing {
+            round: self.rounds.round(),
+            left_bytes: self.rounds.left_bytes(self.unacknowledged()),
+            left_before_bytes: self.rounds.left_before_bytes(),
+            send_rate: self.rounds.send_rate(now),
+            fixed: FIXED_DOWNTIME.saturating_add(self.setup.commit_estimate),
+        }
+    }
+}
