@@ -90,7 +90,9 @@ impl Options {
                 "--udp-payload" => options.udp_payloads = vec![value.parse()?],
                 "--streams" => options.streams = value.parse()?,
                 _ => {
-                    return Err(format!("{option} is none of --pairs --memory --udp-payload --streams").into());
+                    return Err(
+                        format!("{option} is none of --pairs --memory --udp-payload --streams").into()
+                    );
                 }
             }
         }

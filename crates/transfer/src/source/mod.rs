@@ -9,7 +9,7 @@
 //!
 //! Always true:
 //! - a page is read after the scan that reported it, and sent at most once in a round;
-//! - a page that was written again before it was sent leaves the round ([`rounds`]);
+//! - a page that was written again before it was sent leaves the round (`rounds`);
 //! - once sealed, the guest runs here only when the licence, in a later epoch, names this instance. No time-out
 //!   and no lost connection resumes it;
 //! - a lost connection loses nothing: what the target holds is asked for, and all else is sent again in a

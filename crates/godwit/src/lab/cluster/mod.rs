@@ -11,26 +11,29 @@
 //!
 //! Always true: a node's folder, identity and port are its own; every process carries the lab's mark.
 
+mod moves;
+mod process;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use godwit_domain::ownership::{Entry, Licence, Ownership, Phase, Refused};
-use godwit_domain::{GuestName, InstanceId, MigrationId, NodeName};
+use godwit_domain::ownership::{Entry, Licence, Ownership, Refused};
+use godwit_domain::{GuestName, InstanceId, NodeName};
 use godwit_node::ca::{self, CaError};
 use godwit_wire::handoff::{Stats, Verified};
-use godwit_wire::orders::{Fact, GuestSpec, LINE_BYTES_MAX, Order, Progress, Report, Settings, SourceReport};
+use godwit_wire::orders::{Fact, GuestSpec, Order, Progress};
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::codec::{FramedRead, LinesCodec};
 
 use super::sweeper::MARK_VARIABLE;
+pub use moves::Moved;
+pub use process::{NodeProcess, NodeSpec};
+use process::{config_of, cpu_time, high_water_mark, listen};
 
 /// Facts that may wait to be read.
 const FACTS_MAX: usize = 256;
@@ -87,47 +90,6 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
     move |source| ClusterError::Io { what, source }
 }
 
-/// How one node is started.
-#[derive(Debug, Clone)]
-pub struct NodeSpec {
-    /// Its name.
-    pub name: NodeName,
-    /// Its migration address; port 0: the kernel chooses.
-    pub listen: SocketAddr,
-    /// A command to start it with, such as `ip netns exec NAME`.
-    pub wrapper: Vec<String>,
-    /// Further environment.
-    pub environment: Vec<(String, String)>,
-    /// Largest UDP payload it may send.
-    pub udp_payload_bytes_max: u16,
-}
-
-impl NodeSpec {
-    /// A node on loopback. Its packets are larger than on a common network: loopback carries them.
-    pub fn on_loopback(name: NodeName) -> Self {
-        Self {
-            name,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            wrapper: Vec::new(),
-            environment: Vec::new(),
-            udp_payload_bytes_max: 6550,
-        }
-    }
-}
-
-/// A running node process.
-#[derive(Debug)]
-pub struct NodeProcess {
-    spec: NodeSpec,
-    child: Child,
-    stdin: ChildStdin,
-    ended: bool,
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its process id, for people and for those who kill.
-    pub pid: u32,
-}
-
 /// A runner that a node told of.
 #[derive(Debug, Clone)]
 pub struct RunnerSeen {
@@ -155,20 +117,6 @@ pub enum Event {
     Agreed(GuestName, Entry),
     /// A node process ended.
     NodeEnded(NodeName),
-}
-
-/// How a migration ended.
-#[derive(Debug)]
-pub enum Moved {
-    /// The guest runs at the target.
-    Succeeded {
-        /// What the source measured.
-        source: SourceReport,
-        /// From "complete and licensed" to "runs" at the target, in microseconds.
-        resume_us: u64,
-    },
-    /// It runs where it ran, for this reason.
-    Failed(String),
 }
 
 /// See the module.
@@ -394,115 +342,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Moves a guest and waits for both sides to end. `watch` sees every event and may order things.
-    pub async fn migrate(
-        &mut self,
-        guest: &GuestName,
-        target: &NodeName,
-        settings: Settings,
-        limit: Duration,
-        mut watch: impl AsyncFnMut(&mut Self, &MigrationId, &Event),
-    ) -> Result<Moved, ClusterError> {
-        self.migrations += 1;
-        let migration: MigrationId = format!("migration-{}", self.migrations).parse().map_err(|_| {
-            ClusterError::Refused { about: guest.to_string(), message: "the migration's name is none".into() }
-        })?;
-        self.begin(guest, &migration, target).await?;
-        let deadline = Instant::now() + limit;
-        let (mut source_report, mut resume_us) = (None, None);
-        // Whose memory is to go at the end: the source's runner, or the target's if it fails.
-        let (mut accepted, mut gone) = (None, Vec::new());
-        loop {
-            let Ok(event) = tokio::time::timeout_at(deadline, self.next()).await else {
-                return Err(ClusterError::Timeout { what: format!("the end of {migration}"), limit });
-            };
-            watch(self, &migration, &event).await;
-            match event {
-                Event::Agreed(of, Entry::Accept { instance, .. }) if of == *guest => {
-                    accepted = Some(instance);
-                    self.send_off(guest, &migration, target, instance, settings).await;
-                }
-                Event::Fact(_, Fact::Ended { migration: of, report }) if of == migration => match report {
-                    Report::Source(report) => source_report = Some(report),
-                    Report::Target { resume_us: took } => resume_us = Some(took),
-                    Report::Failed { .. } => {}
-                },
-                Event::Fact(_, Fact::Gone { instance, .. }) => gone.push(instance),
-                Event::NodeEnded(node) => self.mourn(guest, &migration, &node).await,
-                Event::Agreed(..) | Event::Fact(..) => {}
-            }
-            let Some(attempt) = self.ledger.get(guest).and_then(|ownership| ownership.attempt.as_ref())
-            else {
-                continue;
-            };
-            let target_lives = self.nodes.get(target).is_some_and(|node| !node.ended);
-            match (&attempt.phase, source_report, resume_us) {
-                (Phase::Failed { reason }, ..) => {
-                    let swept = accepted.is_none_or(|instance| gone.contains(&instance));
-                    if swept || !target_lives {
-                        return Ok(Moved::Failed(reason.clone()));
-                    }
-                }
-                (Phase::Succeeded, Some(source), Some(resume_us))
-                    if gone.contains(&attempt.source.instance) =>
-                {
-                    return Ok(Moved::Succeeded { source, resume_us });
-                }
-                _ => {}
-            }
-        }
-    }
-
-    async fn begin(
-        &mut self,
-        guest: &GuestName,
-        migration: &MigrationId,
-        target: &NodeName,
-    ) -> Result<(), ClusterError> {
-        let start = Entry::Start { migration: migration.clone(), target: target.clone() };
-        self.agree(guest, start).await?;
-        if let Some(ownership) = self.ledger.get(guest) {
-            let prepare = Order::Prepare {
-                migration: migration.clone(),
-                guest: guest.clone(),
-                source: ownership.owner.node.clone(),
-                epoch: ownership.epoch,
-                memory_bytes: self.memory.get(guest).copied().unwrap_or(0),
-            };
-            self.order(target, &prepare).await;
-        }
-        Ok(())
-    }
-
-    async fn send_off(
-        &mut self,
-        guest: &GuestName,
-        migration: &MigrationId,
-        target: &NodeName,
-        token: InstanceId,
-        settings: Settings,
-    ) {
-        let (Some(ownership), Some(node)) = (self.ledger.get(guest), self.nodes.get(target)) else { return };
-        let source = ownership.owner.node.clone();
-        let order = Order::Migrate {
-            migration: migration.clone(),
-            guest: guest.clone(),
-            target: target.clone(),
-            address: node.address,
-            token,
-            epoch: ownership.epoch,
-            settings,
-        };
-        self.order(&source, &order).await;
-    }
-
-    /// A node process has died: what it was part of ends, unless the guest was handed over already.
-    async fn mourn(&mut self, guest: &GuestName, migration: &MigrationId, node: &NodeName) {
-        let reason = format!("the process of node {node} has ended");
-        // Refused after a hand-over, and then the target decides.
-        let _ = self.agree(guest, Entry::End { migration: migration.clone(), reason }).await;
-    }
-
     /// Compares a guest's memory with what it must hold.
     pub async fn verify(&mut self, guest: &GuestName) -> Result<Verified, ClusterError> {
         let limit = Duration::from_secs(600);
@@ -569,50 +408,6 @@ impl Cluster {
             let _ = tokio::time::timeout(SHUT_DOWN_TIMEOUT, node.child.wait()).await;
         }
     }
-}
-
-/// Reads a node's facts until it ends.
-async fn listen(node: NodeName, stdout: tokio::process::ChildStdout, hear: mpsc::Sender<(NodeName, Heard)>) {
-    let mut lines = FramedRead::new(stdout, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
-    while let Some(Ok(line)) = lines.next().await {
-        match serde_json::from_str(&line) {
-            Ok(fact) => {
-                if hear.send((node.clone(), Heard::Fact(fact))).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => tracing::warn!(%node, %error, line, "not a fact"),
-        }
-    }
-    let _ = hear.send((node, Heard::Ended)).await;
-}
-
-fn config_of(spec: &NodeSpec, dir: &Path) -> String {
-    format!(
-        "name = \"{}\"\nstate = {:?}\n\n[identity]\nca = \"ca.pem\"\ncertificate = \"node.pem\"\nkey = \"node.key\"\n\n\
-         [migration]\nlisten = \"{}\"\nudp_payload_bytes_max = {}\n",
-        spec.name,
-        dir.display().to_string(),
-        spec.listen,
-        spec.udp_payload_bytes_max
-    )
-}
-
-/// `VmHWM` of a process in bytes; 0 if it is gone.
-fn high_water_mark(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
-/// User and system time of a process (`/proc/PID/stat`, fields 14 and 15, in ticks of 10 ms).
-fn cpu_time(pid: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold spaces: count from behind it.
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
 }
 
 /// How far a migration is, for whoever shows it.

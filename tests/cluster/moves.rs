@@ -1,0 +1,38 @@
+//! A guest under load moves, there and back.
+
+use godwit_domain::Epoch;
+use libtest_mimic::Trial;
+
+use crate::support::world::{World, guest, guest_of};
+use crate::support::{Outcome, stories};
+
+pub(crate) fn trials() -> Vec<Trial> {
+    stories![a_guest_under_load_moves_there_and_back, a_hole_and_a_zero_page_cost_nothing_on_the_wire]
+}
+
+async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
+    world.pair_with(guest_of(128, 50)).await?;
+    let before = world.cluster.stats(&guest()).await?;
+    for target in ["node-b", "node-a"] {
+        let report = world.move_and_prove(target).await?;
+        assert!(report.rounds > 1, "under load one round is never enough: {report:?}");
+    }
+    assert_eq!(world.epoch(), Epoch::FIRST.0 + 2);
+    let after = world.cluster.stats(&guest()).await?;
+    assert!(after.pages_written > before.pages_written && after.tick > before.tick, "it worked on all the time");
+    let instances: Vec<_> = world.cluster.runners.iter().map(|runner| runner.instance).collect();
+    let owner = world.cluster.ownership(&guest()).map(|held| held.owner.instance);
+    assert_eq!((instances.len(), instances.last().copied()), (3, owner), "each move makes a runner");
+    Ok(())
+}
+
+async fn a_hole_and_a_zero_page_cost_nothing_on_the_wire(world: &mut World) -> Outcome {
+    let mut spec = guest_of(128, 4);
+    spec.working_set_bytes /= 8;
+    spec.zero_percent = 80;
+    world.pair_with(spec.clone()).await?;
+    let report = world.move_and_prove("node-b").await?;
+    assert!(report.zero_pages * 4096 >= spec.memory_bytes / 100 * 79, "{report:?}");
+    assert!(report.wire_bytes < spec.memory_bytes / 3, "{report:?}");
+    Ok(())
+}
