@@ -6,7 +6,7 @@
 //!   deaths      a node is killed in the middle of a copy
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   identities  who may speak to a node
-//!   hostile     what happens to those who may and speak nonsense
+//!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
 //!   commands    configs and the command line
 //!   lab         `godwit lab` from outside: what it prints and what it leaves behind
 //! ```
@@ -22,6 +22,8 @@ mod commands;
 mod deaths;
 #[path = "cluster/hostile.rs"]
 mod hostile;
+#[path = "cluster/hostile_target.rs"]
+mod hostile_target;
 #[path = "cluster/identities.rs"]
 mod identities;
 #[path = "cluster/lab.rs"]
@@ -44,6 +46,7 @@ fn main() {
         bandwidth::trials(),
         identities::trials(),
         hostile::trials(),
+        hostile_target::trials(),
         commands::trials(),
         lab::trials(),
     ];

@@ -1,3 +1,174 @@
-//! x
+//! A bandwidth limit is kept: by the program's own count, and by the kernel's, which nobody can talk out of it.
+//!
+//! ```text
+//!   node-a (namespace) ── cable, 1,500 bytes MTU ── node-b (namespace)
+//!      └─ /proc/PID/net/dev: bytes and packets sent; less 42 bytes a packet, they are UDP payload
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use godwit::lab::cluster::{Moved, progress_of};
+use godwit_wire::orders::{Order, Settings};
 use libtest_mimic::Trial;
-pub(crate) fn trials() -> Vec<Trial> { vec![] }
+
+use crate::support::network::{self, Network};
+use crate::support::world::{MIB, World, guest_of, limited_to, node};
+use crate::support::{Outcome, stories, story, unless};
+
+/// Ethernet, IPv4 and UDP.
+const HEADER_BYTES: u64 = 14 + 20 + 8;
+/// How often the kernel is asked: a second is then known to a percent.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = stories![a_changed_limit_is_in_force_within_a_second];
+    let kept = story("a_limit_is_kept_on_the_cable_to_three_percent", a_limit_is_kept_on_the_cable);
+    trials.push(unless(network::missing(), kept));
+    trials
+}
+
+// ---- the limit on the cable ------------------------------------------------------------------------------------
+
+async fn a_limit_is_kept_on_the_cable(world: &mut World) -> Outcome {
+    const RATE: u64 = 64 * MIB;
+    let network = Network::new()?;
+    for spec in network.nodes() {
+        world.cluster.start_node(spec).await?;
+    }
+    world.create(guest_of(320, 16)).await?;
+    let pid = world.cluster.node(&node("node-a")).map_or(0, |process| process.pid);
+    let (before, sampler) = (network::sent(pid)?, Sampler::start(pid));
+    let report = world.move_to("node-b", limited_to(64)).await?;
+    let (after, samples) = (network::sent(pid)?, sampler.stop());
+
+    let counted = report.wire_bytes * 1_000_000 / report.total_us;
+    within(3, RATE, counted, "bytes that the program counted in a second");
+    let seen = after.0 - before.0 - HEADER_BYTES * (after.1 - before.1);
+    within(3, report.wire_bytes, seen, "UDP payload that the kernel counted");
+    let peak = most_in_a_second(&samples);
+    assert!(peak <= RATE + RATE / 20, "{peak} bytes in the worst second, more than 5 % above {RATE}");
+    assert_eq!(world.wrong_pages().await?, 0);
+    Ok(())
+}
+
+fn within(percent: u64, want: u64, got: u64, what: &str) {
+    assert!(got.abs_diff(want) <= want * percent / 100, "{what}: {got}, more than {percent} % off {want}");
+}
+
+/// How much was sent at some moment between two others.
+struct Sample {
+    from: Instant,
+    to: Instant,
+    bytes: u64,
+}
+
+/// Asks the kernel again and again how much was sent, in a thread of its own.
+struct Sampler {
+    thread: JoinHandle<Vec<Sample>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Sampler {
+    fn start(pid: u32) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            let mut samples = Vec::new();
+            while !asked.load(Ordering::Relaxed) {
+                let from = Instant::now();
+                // It fails only when the node has died, which the move tells.
+                let Ok((bytes, packets)) = network::sent(pid) else { break };
+                samples.push(Sample { from, to: Instant::now(), bytes: bytes - HEADER_BYTES * packets });
+                std::thread::sleep(SAMPLE_INTERVAL);
+            }
+            samples
+        });
+        Self { thread, over }
+    }
+
+    fn stop(self) -> Vec<Sample> {
+        self.over.store(true, Ordering::Relaxed);
+        self.thread.join().expect("samples")
+    }
+}
+
+/// The most that was sent between two samples that are surely at most a second apart.
+fn most_in_a_second(samples: &[Sample]) -> u64 {
+    let since = |(index, first): (usize, &Sample)| {
+        let second = first.from + Duration::from_secs(1);
+        let last = samples.iter().skip(index).take_while(|sample| sample.to <= second).last();
+        last.map_or(0, |last| last.bytes - first.bytes)
+    };
+    samples.iter().enumerate().map(since).max().unwrap_or(0)
+}
+
+// ---- a limit that changes --------------------------------------------------------------------------------------
+
+/// One limit after the other: so many MiB in a second.
+const LIMITS: [u64; 3] = [32, 96, 16];
+/// When a limit must be in force, and until when it is then looked at.
+const IN_FORCE: Duration = Duration::from_secs(1);
+const LOOKED_AT: Duration = Duration::from_secs(2);
+
+/// What is seen of one limit: when it was set, and (time, bytes sent) since.
+struct Stretch {
+    limit: u64,
+    set: Instant,
+    seen: Vec<(Instant, u64)>,
+}
+
+impl Stretch {
+    fn begin(limit: u64) -> Self {
+        Self { limit, set: Instant::now(), seen: Vec::new() }
+    }
+
+    /// Whether the limit was in force and looked at for a second.
+    fn is_over(&self) -> bool {
+        self.seen.last().is_some_and(|(at, _)| *at >= self.set + LOOKED_AT)
+    }
+
+    /// Bytes per second once the limit had to be in force.
+    fn rate(&self) -> f64 {
+        let mut after = self.seen.iter().filter(|(at, _)| *at >= self.set + IN_FORCE);
+        let (first, last) = (after.next().expect("progress"), self.seen.last().expect("progress"));
+        (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64()
+    }
+}
+
+async fn a_changed_limit_is_in_force_within_a_second(world: &mut World) -> Outcome {
+    world.pair_with(guest_of(384, 1)).await?;
+    let mut stretches = vec![Stretch::begin(LIMITS[0])];
+    let never = |limit| {
+        let mut settings: Settings = limited_to(limit);
+        settings.limits.downtime_max = Duration::ZERO;
+        settings
+    };
+    let moved = world
+        .migrate("node-b", never(LIMITS[0]), async |cluster, migration, event| {
+            let (Some(progress), Some(stretch)) = (progress_of(event), stretches.last_mut()) else { return };
+            stretch.seen.push((Instant::now(), progress.wire_bytes));
+            if !stretch.is_over() {
+                return;
+            }
+            // After the last limit: an end to it.
+            let next = LIMITS.get(stretches.len());
+            let settings = next.map_or(limited_to(0), |limit| never(*limit));
+            cluster.order(&node("node-a"), &Order::Set { migration: migration.clone(), settings }).await;
+            stretches.push(Stretch::begin(next.copied().unwrap_or(0)));
+        })
+        .await?;
+    assert!(matches!(moved, Moved::Succeeded { .. }), "{moved:?}");
+    assert!(stretches.len() > LIMITS.len(), "it ended before every limit was seen");
+    for stretch in stretches.iter().take(LIMITS.len()) {
+        let (rate, limit) = (stretch.rate() / MIB as f64, stretch.limit as f64);
+        assert!(
+            (rate - limit).abs() <= limit / 10.0,
+            "{rate:.1} MiB/s a second after the limit became {limit}"
+        );
+    }
+    assert_eq!(world.wrong_pages().await?, 0);
+    Ok(())
+}

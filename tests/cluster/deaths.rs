@@ -4,7 +4,7 @@ use godwit::lab::cluster::{Moved, progress_of};
 use godwit::lab::monotonic_ns;
 use libtest_mimic::Trial;
 
-use crate::support::world::{MIB, World, guest_of, limited_to, node};
+use crate::support::world::{MIB, World, guest, guest_of, limited_to, node};
 use crate::support::{Outcome, stories};
 
 /// The longest time between two ticks that a guest may show which nobody has paused. A processor that is shared
@@ -22,6 +22,7 @@ async fn the_guest_never_stops_when_the_targets_node_dies(world: &mut World) -> 
     world.pair_with(guest_of(128, 16)).await?;
     world.announce(&["giving up", "migration failed"]);
     die_in_the_first_round(world, "node-b").await?;
+    world.runs_under_the_agreed_epoch().await?;
     world.cluster.restart_node(&node("node-b")).await?;
     // The runner that waited for the guest outlived its node. The next node ends it.
     world.runner_goes("node-b").await?;
@@ -55,8 +56,11 @@ async fn die_in_the_first_round(world: &mut World, victim: &str) -> Outcome {
         .await?;
     assert!(killed.is_some(), "nobody was killed before the end: {moved:?}");
     let Moved::Failed(reason) = moved else { return Err(format!("{moved:?} without {victim}").into()) };
-    assert!(reason.contains(victim) || reason.contains("connection"), "the reason names no culprit: {reason}");
-    let owner = world.cluster.ownership(&crate::support::world::guest()).map(|held| held.owner.node.clone());
+    assert!(
+        reason.contains(victim) || reason.contains("connection"),
+        "the reason names no culprit: {reason}"
+    );
+    let owner = world.cluster.ownership(&guest()).map(|held| held.owner.node.clone());
     assert_eq!(owner, Some(node("node-a")));
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
     assert_eq!(seen.lost, 0, "{seen:?}");

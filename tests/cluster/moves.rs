@@ -19,7 +19,10 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
     }
     assert_eq!(world.epoch(), Epoch::FIRST.0 + 2);
     let after = world.cluster.stats(&guest()).await?;
-    assert!(after.pages_written > before.pages_written && after.tick > before.tick, "it worked on all the time");
+    assert!(
+        after.pages_written > before.pages_written && after.tick > before.tick,
+        "it worked on all the time"
+    );
     let instances: Vec<_> = world.cluster.runners.iter().map(|runner| runner.instance).collect();
     let owner = world.cluster.ownership(&guest()).map(|held| held.owner.instance);
     assert_eq!((instances.len(), instances.last().copied()), (3, owner), "each move makes a runner");
@@ -29,7 +32,7 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
 async fn a_hole_and_a_zero_page_cost_nothing_on_the_wire(world: &mut World) -> Outcome {
     let mut spec = guest_of(128, 4);
     spec.working_set_bytes /= 8;
-    spec.zero_percent = 80;
+    (spec.zero_percent, spec.compressible_percent) = (80, 20);
     world.pair_with(spec.clone()).await?;
     let report = world.move_and_prove("node-b").await?;
     assert!(report.zero_pages * 4096 >= spec.memory_bytes / 100 * 79, "{report:?}");

@@ -1,7 +1,7 @@
 //! Stories of real processes: what each is given, and what is made of its end.
 //!
 //! ```text
-//!   stories![a_fact, …] ─▶ Trial ─▶ runtime, World (folder, mark, sweeper, cluster) ─▶ the story
+//!   stories![a_fact, …] ─▶ Trial ─▶ runtime, Place (folder, mark, sweeper), World (cluster) ─▶ the story
 //!                                       └─ logs read, logs of a failure kept, processes ended, folder removed
 //! ```
 //!
@@ -10,6 +10,7 @@
 
 pub(crate) mod network;
 pub(crate) mod peer;
+pub(crate) mod place;
 pub(crate) mod program;
 pub(crate) mod world;
 
@@ -22,6 +23,7 @@ use godwit_transfer::drive::chain;
 use libtest_mimic::{Failed, Trial};
 use tokio::runtime::{Builder, Runtime};
 
+use place::Place;
 use world::World;
 
 /// How a story ends.
@@ -48,14 +50,15 @@ where
     let title = name.to_owned();
     Trial::test(name, move || {
         let runtime = runtime()?;
-        let mut world = runtime.block_on(async { World::new() }).map_err(|error| fail(&*error))?;
-        let told = catch_unwind(AssertUnwindSafe(|| runtime.block_on(tell(&mut world))));
+        let place = Place::new().map_err(|error| fail(&*error))?;
+        let whole_story = async {
+            let mut world = World::new(&place)?;
+            tell(&mut world).await?;
+            world.close().await
+        };
+        let told = catch_unwind(AssertUnwindSafe(|| runtime.block_on(whole_story)));
         let outcome = told.unwrap_or_else(|panic| Err(words(&*panic).into()));
-        let closed = outcome.and_then(|()| runtime.block_on(world.close()));
-        closed.map_err(|error| {
-            let logs = world.last_words(&title);
-            Failed::from(format!("{}\n{logs}", chain(&*error)))
-        })
+        outcome.map_err(|error| format!("{}\n{}", chain(&*error), place.last_words(&title)).into())
     })
 }
 

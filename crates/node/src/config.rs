@@ -184,7 +184,7 @@ impl NodeConfig {
     }
 
     /// The error for an endpoint that found its address taken.
-    pub fn address_in_use(&self, source: io::Error) -> ConfigError {
+    pub fn address_in_use(&self) -> ConfigError {
         let address = self.migration.listen;
         let mut other = address;
         other.set_port(address.port().checked_add(1).unwrap_or(address.port() - 1));
@@ -193,7 +193,6 @@ impl NodeConfig {
             key: keys::LISTEN.name,
             address,
             corrected: keys::LISTEN.line(&quoted(&other.to_string())).into(),
-            source,
         }
     }
 }

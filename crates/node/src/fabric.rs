@@ -119,7 +119,7 @@ impl Fabric {
         let address = config.migration.listen;
         let used = |source| FabricError::Socket { address, source };
         let socket = socket(config).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => config.address_in_use(source).into(),
+            io::ErrorKind::AddrInUse => config.address_in_use().into(),
             _ => used(source),
         })?;
         let mut endpoint =

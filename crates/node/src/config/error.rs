@@ -115,10 +115,7 @@ pub enum ConfigError {
         key: &'static str,
         /// The address that is taken.
         address: SocketAddr,
-        /// A line with another port.
+        /// A line with another port. Nothing comes after it: it is there to be pasted.
         corrected: Box<str>,
-        /// What the system says.
-        #[source]
-        source: io::Error,
     },
 }

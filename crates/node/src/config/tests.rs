@@ -373,7 +373,7 @@ fn files_that_can_not_be_read_are_named() {
 fn a_taken_address_is_told_with_another_port() {
     let told = |listen: &str| {
         let config = parse(&with("10.0.0.1:7400", listen)).expect("parse");
-        config.address_in_use(io::ErrorKind::AddrInUse.into()).to_string()
+        config.address_in_use().to_string()
     };
     assert_eq!(
         told("10.0.0.1:7400"),

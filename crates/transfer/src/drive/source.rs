@@ -237,8 +237,11 @@ impl Driver {
     /// The connection is of no use any more. Before a hand-over that ends the migration; after it, the target may
     /// have everything, and only the log knows.
     fn broke(&mut self, reason: &str) {
+        let is_complete = self.session.is_target_complete();
         self.session.link_lost();
-        if self.session.is_handed_over() {
+        if self.session.is_handed_over() && is_complete {
+            tracing::debug!(reason, "the target has everything and closed first");
+        } else if self.session.is_handed_over() {
             tracing::warn!(
                 reason,
                 "connection lost after the hand-over; waiting for the target to say that it runs"
