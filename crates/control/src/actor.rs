@@ -1,0 +1,318 @@
+//! The shell around a voter: clock, thread and mailbox.
+//!
+//! ```text
+//!   Propose, FromPeer, Tick ─▶ mailbox ─▶ Driver inputs ─┐   all that waits,
+//!                                                        ▼   then one
+//!                                 View ◀─ watch ◀── Driver::turn
+//! ```
+//!
+//! Always true:
+//! - a voter runs on an arbiter of its own: a sync of its disk, a fraction of a millisecond and sometimes many, holds
+//!   up no other actor;
+//! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
+//!   [`INPUTS_PER_TURN_MAX`] of them a turn comes first;
+//! - a caller whose answer is lost with the actor learns that nobody knows.
+
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{
+    Actor, ActorContext, Addr, Arbiter, AsyncContext, Context, Handler, MailboxError, Message, MessageResult,
+    ResponseFuture,
+};
+use tokio::sync::{oneshot, watch};
+
+use crate::driver::{Config, Driver, Outbox, ProposeError, StartError, Status, View, chain};
+use crate::group::NodeId;
+use crate::machine::StateMachine;
+use crate::storage::DiskSource;
+
+/// Time between two ticks. Heartbeats come every two, elections after ten to twenty: a quorum's loss is seen within
+/// two seconds, and a scheduler's hiccup of half a second is none.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Messages that may wait: some for each voter, and a few callers. A sender waits for room.
+const MAILBOX: usize = 64;
+/// Messages taken before a turn comes.
+const INPUTS_PER_TURN_MAX: usize = 128;
+
+/// Agree on an entry. `R` is the state machine's reply.
+pub struct Propose<R> {
+    entry: Vec<u8>,
+    reply: PhantomData<fn() -> R>,
+}
+
+impl<R> Propose<R> {
+    /// This entry.
+    pub fn new(entry: Vec<u8>) -> Self {
+        Self { entry, reply: PhantomData }
+    }
+}
+
+impl<R> fmt::Debug for Propose<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Propose").field("bytes", &self.entry.len()).finish()
+    }
+}
+
+impl<R: 'static> Message for Propose<R> {
+    type Result = Result<R, ProposeError>;
+}
+
+/// A peer's message, as its outbox gave it to the network. Only bytes of that very peer: the connection knows whose.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct FromPeer {
+    /// Whose connection it came by.
+    pub from: NodeId,
+    /// What it sent.
+    pub bytes: Vec<u8>,
+}
+
+/// Everything about this voter.
+#[derive(Debug, Message)]
+#[rtype(result = "Status")]
+pub struct StatusNow;
+
+/// How long ago a quorum was asked that has answered since.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Duration>")]
+pub struct QuorumAge;
+
+/// Look at the replicated state, as far as this voter has applied it.
+pub struct Query<S, R>(Box<dyn FnOnce(&S) -> R + Send>);
+
+impl<S, R> Query<S, R> {
+    /// With this function, which must be quick.
+    pub fn new(look: impl FnOnce(&S) -> R + Send + 'static) -> Self {
+        Self(Box::new(look))
+    }
+}
+
+impl<S, R> fmt::Debug for Query<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Query")
+    }
+}
+
+impl<S: 'static, R: Send + 'static> Message for Query<S, R> {
+    type Result = R;
+}
+
+/// Ask to lead without waiting for a timeout.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Campaign;
+
+/// Close the disk and end.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Stop;
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Turn;
+
+/// See the module.
+pub struct ControlActor<S: StateMachine> {
+    driver: Box<Driver<S>>,
+    began: Instant,
+    last_tick: Instant,
+    view: watch::Sender<View>,
+    /// Taken since the last turn; above 0, a turn is on its way.
+    inputs: usize,
+}
+
+impl<S: StateMachine> fmt::Debug for ControlActor<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlActor").field("driver", &self.driver).finish_non_exhaustive()
+    }
+}
+
+/// A running voter.
+pub struct ControlHandle<S: StateMachine> {
+    addr: Addr<ControlActor<S>>,
+    view: watch::Receiver<View>,
+    arbiter: Arbiter,
+}
+
+impl<S: StateMachine> fmt::Debug for ControlHandle<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlHandle").field("view", &*self.view.borrow()).finish_non_exhaustive()
+    }
+}
+
+impl<S: StateMachine> ControlHandle<S> {
+    /// Starts a voter on a thread of its own. Called within an actix system; the disk is opened here, so what is
+    /// wrong with it is told here.
+    pub fn start(
+        config: Config,
+        machine: S,
+        source: Box<dyn DiskSource>,
+        outbox: Arc<dyn Outbox>,
+    ) -> Result<Self, StartError> {
+        let began = Instant::now();
+        let driver = Box::new(Driver::start(config, machine, source, outbox, Duration::ZERO)?);
+        let (view, seen) = watch::channel(driver.view());
+        let arbiter = Arbiter::new();
+        let addr = ControlActor::start_in_arbiter(&arbiter.handle(), move |ctx| {
+            ctx.set_mailbox_capacity(MAILBOX);
+            ControlActor { driver, began, last_tick: began, view, inputs: 0 }
+        });
+        Ok(Self { addr, view: seen, arbiter })
+    }
+
+    /// Where to send messages.
+    pub fn addr(&self) -> &Addr<ControlActor<S>> {
+        &self.addr
+    }
+
+    /// What this voter is and how far its state machine is; it changes after each turn that changed it.
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Agrees on an entry.
+    pub async fn propose(&self, entry: Vec<u8>) -> Result<S::Reply, ProposeError> {
+        match self.addr.send(Propose::new(entry)).await {
+            Ok(answer) => answer,
+            Err(MailboxError::Closed | MailboxError::Timeout) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Closes the disk and ends the thread. Blocks until both have happened.
+    pub fn stop(self) -> io::Result<()> {
+        // The arbiter's queue is in order: the actor ends with its thread, and its disk with it.
+        let _ = self.addr.try_send(Stop);
+        self.arbiter.stop();
+        self.arbiter.join().map_err(|_| io::Error::other("the control thread has panicked"))
+    }
+}
+
+impl<S: StateMachine> ControlActor<S> {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Something came in: a turn follows what else waits.
+    fn input(&mut self, ctx: &mut Context<Self>) {
+        if self.inputs == 0 {
+            ctx.notify(Turn);
+        }
+        self.inputs += 1;
+        if self.inputs >= INPUTS_PER_TURN_MAX {
+            self.turn(ctx);
+        }
+    }
+
+    fn turn(&mut self, ctx: &mut Context<Self>) {
+        self.inputs = 0;
+        if self.driver.turn(self.now()) {
+            self.inputs = 1;
+            ctx.notify(Turn);
+        }
+        let view = self.driver.view();
+        self.view.send_if_modified(|seen| {
+            let changed = *seen != view;
+            *seen = view;
+            changed
+        });
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        // After a stall the interval makes up for every tick it missed, before any message is heard: as many would
+        // be an election that nobody needs.
+        if now.duration_since(self.last_tick) < TICK / 2 {
+            return;
+        }
+        self.last_tick = now;
+        self.driver.tick(self.now());
+        self.input(ctx);
+    }
+}
+
+impl<S: StateMachine> Actor for ControlActor<S> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(TICK, Self::tick);
+    }
+}
+
+impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
+    type Result = ResponseFuture<Result<S::Reply, ProposeError>>;
+
+    fn handle(&mut self, propose: Propose<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        // A caller who has gone away needs no answer.
+        let caller = Box::new(move |outcome| drop(answer.send(outcome)));
+        self.driver.propose(propose.entry, self.now(), caller);
+        self.input(ctx);
+        Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+    }
+}
+
+impl<S: StateMachine> Handler<FromPeer> for ControlActor<S> {
+    type Result = ();
+
+    fn handle(&mut self, FromPeer { from, bytes }: FromPeer, ctx: &mut Self::Context) {
+        if let Err(error) = self.driver.receive(from, &bytes) {
+            tracing::warn!(error = chain(&error), "a peer's message was not taken");
+        }
+        self.input(ctx);
+    }
+}
+
+impl<S: StateMachine> Handler<StatusNow> for ControlActor<S> {
+    type Result = MessageResult<StatusNow>;
+
+    fn handle(&mut self, _: StatusNow, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.driver.status(self.now()))
+    }
+}
+
+impl<S: StateMachine> Handler<QuorumAge> for ControlActor<S> {
+    type Result = Option<Duration>;
+
+    fn handle(&mut self, _: QuorumAge, _: &mut Self::Context) -> Self::Result {
+        self.driver.quorum_age(self.now())
+    }
+}
+
+impl<S: StateMachine, R: Send + 'static> Handler<Query<S, R>> for ControlActor<S> {
+    type Result = MessageResult<Query<S, R>>;
+
+    fn handle(&mut self, Query(look): Query<S, R>, _: &mut Self::Context) -> Self::Result {
+        MessageResult(look(self.driver.machine()))
+    }
+}
+
+impl<S: StateMachine> Handler<Campaign> for ControlActor<S> {
+    type Result = ();
+
+    fn handle(&mut self, _: Campaign, ctx: &mut Self::Context) {
+        self.driver.campaign();
+        self.input(ctx);
+    }
+}
+
+impl<S: StateMachine> Handler<Stop> for ControlActor<S> {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl<S: StateMachine> Handler<Turn> for ControlActor<S> {
+    type Result = ();
+
+    fn handle(&mut self, _: Turn, ctx: &mut Self::Context) {
+        if self.inputs > 0 {
+            self.turn(ctx);
+        }
+    }
+}

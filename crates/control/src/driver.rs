@@ -1,0 +1,546 @@
+//! One voter's whole life: engine, disk, state machine and promises. No clock, no thread, no socket.
+//!
+//! ```text
+//!   Running ── the disk is full ─▶ Waiting ── it opens, and there is room ─▶ Running
+//!      └── raft or the state machine panics, the disk fails or lies ─▶ Crashed
+//! ```
+//!
+//! Always true:
+//! - a voter that waits for room is silent: no vote, no acknowledgement, no heartbeat, so another leads;
+//! - after waiting it goes on from what the disk holds, as after a crash. Its state machine was never ahead of the
+//!   synced log, so it stays as it is;
+//! - an answer to a caller rests on a synced entry that a quorum has; when nobody can know, it says so.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use raft::StateRole;
+
+use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position, Sink};
+use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
+use crate::group::{NodeId, Voters};
+use crate::machine::{RestoreError, StateMachine};
+use crate::promises::{Outcome, Promises};
+use crate::storage::{Disk, DiskError, DiskSource, Stored};
+
+/// Readies in one turn. One is usual; entries to apply come in goes of 1 MiB, and between them peers are heard.
+const READIES_PER_TURN_MAX: usize = 8;
+/// Ticks between two questions to the quorum: the pre-flight before a switchover wants an answer of the last second.
+const TICKS_PER_QUESTION: u64 = 3;
+/// Questions without an answer that are remembered. Older ones would say nothing that a newer answer does not.
+const QUESTIONS_MAX: usize = 16;
+
+/// Where messages to peers go. Never blocks; may drop, and raft repeats.
+pub trait Outbox: Send + Sync {
+    /// Sends these bytes, at most [`crate::envelope::MESSAGE_BYTES_MAX`], to that voter.
+    fn send(&self, to: NodeId, bytes: Vec<u8>);
+}
+
+/// How a voter lives.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which voter, and how it elects.
+    pub engine: EngineConfig,
+    /// Applied entries after which the state is stored and the log cut.
+    pub snapshot_entries: u64,
+    /// Applied entries that stay in the log at that, for voters that are a little behind.
+    pub keep_entries: u64,
+    /// How long a caller waits.
+    pub propose_timeout: Duration,
+    /// How long a full disk is left alone before it is opened again.
+    pub disk_retry: Duration,
+}
+
+impl Config {
+    /// The usual numbers, for ticks of 100 ms. `seed` is one that no earlier start of this voter had.
+    pub fn new(id: NodeId, voters: Voters, seed: u64) -> Self {
+        Self {
+            engine: EngineConfig { id, voters, heartbeat_ticks: 2, election_ticks: 10, seed },
+            snapshot_entries: 4096,
+            keep_entries: 1024,
+            propose_timeout: Duration::from_secs(5),
+            disk_retry: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why an entry was refused, or what became of it instead.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Refused: this voter does not lead.
+    #[error("this voter does not lead the control group")]
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// Refused: too many wait already.
+    #[error("the control group is busy; ask again")]
+    Busy,
+    /// Refused: it would never fit.
+    #[error("an entry of {bytes} bytes; at most {max} are allowed")]
+    TooLarge {
+        /// How large it is.
+        bytes: usize,
+        /// How large it may be.
+        max: usize,
+    },
+    /// Refused: this voter has stopped, or waits for its disk.
+    #[error("this voter does not take part: {why}")]
+    Halted {
+        /// Why not.
+        why: String,
+    },
+    /// Nobody knows: it may be applied now, later or never.
+    #[error("it is not known whether the entry is agreed; ask again with the same request id")]
+    Unknown,
+}
+
+/// How a caller is answered.
+pub type Caller<R> = Box<dyn FnOnce(Result<R, ProposeError>) + Send>;
+
+/// Why a voter did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its disk can not be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// Its own snapshot means nothing to its state machine.
+    #[error("the snapshot on this node's disk")]
+    Restore(#[from] RestoreError),
+    /// raft would not begin with what is on the disk.
+    #[error("begin with what is on this node's disk: {0}")]
+    Begin(String),
+}
+
+/// What a voter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether it would be elected.
+    PreCandidate,
+    /// Asks to be elected.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Takes no part; the [`Condition`] says why.
+    Halted,
+}
+
+/// Whether a voter can take part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// It can.
+    Running,
+    /// Its disk is full. It opens it again and again, and goes on when there is room.
+    DiskFull {
+        /// What the disk said.
+        error: String,
+    },
+    /// It is dead until its process is started again.
+    Crashed {
+        /// Of what.
+        why: String,
+    },
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Running => f.write_str("running"),
+            Self::DiskFull { error } => f.write_str(error),
+            Self::Crashed { why } => write!(f, "dead: {why}"),
+        }
+    }
+}
+
+/// What whoever looks on is told after every change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// What this voter is.
+    pub role: Role,
+    /// In which term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// Up to which entry the state machine is.
+    pub applied: u64,
+    /// Whether it can take part.
+    pub condition: Condition,
+}
+
+/// Everything about a voter that an operator may want to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Which voter.
+    pub id: NodeId,
+    /// Everyone.
+    pub voters: Voters,
+    /// What it is doing.
+    pub view: View,
+    /// Up to which entry the log is agreed.
+    pub committed: u64,
+    /// The first and the last entry in the log.
+    pub log: (u64, u64),
+    /// Callers that wait.
+    pub waiting: usize,
+    /// How long ago a quorum was asked that has answered since; `None`: never.
+    pub quorum_age: Option<Duration>,
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without words".to_owned())
+}
+
+/// An error with its causes, joined by colons.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+struct Running {
+    engine: Engine,
+    disk: Box<dyn Disk>,
+}
+
+enum Life {
+    Running(Box<Running>),
+    Waiting { error: DiskError, retry_at: Duration },
+    Crashed { why: String },
+}
+
+/// What a turn acts on, beside engine and disk.
+struct Hands<S: StateMachine> {
+    machine: S,
+    applied: u64,
+    promises: Promises<Caller<S::Reply>>,
+    outbox: Arc<dyn Outbox>,
+    /// When each question to the quorum was asked.
+    asked: BTreeMap<u64, Duration>,
+    /// When the newest question was asked that has an answer.
+    answered: Option<Duration>,
+}
+
+impl<S: StateMachine> Hands<S> {
+    fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
+        answers.into_iter().for_each(|(caller, _)| caller(Err(ProposeError::Unknown)));
+    }
+}
+
+impl<S: StateMachine> Sink for Hands<S> {
+    fn send(&mut self, to: NodeId, bytes: Vec<u8>) {
+        self.outbox.send(to, bytes);
+    }
+
+    fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError> {
+        self.machine.restore(snapshot)?;
+        self.applied = position.index;
+        Self::unknown(self.promises.skipped(position.index));
+        Ok(())
+    }
+
+    fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
+        let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
+        self.applied = position.index;
+        for (caller, outcome) in self.promises.applied(position) {
+            let kept = if outcome == Outcome::Applied { reply.take() } else { None };
+            caller(kept.ok_or(ProposeError::Unknown));
+        }
+    }
+
+    fn quorum(&mut self, question: u64) {
+        let Some(asked) = self.asked.remove(&question) else { return };
+        self.answered = self.answered.max(Some(asked));
+        self.asked = self.asked.split_off(&question);
+    }
+}
+
+/// See the module. Time is an argument: how long ago the caller's world began.
+pub struct Driver<S: StateMachine> {
+    config: Config,
+    source: Box<dyn DiskSource>,
+    life: Life,
+    hands: Hands<S>,
+    ticks: u64,
+}
+
+impl<S: StateMachine> fmt::Debug for Driver<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
+            .field("id", &self.config.engine.id)
+            .field("view", &self.view())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: StateMachine> Driver<S> {
+    /// Starts a voter with an empty state machine. A disk that is full now is waited for.
+    pub fn start(
+        config: Config,
+        machine: S,
+        source: Box<dyn DiskSource>,
+        outbox: Arc<dyn Outbox>,
+        now: Duration,
+    ) -> Result<Self, StartError> {
+        let hands = Hands {
+            machine,
+            applied: 0,
+            promises: Promises::default(),
+            outbox,
+            asked: BTreeMap::new(),
+            answered: None,
+        };
+        let life = Life::Crashed { why: "it has not started".to_owned() };
+        let mut driver = Self { config, source, life, hands, ticks: 0 };
+        match driver.open() {
+            Ok(running) => driver.life = Life::Running(running),
+            Err(StartError::Disk(error @ DiskError::Full { .. })) => driver.wait(error, now),
+            Err(error) => return Err(error),
+        }
+        Ok(driver)
+    }
+
+    /// Opens the disk, and an engine on what it holds. The state machine stays, unless a snapshot is ahead of it.
+    fn open(&mut self) -> Result<Box<Running>, StartError> {
+        match catch_unwind(AssertUnwindSafe(|| self.begin())) {
+            Ok(begun) => begun,
+            Err(panic) => Err(StartError::Begin(panic_message(panic.as_ref()))),
+        }
+    }
+
+    fn begin(&mut self) -> Result<Box<Running>, StartError> {
+        let mut disk = self.source.open()?;
+        let stored = disk.load()?;
+        self.catch_up(&stored)?;
+        let engine = Engine::start(&self.config.engine, stored, self.hands.applied)
+            .map_err(|error| StartError::Begin(error.to_string()))?;
+        Ok(Box::new(Running { engine, disk }))
+    }
+
+    fn catch_up(&mut self, stored: &Stored) -> Result<(), StartError> {
+        let snapshot = stored.snapshot.as_ref();
+        let index = snapshot.map_or(0, |snapshot| snapshot.get_metadata().index);
+        if let Some(snapshot) = snapshot.filter(|_| index > self.hands.applied) {
+            self.hands.machine.restore(snapshot.get_data())?;
+            self.hands.applied = index;
+        }
+        if stored.last_index() < self.hands.applied {
+            let what = format!(
+                "its last entry is {}, and {} were applied: synced entries are lost",
+                stored.last_index(),
+                self.hands.applied
+            );
+            return Err(DiskError::Damaged { place: "the log".to_owned(), what }.into());
+        }
+        Ok(())
+    }
+
+    /// Takes no part until there is room.
+    fn wait(&mut self, error: DiskError, now: Duration) {
+        tracing::error!(error = chain(&error), "this voter takes no part until there is room");
+        self.life = Life::Waiting { error, retry_at: now + self.config.disk_retry };
+        Hands::<S>::unknown(self.hands.promises.led(None));
+    }
+
+    fn crash(&mut self, why: String) {
+        tracing::error!(why, "this voter is dead until its process is started again");
+        self.life = Life::Crashed { why };
+        Hands::<S>::unknown(self.hands.promises.led(None));
+    }
+
+    /// Runs something of raft or of the state machine, whose panics are this voter's death.
+    fn guarded<T>(&mut self, run: impl FnOnce(&mut Running, &mut Hands<S>) -> T) -> Option<T> {
+        let Life::Running(running) = &mut self.life else { return None };
+        match catch_unwind(AssertUnwindSafe(|| run(running, &mut self.hands))) {
+            Ok(value) => Some(value),
+            Err(panic) => {
+                self.crash(panic_message(panic.as_ref()));
+                None
+            }
+        }
+    }
+
+    /// A tick has passed.
+    pub fn tick(&mut self, now: Duration) {
+        self.ticks += 1;
+        let question = self.ticks.is_multiple_of(TICKS_PER_QUESTION).then_some(self.ticks);
+        self.guarded(|running, hands| {
+            running.engine.tick();
+            if let Some(question) = question {
+                if hands.asked.len() >= QUESTIONS_MAX {
+                    hands.asked.pop_first();
+                }
+                hands.asked.insert(question, now);
+                running.engine.ask_quorum(question);
+            }
+        });
+        Hands::<S>::unknown(self.hands.promises.expire(now));
+        if matches!(self.life, Life::Waiting { retry_at, .. } if retry_at <= now) {
+            self.reopen(now);
+        }
+    }
+
+    fn reopen(&mut self, now: Duration) {
+        match self.open() {
+            Ok(running) => {
+                tracing::info!("the disk has room again: this voter takes part");
+                self.life = Life::Running(running);
+            }
+            Err(StartError::Disk(still)) if still.may_pass() => {
+                tracing::warn!(error = chain(&still), "the disk is not ready yet");
+                if let Life::Waiting { retry_at, .. } = &mut self.life {
+                    *retry_at = now + self.config.disk_retry;
+                }
+            }
+            Err(error) => self.crash(chain(&error)),
+        }
+    }
+
+    /// A peer sent this. A voter that takes no part hears nothing.
+    pub fn receive(&mut self, from: NodeId, bytes: &[u8]) -> Result<(), MessageError> {
+        self.guarded(|running, _| running.engine.step(from, bytes)).unwrap_or(Ok(()))
+    }
+
+    /// Proposes an entry; the caller is answered when it is applied, refused or out of time.
+    pub fn propose(&mut self, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
+        let proposed = self.try_propose(entry);
+        match proposed {
+            Ok(position) => {
+                let deadline = now + self.config.propose_timeout;
+                Hands::<S>::unknown(self.hands.promises.make(position, deadline, caller));
+            }
+            Err(error) => caller(Err(error)),
+        }
+    }
+
+    fn try_propose(&mut self, entry: Vec<u8>) -> Result<Position, ProposeError> {
+        if entry.len() > ENTRY_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes: entry.len(), max: ENTRY_BYTES_MAX });
+        }
+        if !self.hands.promises.has_room() {
+            return Err(ProposeError::Busy);
+        }
+        let proposed = self.guarded(|running, _| running.engine.propose(entry));
+        match proposed {
+            Some(Ok(position)) => Ok(position),
+            Some(Err(NotProposed::NotLeader)) => Err(ProposeError::NotLeader { leader: self.view().leader }),
+            Some(Err(NotProposed::Busy)) => Err(ProposeError::Busy),
+            None => Err(ProposeError::Halted { why: self.view().condition.to_string() }),
+        }
+    }
+
+    /// Asks to lead without waiting for a timeout.
+    pub fn campaign(&mut self) {
+        self.guarded(|running, _| running.engine.campaign());
+    }
+
+    /// Does what there is to do; `true`: there is more.
+    pub fn turn(&mut self, now: Duration) -> bool {
+        let (every, keep) = (self.config.snapshot_entries, self.config.keep_entries);
+        let done = self.guarded(|running, hands| -> Result<bool, EngineError> {
+            for _ in 0..READIES_PER_TURN_MAX {
+                if !running.engine.has_ready() {
+                    if running.engine.since_snapshot() >= every {
+                        save_snapshot(running, hands, keep)?;
+                    }
+                    return Ok(false);
+                }
+                running.engine.ready(running.disk.as_mut(), hands)?;
+            }
+            Ok(true)
+        });
+        match done {
+            None => false,
+            Some(Ok(more)) => {
+                let view = self.view();
+                let term = (view.role == Role::Leader).then_some(view.term);
+                Hands::<S>::unknown(self.hands.promises.led(term));
+                more
+            }
+            Some(Err(EngineError::Disk(error))) if error.may_pass() => {
+                self.wait(error, now);
+                false
+            }
+            Some(Err(error)) => {
+                self.crash(chain(&error));
+                false
+            }
+        }
+    }
+
+    /// The replicated state.
+    pub fn machine(&self) -> &S {
+        &self.hands.machine
+    }
+
+    /// How long before `now` a quorum was asked that has answered since.
+    pub fn quorum_age(&self, now: Duration) -> Option<Duration> {
+        self.hands.answered.map(|asked| now.saturating_sub(asked))
+    }
+
+    /// What whoever looks on is told.
+    pub fn view(&self) -> View {
+        let applied = self.hands.applied;
+        let halted = |condition| View { role: Role::Halted, term: 0, leader: None, applied, condition };
+        match &self.life {
+            Life::Running(running) => {
+                let (term, role) = running.engine.role();
+                let role = match role {
+                    StateRole::Follower => Role::Follower,
+                    StateRole::PreCandidate => Role::PreCandidate,
+                    StateRole::Candidate => Role::Candidate,
+                    StateRole::Leader => Role::Leader,
+                };
+                View { role, term, leader: running.engine.leader(), applied, condition: Condition::Running }
+            }
+            Life::Waiting { error, .. } => halted(Condition::DiskFull { error: chain(error) }),
+            Life::Crashed { why } => halted(Condition::Crashed { why: why.clone() }),
+        }
+    }
+
+    /// Everything.
+    pub fn status(&self, now: Duration) -> Status {
+        let (committed, log) = match &self.life {
+            Life::Running(running) => (running.engine.committed(), running.engine.log_range()),
+            Life::Waiting { .. } | Life::Crashed { .. } => (self.hands.applied, (0, 0)),
+        };
+        Status {
+            id: self.config.engine.id,
+            voters: self.config.engine.voters.clone(),
+            view: self.view(),
+            committed,
+            log,
+            waiting: self.hands.promises.count(),
+            quorum_age: self.quorum_age(now),
+        }
+    }
+}
+
+fn save_snapshot<S: StateMachine>(
+    running: &mut Running,
+    hands: &Hands<S>,
+    keep: u64,
+) -> Result<(), EngineError> {
+    let data = hands.machine.snapshot();
+    let bytes = data.len();
+    if !running.engine.save_snapshot(data, keep, running.disk.as_mut())? {
+        tracing::error!(
+            bytes,
+            max = SNAPSHOT_BYTES_MAX,
+            "the state is too large to be stored: the log grows"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! What is agreed: one replicated log, its disk, and the promises to those who asked for an entry.
+//!
+//! ```text
+//!   Propose ─▶ ControlActor ─▶ Driver ─▶ Engine ─▶ RawNode (raft)
+//!   FromPeer ─▶    │             │         └─ ready: send, store, sync, send, apply ─▶ Disk (sled | memory)
+//!   Tick ─────▶    │             ├─ StateMachine::apply ─▶ reply
+//!                  │             └─ Promises ─▶ the caller
+//!                  └─ Outbox ─▶ peers (the node owns the sockets)
+//!
+//!   group      who is in it                      machine    what it agrees on: the caller's trait
+//!   storage    the disk as a trait, the log as raft reads it
+//!   memory_disk  a disk that can be cut off      sled_disk  the disk of a node (records, mark)
+//!   envelope   messages between voters           engine     raft, without clock, socket and file
+//!   promises   who waits for which entry         driver     one voter's whole life, deterministic
+//!   actor      the shell with clock and thread   logging    raft's log lines, bridged to tracing
+//! ```
+//!
+//! Always true:
+//! - nothing is answered, and no vote or acknowledgement leaves, before what it rests on is synced;
+//! - the driver's world is its arguments: time, seed, disk and outbox. The same inputs give the same outputs;
+//! - a reply says what became of an entry or that nobody knows. It never says "no" of one that may be in the log.
+
+pub mod actor;
+pub mod driver;
+pub mod engine;
+pub mod envelope;
+pub mod group;
+mod logging;
+pub mod machine;
+mod mark;
+pub mod memory_disk;
+pub mod promises;
+mod records;
+pub mod sled_disk;
+pub mod storage;
+
+pub use actor::{ControlActor, ControlHandle, FromPeer, Propose, Query, QuorumAge, StatusNow, Stop};
+pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
+pub use engine::Position;
+pub use group::{GroupError, Identity, NodeId, Voters};
+pub use machine::{RestoreError, StateMachine};
+pub use sled_disk::SledFolder;
+pub use storage::{Disk, DiskError, DiskSource};
