@@ -9,6 +9,8 @@
 //! Always true: the same inputs give the same outputs. Nothing here knows a clock, a socket, a file, a
 //! thread or a random number; time and chance come in as arguments.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod ids;
 pub mod ownership;
 pub mod precopy;
