@@ -3,6 +3,7 @@
 //! ```text
 //!   ids ── units ── quantity          the words
 //!   ownership                         who may run a guest: licences, epochs, entries
+//!   registry                          what the cluster agrees on: nodes, guests, admission
 //!   precopy                           another round, switch over, or give up
 //! ```
 //!
@@ -15,6 +16,7 @@ pub mod ids;
 pub mod ownership;
 pub mod precopy;
 pub mod quantity;
+pub mod registry;
 pub mod units;
 
 pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};

@@ -11,6 +11,7 @@ impl Ownership {
     pub fn apply(&mut self, entry: Entry) -> Outcome {
         let name = entry.name();
         match entry {
+            Entry::Born { instance } => self.born(instance),
             Entry::Request { migration } => self.request(migration),
             Entry::Start { migration, target } => self.start(&migration, target),
             Entry::Decline { migration, epoch } => self.decline(&migration, epoch),
@@ -27,6 +28,21 @@ impl Ownership {
             Entry::Recover { instance } => self.recover(instance),
             Entry::Delete => self.delete(),
             Entry::Purged { node } => self.purged(&node),
+        }
+    }
+
+    fn born(&mut self, instance: InstanceId) -> Outcome {
+        match &self.life {
+            Life::Creating(node) => {
+                self.life = Life::Alive(Licence { node: node.clone(), instance });
+                self.epoch = Epoch::FIRST;
+                Ok(())
+            }
+            // Said again.
+            Life::Alive(owner) if owner.instance == instance && self.epoch == Epoch::FIRST => Ok(()),
+            Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+                Err(Refused::Life { entry: "Born", needs: "Creating", is: self.life.name() })
+            }
         }
     }
 
@@ -348,6 +364,7 @@ impl Life {
     /// Its name, as in messages.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Creating(_) => "Creating",
             Self::Alive(_) => "Alive",
             Self::Lost { .. } => "Lost",
             Self::Deleting(_) => "Deleting",

@@ -39,6 +39,11 @@ pub enum Testimony {
 /// What can be proposed. All that decide who may run name the epoch or compare the phase.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
+    /// The first runner of a new guest is made. The first one that is said wins.
+    Born {
+        /// The runner.
+        instance: InstanceId,
+    },
     /// Ask for a migration.
     Request {
         /// Its name.
@@ -150,6 +155,7 @@ impl Entry {
     /// Its name, as in messages.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Born { .. } => "Born",
             Self::Request { .. } => "Request",
             Self::Start { .. } => "Start",
             Self::Decline { .. } => "Decline",

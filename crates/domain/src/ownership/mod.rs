@@ -1,6 +1,8 @@
 //! Who may run a guest. The answer is a *licence*: one runner process and one epoch.
 //!
 //! ```text
+//!   Creating ─Born─▶ Alive
+//!
 //!   Request ─▶ Pending ─Start─▶ Preparing ─Accept─▶ Copying ─HandOver─▶ HandedOver ─Running─▶ Succeeded
 //!                ▲ └──Decline──────┘ │                 │ ▲ │                │  │  └(post-copy)▶ PostCopy ─AllPages─▶ ┘
 //!                │                   │        CallOff ─┘─┘ │       HandBack ┘  └─ Gone, Vouch ─▶ Failed, guest Lost
@@ -12,7 +14,7 @@
 //!   the phase and add 1 all the same. So exactly one of them wins an epoch, and a proposal that was delayed is
 //!   refused, never obeyed;
 //! - an epoch that is over never comes back: who sealed it stays sealed;
-//! - the owner changes in `HandOver`, `HandBack`, `Recover` and `Delete` alone; ended phases take no further entry of
+//! - the owner changes in `Born`, `HandOver`, `HandBack`, `Recover`, `Delete` and by loss alone; ended phases take no further entry of
 //!   their migration but the one that gives held permits back;
 //! - permits are taken in `Start` and given back once: in `Decline`, in the entry that ends the migration, or in the
 //!   one `Dropped` or `Vouch` after it;
@@ -64,6 +66,8 @@ pub struct Ownership {
 /// Whether a guest lives.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Life {
+    /// This node shall make its first runner.
+    Creating(NodeName),
     /// This runner may run it.
     Alive(Licence),
     /// Nobody runs it. What its last owner was, and the paused copy that is kept, if there is one.
@@ -226,12 +230,12 @@ impl Phase {
 }
 
 impl Ownership {
-    /// A new guest, whose runner may run it in its first epoch.
-    pub fn new(owner: Licence) -> Self {
+    /// A new guest, which this node shall make a runner for. Nobody may run it yet.
+    pub fn new(node: NodeName) -> Self {
         Self {
-            epoch: Epoch::FIRST,
-            holders: BTreeSet::from([owner.node.clone()]),
-            life: Life::Alive(owner),
+            epoch: Epoch(0),
+            holders: BTreeSet::from([node.clone()]),
+            life: Life::Creating(node),
             attempt: None,
             rollbacks: 0,
         }
@@ -241,7 +245,7 @@ impl Ownership {
     pub fn owner(&self) -> Option<&Licence> {
         match &self.life {
             Life::Alive(owner) => Some(owner),
-            Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+            Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
         }
     }
 
@@ -272,7 +276,7 @@ impl Ownership {
             Life::Lost { last, kept } => {
                 last.instance == instance || kept.as_ref().is_some_and(|kept| kept.instance == instance)
             }
-            Life::Deleting(_) | Life::Purged => false,
+            Life::Creating(_) | Life::Deleting(_) | Life::Purged => false,
         };
         in_phase || in_life
     }

@@ -20,7 +20,9 @@ fn m(n: u8) -> MigrationId {
 }
 
 fn new_guest() -> Ownership {
-    Ownership::new(licence("a", 1))
+    let mut guest = Ownership::new(node("a"));
+    guest.apply(Entry::Born { instance: id(1) }).expect("born");
+    guest
 }
 
 fn apply_all(guest: &mut Ownership, entries: impl IntoIterator<Item = Entry>) {
@@ -90,6 +92,7 @@ fn row(entry: &Entry) -> [bool; 8] {
     const T: bool = true;
     const F: bool = false;
     match entry {
+        Entry::Born { .. } => [F; 8],
         Entry::Request { .. } => [F, F, F, F, F, T, T, F],
         Entry::Start { .. } => [T, F, F, F, F, F, F, F],
         Entry::Decline { .. } => [F, T, F, F, F, F, F, F],
@@ -111,6 +114,7 @@ fn row(entry: &Entry) -> [bool; 8] {
 
 fn every_entry(epoch: Epoch) -> Vec<Entry> {
     vec![
+        Entry::Born { instance: id(9) },
         request(),
         start(),
         Entry::Decline { migration: m(1), epoch },
@@ -209,6 +213,15 @@ fn the_ninth_call_off_is_refused() {
     let epoch = guest.epoch;
     let ninth = guest.apply(Entry::CallOff { migration: m(1), epoch });
     assert_eq!(ninth, Err(Refused::CalledOffTooOften(m(1))));
+}
+
+#[test]
+fn the_first_runner_that_is_born_wins() {
+    let mut guest = Ownership::new(node("a"));
+    assert!(guest.owner().is_none() && guest.apply(request()).is_err());
+    apply_all(&mut guest, [Entry::Born { instance: id(1) }, Entry::Born { instance: id(1) }]);
+    assert!(guest.apply(Entry::Born { instance: id(2) }).is_err());
+    assert!(guest.licenses(id(1)) && guest.epoch == Epoch::FIRST);
 }
 
 #[test]
