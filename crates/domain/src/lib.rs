@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   ids ── units ── quantity          the words
+//!   agent                             what a node owes about a guest
 //!   ownership                         who may run a guest: licences, epochs, entries
 //!   registry                          what the cluster agrees on: nodes, guests, admission
 //!   precopy                           another round, switch over, or give up
@@ -12,8 +13,10 @@
 
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod agent;
 pub mod ids;
 pub mod ownership;
+pub mod planted;
 pub mod precopy;
 pub mod quantity;
 pub mod registry;

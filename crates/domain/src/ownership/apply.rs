@@ -3,6 +3,7 @@
 use super::{Attempt, CALL_OFFS_MAX, Entry, Licence, Life, Ownership, Permits, Phase, Refused, Side};
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 use crate::ownership::Transfer;
+use crate::planted;
 
 type Outcome = Result<(), Refused>;
 
@@ -131,15 +132,21 @@ impl Ownership {
             return Err(Refused::CalledOffTooOften(migration));
         }
         attempt.call_offs += 1;
-        self.epoch = self.epoch.next();
+        if !planted::is_on("epoch-stays") {
+            self.epoch = self.epoch.next();
+        }
         Ok(())
     }
 
     fn end(&mut self, migration: &MigrationId, side: Side, reason: String) -> Outcome {
         let epoch = self.epoch;
+        let mut taken_back = None;
         let attempt = self.current(migration, None)?;
         match &attempt.phase {
             Phase::Pending | Phase::Preparing { .. } | Phase::Copying { .. } => {}
+            Phase::HandedOver { source, .. } if planted::is_on("end-after-hand-over") => {
+                taken_back = Some(source.clone());
+            }
             Phase::HandedOver { target, .. } | Phase::PostCopy { target, .. } => {
                 return Err(Refused::HandedOver { node: target.node.clone(), epoch });
             }
@@ -155,7 +162,12 @@ impl Ownership {
             Side::Source | Side::Target => attempt.permits = Permits::None,
             Side::Control | Side::Operator => {}
         }
-        self.epoch = self.epoch.next();
+        if let Some(source) = taken_back {
+            self.life = Life::Alive(source);
+        }
+        if !planted::is_on("epoch-stays") {
+            self.epoch = self.epoch.next();
+        }
         Ok(())
     }
 
@@ -274,6 +286,9 @@ impl Ownership {
                 if source.instance == instance =>
             {
                 *source_gone = true;
+                if planted::is_on("source-loss-is-guest-loss") {
+                    self.lose_owner(why);
+                }
                 Ok(())
             }
             Phase::Pending
@@ -301,7 +316,13 @@ impl Ownership {
             attempt.phase = Phase::Failed { reason: format!("guest lost: {why}") };
             attempt.permits = Permits::None;
         }
-        self.life = Life::Lost { last: last.clone(), kept };
+        let last = last.clone();
+        if let (true, Some(kept)) = (planted::is_on("vouch-hands-back"), &kept) {
+            self.life = Life::Alive(kept.clone());
+            self.epoch = self.epoch.next();
+            return;
+        }
+        self.life = Life::Lost { last, kept };
     }
 
     fn recover(&mut self, instance: InstanceId) -> Outcome {
