@@ -173,23 +173,20 @@ fn owned(view: &Ownership, local: &Local, runner: &Runner) -> Option<Duty> {
     }
 }
 
-/// A licence and the complete guest of just the epoch before it.
+/// A licence, and the complete guest of just the epoch before it. A new guest has none before it: whatever epoch its
+/// licence has reached by now, it has never run.
 fn may_start(view: &Ownership, runner: &Runner, arrived: &Arrived) -> bool {
+    let Some(brought_by) = &arrived.migration else { return true };
     if arrived.sealed.next() != view.epoch && !planted::is_on("final-by-migration") {
         return false;
     }
-    match (view.attempt.as_ref().map(|attempt| (&attempt.migration, &attempt.phase)), &arrived.migration) {
-        (Some((migration, Phase::HandedOver { transfer, source_gone, .. })), Some(brought_by)) => {
-            // In post-copy the missing pages come while it runs, as long as there is somebody to send them.
-            let pages = match transfer {
-                Transfer::StopAndCopy => runner.whole,
-                Transfer::PostCopy => runner.whole || !source_gone,
-            };
-            migration == brought_by && pages
-        }
-        // A new guest, in its first epoch.
-        (_, None) => true,
-        (_, Some(_)) => false,
+    let Some(Phase::HandedOver { transfer, source_gone, .. }) = view.phase_of(brought_by) else {
+        return false;
+    };
+    match transfer {
+        Transfer::StopAndCopy => runner.whole,
+        // The missing pages come while it runs, as long as there is somebody to send them.
+        Transfer::PostCopy => runner.whole || !source_gone,
     }
 }
 
@@ -310,7 +307,10 @@ fn release(me: &NodeName, view: &Ownership, local: &Local) -> Option<Duty> {
     }
     let Permits::Held { source, target } = &attempt.permits else { return None };
     let part = source == me || target == me;
-    let incoming = local.runners.iter().any(|runner| matches!(runner.state, RunnerState::Incoming { .. }));
+    // A runner that waits for pages is part of the session; of a lost guest it is kept, for whoever has to choose.
+    let lost = matches!(view.life, Life::Lost { .. });
+    let waits = |runner: &Runner| matches!(runner.state, RunnerState::Incoming { .. });
+    let incoming = !lost && local.runners.iter().any(waits);
     let dropped = part && attempt.phase.is_over() && !local.transfers.contains(&migration) && !incoming;
     dropped.then_some(Duty::Propose(Entry::Dropped { migration }))
 }

@@ -26,3 +26,9 @@ pub fn is_on(bug: &str) -> bool {
 pub const fn is_on(_: &str) -> bool {
     false
 }
+
+/// Whether any bug is on in this thread.
+#[cfg(feature = "planted-bugs")]
+pub fn any() -> bool {
+    HERE.with(|here| here.get().is_some())
+}

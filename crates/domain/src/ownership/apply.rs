@@ -223,11 +223,12 @@ impl Ownership {
 
     fn hand_back(&mut self, migration: &MigrationId, epoch: Epoch) -> Outcome {
         let attempt = self.current(migration, Some(epoch))?;
-        let Phase::HandedOver { source, target, source_gone, .. } = &attempt.phase else {
+        let Phase::HandedOver { source, source_gone, .. } = &attempt.phase else {
             return Err(refuse("HandBack", &attempt.phase));
         };
         let life = if *source_gone {
-            Life::Lost { last: target.clone(), kept: None }
+            // What never started is no copy to go back to, and the source's is gone.
+            Life::Lost { last: source.clone(), kept: None }
         } else {
             Life::Alive(source.clone())
         };
