@@ -55,7 +55,10 @@ async fn die_in_the_first_round(world: &mut World, victim: &str) -> Outcome {
         .await?;
     assert!(killed.is_some(), "nobody was killed before the end: {moved:?}");
     let Moved::Failed(reason) = moved else { return Err(format!("{moved:?} without {victim}").into()) };
-    assert!(reason.contains(victim) || reason.contains("connection"), "the reason names no culprit: {reason}");
+    assert!(
+        reason.contains(victim) || reason.contains("connection"),
+        "the reason names no culprit: {reason}"
+    );
     let owner = world.cluster.ownership(&crate::support::world::guest()).map(|held| held.owner.node.clone());
     assert_eq!(owner, Some(node("node-a")));
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;

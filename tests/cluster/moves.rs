@@ -19,7 +19,10 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
     }
     assert_eq!(world.epoch(), Epoch::FIRST.0 + 2);
     let after = world.cluster.stats(&guest()).await?;
-    assert!(after.pages_written > before.pages_written && after.tick > before.tick, "it worked on all the time");
+    assert!(
+        after.pages_written > before.pages_written && after.tick > before.tick,
+        "it worked on all the time"
+    );
     let instances: Vec<_> = world.cluster.runners.iter().map(|runner| runner.instance).collect();
     let owner = world.cluster.ownership(&guest()).map(|held| held.owner.instance);
     assert_eq!((instances.len(), instances.last().copied()), (3, owner), "each move makes a runner");

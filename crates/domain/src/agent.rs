@@ -19,7 +19,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
-use crate::ownership::{Entry, Licence, Life, Ownership, Permits, Phase, Side, Testimony, Transfer};
+use crate::ownership::{Entry, Licence, Life, Mode, Ownership, Permits, Phase, Side, Testimony};
 use crate::planted;
 
 /// A runner of this guest on this node, as it says of itself.
@@ -180,13 +180,13 @@ fn may_start(view: &Ownership, runner: &Runner, arrived: &Arrived) -> bool {
     if arrived.sealed.next() != view.epoch && !planted::is_on("final-by-migration") {
         return false;
     }
-    let Some(Phase::HandedOver { transfer, source_gone, .. }) = view.phase_of(brought_by) else {
+    let Some(Phase::HandedOver { mode, source_gone, .. }) = view.phase_of(brought_by) else {
         return false;
     };
-    match transfer {
-        Transfer::StopAndCopy => runner.whole,
+    match mode {
+        Mode::StopAndCopy => runner.whole,
         // The missing pages come while it runs, as long as there is somebody to send them.
-        Transfer::PostCopy => runner.whole || !source_gone,
+        Mode::PostCopy => runner.whole || !source_gone,
     }
 }
 

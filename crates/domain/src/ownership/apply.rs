@@ -2,7 +2,7 @@
 
 use super::{Attempt, CALL_OFFS_MAX, Entry, Licence, Life, Ownership, Permits, Phase, Refused, Side};
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
-use crate::ownership::Transfer;
+use crate::ownership::Mode;
 use crate::planted;
 
 type Outcome = Result<(), Refused>;
@@ -17,7 +17,7 @@ impl Ownership {
             Entry::Start { migration, target } => self.start(&migration, target),
             Entry::Decline { migration, epoch } => self.decline(&migration, epoch),
             Entry::Accept { migration, epoch, instance } => self.accept(&migration, epoch, instance),
-            Entry::HandOver { migration, epoch, transfer } => self.hand_over(&migration, epoch, transfer),
+            Entry::HandOver { migration, epoch, mode } => self.hand_over(&migration, epoch, mode),
             Entry::CallOff { migration, epoch } => self.call_off(migration, epoch),
             Entry::End { migration, side, reason } => self.end(&migration, side, reason),
             Entry::Dropped { migration } => self.dropped(&migration),
@@ -110,14 +110,14 @@ impl Ownership {
         }
     }
 
-    fn hand_over(&mut self, migration: &MigrationId, epoch: Epoch, transfer: Transfer) -> Outcome {
+    fn hand_over(&mut self, migration: &MigrationId, epoch: Epoch, mode: Mode) -> Outcome {
         let attempt = self.current(migration, Some(epoch))?;
         let Phase::Copying { source, target } = &attempt.phase else {
             return Err(refuse("HandOver", &attempt.phase));
         };
         let (source, target) = (source.clone(), target.clone());
         let owner = target.clone();
-        attempt.phase = Phase::HandedOver { source, target, transfer, source_gone: false };
+        attempt.phase = Phase::HandedOver { source, target, mode, source_gone: false };
         self.life = Life::Alive(owner);
         self.epoch = self.epoch.next();
         Ok(())
@@ -183,12 +183,12 @@ impl Ownership {
     fn running(&mut self, migration: &MigrationId, epoch: Epoch) -> Outcome {
         let attempt = self.current(migration, Some(epoch))?;
         match &attempt.phase {
-            Phase::HandedOver { transfer: Transfer::StopAndCopy, .. } => {
+            Phase::HandedOver { mode: Mode::StopAndCopy, .. } => {
                 attempt.phase = Phase::Succeeded;
                 attempt.permits = Permits::None;
                 Ok(())
             }
-            Phase::HandedOver { source, target, transfer: Transfer::PostCopy, source_gone } => {
+            Phase::HandedOver { source, target, mode: Mode::PostCopy, source_gone } => {
                 let (source, target, source_gone) = (source.clone(), target.clone(), *source_gone);
                 attempt.phase = Phase::PostCopy { source, target, source_gone };
                 Ok(())

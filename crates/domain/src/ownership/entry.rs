@@ -6,7 +6,7 @@ use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 
 /// How the missing pages come after a hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Transfer {
+pub enum Mode {
     /// All before the guest runs.
     StopAndCopy,
     /// While it runs.
@@ -79,7 +79,7 @@ pub enum Entry {
         /// The sealed epoch.
         epoch: Epoch,
         /// How the missing pages come.
-        transfer: Transfer,
+        mode: Mode,
     },
     /// The source takes its pause back; copying goes on under the next epoch.
     CallOff {

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 
-pub use entry::{Entry, Refused, Side, Testimony, Transfer};
+pub use entry::{Entry, Mode, Refused, Side, Testimony};
 
 /// How often one migration may be called off; then it ends. Each costs the guest a pause.
 pub const CALL_OFFS_MAX: u8 = 8;
@@ -122,7 +122,7 @@ pub enum Phase {
         /// The owner.
         target: Licence,
         /// How the missing pages come.
-        transfer: Transfer,
+        mode: Mode,
         /// The source's copy is gone.
         source_gone: bool,
     },

@@ -43,8 +43,8 @@ fn accept(epoch: Epoch) -> Entry {
     Entry::Accept { migration: m(1), epoch, instance: id(2) }
 }
 
-fn hand_over(epoch: Epoch, transfer: Transfer) -> Entry {
-    Entry::HandOver { migration: m(1), epoch, transfer }
+fn hand_over(epoch: Epoch, mode: Mode) -> Entry {
+    Entry::HandOver { migration: m(1), epoch, mode }
 }
 
 fn end(side: Side) -> Entry {
@@ -58,19 +58,19 @@ fn in_every_phase() -> Vec<(Ownership, Epoch)> {
         vec![request()],
         vec![request(), start()],
         vec![request(), start(), accept(e)],
-        vec![request(), start(), accept(e), hand_over(e, Transfer::StopAndCopy)],
+        vec![request(), start(), accept(e), hand_over(e, Mode::StopAndCopy)],
         vec![
             request(),
             start(),
             accept(e),
-            hand_over(e, Transfer::PostCopy),
+            hand_over(e, Mode::PostCopy),
             Entry::Running { migration: m(1), epoch: e.next() },
         ],
         vec![
             request(),
             start(),
             accept(e),
-            hand_over(e, Transfer::StopAndCopy),
+            hand_over(e, Mode::StopAndCopy),
             Entry::Running { migration: m(1), epoch: e.next() },
         ],
         vec![request(), start(), end(Side::Source)],
@@ -119,7 +119,7 @@ fn every_entry(epoch: Epoch) -> Vec<Entry> {
         start(),
         Entry::Decline { migration: m(1), epoch },
         accept(epoch),
-        hand_over(epoch, Transfer::StopAndCopy),
+        hand_over(epoch, Mode::StopAndCopy),
         Entry::CallOff { migration: m(1), epoch },
         end(Side::Target),
         Entry::Dropped { migration: m(1) },
@@ -179,9 +179,9 @@ fn copying() -> Ownership {
     guest
 }
 
-fn handed_over(transfer: Transfer) -> Ownership {
+fn handed_over(mode: Mode) -> Ownership {
     let mut guest = copying();
-    apply_all(&mut guest, [hand_over(Epoch::FIRST, transfer)]);
+    apply_all(&mut guest, [hand_over(Epoch::FIRST, mode)]);
     guest
 }
 
@@ -191,7 +191,7 @@ fn a_hand_over_that_was_called_off_is_refused_however_late() {
     for give_up in [Entry::CallOff { migration: m(1), epoch: Epoch::FIRST }, end(Side::Source)] {
         let mut guest = copying();
         apply_all(&mut guest, [give_up]);
-        let late = guest.apply(hand_over(Epoch::FIRST, Transfer::StopAndCopy));
+        let late = guest.apply(hand_over(Epoch::FIRST, Mode::StopAndCopy));
         assert!(matches!(late, Err(Refused::EpochOver { .. })));
         assert!(guest.licenses(id(1)));
     }
@@ -199,7 +199,7 @@ fn a_hand_over_that_was_called_off_is_refused_however_late() {
 
 #[test]
 fn cancel_and_hand_over_compete_and_one_wins() {
-    let mut guest = handed_over(Transfer::StopAndCopy);
+    let mut guest = handed_over(Mode::StopAndCopy);
     let refused = guest.apply(end(Side::Operator)).expect_err("too late").to_string();
     assert_eq!(refused, "already handed over to b, epoch 2: it can not be taken back");
 }
@@ -226,7 +226,7 @@ fn the_first_runner_that_is_born_wins() {
 
 #[test]
 fn a_hand_back_returns_the_guest_to_its_source() {
-    let mut guest = handed_over(Transfer::StopAndCopy);
+    let mut guest = handed_over(Mode::StopAndCopy);
     let epoch = guest.epoch;
     apply_all(&mut guest, [Entry::HandBack { migration: m(1), epoch, testimony: Testimony::NeverStarted }]);
     assert!(guest.licenses(id(1)) && guest.epoch == epoch.next());
@@ -235,7 +235,7 @@ fn a_hand_back_returns_the_guest_to_its_source() {
 /// A power-off proves "does not run", not "did not run": going back is a second, explicit act.
 #[test]
 fn a_vouched_target_makes_the_guest_lost_and_recovery_is_recorded() {
-    let mut guest = handed_over(Transfer::StopAndCopy);
+    let mut guest = handed_over(Mode::StopAndCopy);
     apply_all(&mut guest, [Entry::Vouch { node: node("b"), instances: vec![id(2)] }]);
     let kept = Some(licence("a", 1));
     assert_eq!(guest.life, Life::Lost { last: licence("b", 2), kept });
@@ -248,7 +248,7 @@ fn a_vouched_target_makes_the_guest_lost_and_recovery_is_recorded() {
 /// A vouch names the instances it is about: late, or a second time, it touches no guest that came afterwards.
 #[test]
 fn a_late_vouch_touches_no_later_instance() {
-    let mut guest = handed_over(Transfer::StopAndCopy);
+    let mut guest = handed_over(Mode::StopAndCopy);
     apply_all(&mut guest, [Entry::Running { migration: m(1), epoch: Epoch(2) }]);
     let late = Entry::Vouch { node: node("b"), instances: vec![id(9)] };
     assert_eq!(guest.apply(late), Err(Refused::NoPart(id(9))));
@@ -257,7 +257,7 @@ fn a_late_vouch_touches_no_later_instance() {
 
 #[test]
 fn a_lost_source_in_post_copy_is_for_the_target_to_judge() {
-    let mut guest = handed_over(Transfer::PostCopy);
+    let mut guest = handed_over(Mode::PostCopy);
     apply_all(&mut guest, [Entry::Gone { instance: id(1) }]);
     assert!(guest.licenses(id(2)), "the target may hold every page");
     let mut whole = guest.clone();
@@ -269,7 +269,7 @@ fn a_lost_source_in_post_copy_is_for_the_target_to_judge() {
 
 #[test]
 fn a_deleted_guest_is_purged_by_all_that_ever_held_it() {
-    let mut guest = handed_over(Transfer::StopAndCopy);
+    let mut guest = handed_over(Mode::StopAndCopy);
     apply_all(&mut guest, [Entry::Delete]);
     assert!(guest.owner().is_none());
     assert!(matches!(guest.apply(Entry::Recover { instance: id(1) }), Err(Refused::Life { .. })));
@@ -292,8 +292,8 @@ fn any_entry() -> impl Strategy<Value = Entry> {
                 2 => Entry::Decline { migration, epoch },
                 3 => Entry::Accept { migration, epoch, instance },
                 4 | 5 => {
-                    let transfer = if flag { Transfer::PostCopy } else { Transfer::StopAndCopy };
-                    Entry::HandOver { migration, epoch, transfer }
+                    let mode = if flag { Mode::PostCopy } else { Mode::StopAndCopy };
+                    Entry::HandOver { migration, epoch, mode }
                 }
                 6 => Entry::CallOff { migration, epoch },
                 7 => Entry::End { migration, side: if flag { Side::Operator } else { Side::Source }, reason },

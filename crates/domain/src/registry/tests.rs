@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ids::Epoch;
-use crate::ownership::{Side, Transfer};
+use crate::ownership::{Mode, Side};
 use proptest::prelude::*;
 
 const GIB: u64 = 1 << 30;
@@ -208,7 +208,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 0 | 1 => Command::Migrate { guest, migration, target: None },
                 2..=4 => Command::Admit { guest, migration, target: node_name },
                 5 => entry(Entry::Accept { migration, epoch, instance: instance(100 + n * 10 + m) }),
-                6 => entry(Entry::HandOver { migration, epoch, transfer: Transfer::StopAndCopy }),
+                6 => entry(Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy }),
                 7 => entry(Entry::Running { migration, epoch }),
                 8 => entry(Entry::End { migration, side: Side::Operator, reason: "asked".into() }),
                 9 => entry(Entry::End { migration, side: Side::Source, reason: "asked".into() }),

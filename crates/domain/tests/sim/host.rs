@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use godwit_domain::agent::{Arrived, Local, Runner, RunnerState, Tombstone};
-use godwit_domain::ownership::Transfer;
+use godwit_domain::ownership::Mode;
 use godwit_domain::{Epoch, InstanceId, MigrationId, planted};
 
 /// A runner process. It outlives the node process.
@@ -52,7 +52,7 @@ pub(crate) struct Host {
     pub(crate) commands: VecDeque<Command>,
     pub(crate) outbound: Outbound,
     /// In post-copy, whether the mode of the hand-over under way is known to be that.
-    pub(crate) transfer: Transfer,
+    pub(crate) mode: Mode,
 }
 
 impl Host {
@@ -66,7 +66,7 @@ impl Host {
             view: 0,
             commands: VecDeque::new(),
             outbound: Outbound::None,
-            transfer: Transfer::StopAndCopy,
+            mode: Mode::StopAndCopy,
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use godwit_domain::agent::{Arrived, Duty, RunnerState, duties};
-use godwit_domain::ownership::{Entry, Life, Ownership, Permits, Phase, Side, Transfer};
+use godwit_domain::ownership::{Entry, Life, Mode, Ownership, Permits, Phase, Side};
 use godwit_domain::registry::{BootId, Command, GuestUid, Node, Registry, Stamped};
 use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName, planted};
 
@@ -22,7 +22,7 @@ struct Final {
     sealed: Epoch,
     target: InstanceId,
     age: u64,
-    transfer: Transfer,
+    mode: Mode,
 }
 
 pub(crate) struct World {
@@ -335,8 +335,7 @@ impl World {
                 self.hosts[at].outbound = Outbound::Copying(migration);
             }
             Outbound::Copying(_) if state == RunnerState::Running(epoch) => {
-                self.hosts[at].transfer =
-                    self.random.choice([Transfer::StopAndCopy, Transfer::PostCopy]).expect("one");
+                self.hosts[at].mode = self.random.choice([Mode::StopAndCopy, Mode::PostCopy]).expect("one");
                 self.hosts[at].outbound = Outbound::Pausing(migration, epoch);
                 self.order(at, Order::Pause(instance, epoch));
             }
@@ -353,19 +352,19 @@ impl World {
         let migration = attempt.migration.clone();
         let Phase::Copying { target, .. } = &attempt.phase else { return };
         let target = target.instance;
-        let transfer = self.hosts[at].transfer;
+        let mode = self.hosts[at].mode;
         match self.random.u32(0..10) {
             0..4 => {
                 let withheld = self.hosts[at].withheld.contains(&(instance, epoch));
                 if !withheld {
                     let age = self.hosts[at].process(instance).map_or(0, |process| process.age);
-                    self.finals.push(Final { migration, sealed: epoch, target, age, transfer });
+                    self.finals.push(Final { migration, sealed: epoch, target, age, mode });
                     if let Outbound::Sealed { final_left, .. } = &mut self.hosts[at].outbound {
                         *final_left = true;
                     }
                 }
             }
-            4..7 => self.propose(Entry::HandOver { migration, epoch, transfer }),
+            4..7 => self.propose(Entry::HandOver { migration, epoch, mode }),
             7 => self.propose(Entry::CallOff { migration, epoch }),
             8 if self.random.u32(0..3) == 0 => {
                 self.propose(Entry::End { migration, side: Side::Source, reason: "the link is lost".into() });
@@ -392,8 +391,8 @@ impl World {
             let Some(age) = self.hosts[at].process(source.instance).map(|process| process.age) else {
                 return;
             };
-            let transfer = self.hosts[at].transfer;
-            self.finals.push(Final { migration, sealed: epoch, target, age, transfer });
+            let mode = self.hosts[at].mode;
+            self.finals.push(Final { migration, sealed: epoch, target, age, mode });
             self.hosts[at].outbound =
                 Outbound::Sealed { migration: attempt.migration.clone(), epoch, final_left: true };
         }
@@ -402,16 +401,16 @@ impl World {
     /// A restarted source of a handed-over guest sends its `Final` again: always the same guest.
     fn resend_final(&mut self, at: usize, view: &Ownership) {
         let Some(attempt) = &view.attempt else { return };
-        let Phase::HandedOver { source, target, transfer, .. } = &attempt.phase else { return };
+        let Phase::HandedOver { source, target, mode, .. } = &attempt.phase else { return };
         let sealed = Epoch(view.epoch.0 - 1);
-        let (migration, target, transfer) = (attempt.migration.clone(), target.instance, *transfer);
+        let (migration, target, mode) = (attempt.migration.clone(), target.instance, *mode);
         if source.node != self.names[at] || self.hosts[at].withheld.contains(&(source.instance, sealed)) {
             return;
         }
         let Some(process) = self.hosts[at].process(source.instance) else { return };
         if process.runner.state == RunnerState::Paused(sealed) {
             let age = process.age;
-            self.finals.push(Final { migration, sealed, target, age, transfer });
+            self.finals.push(Final { migration, sealed, target, age, mode });
         }
     }
 
@@ -499,7 +498,7 @@ impl World {
                 if newer {
                     *arrived = Some(Arrived { migration: Some(last.migration.clone()), sealed: last.sealed });
                     process.age = last.age;
-                    process.runner.whole = last.transfer == Transfer::StopAndCopy;
+                    process.runner.whole = last.mode == Mode::StopAndCopy;
                 }
             }
         }
