@@ -60,7 +60,8 @@ async fn die_in_the_first_round(world: &mut World, victim: &str) -> Outcome {
         reason.contains(victim) || reason.contains("connection"),
         "the reason names no culprit: {reason}"
     );
-    let owner = world.cluster.ownership(&guest()).map(|held| held.owner.node.clone());
+    let owner =
+        world.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.node.clone());
     assert_eq!(owner, Some(node("node-a")));
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
     assert_eq!(seen.lost, 0, "{seen:?}");

@@ -184,6 +184,7 @@ fn final_frame(state_bytes: u32) -> SourceFrame {
 async fn prepare(world: &mut World, number: u32) -> Result<Preamble, Box<dyn Error>> {
     let migration: godwit_domain::MigrationId = format!("prepared-{number}").parse()?;
     let start = Entry::Start { migration: migration.clone(), target: node("node-b") };
+    world.cluster.agree(&guest(), Entry::Request { migration: migration.clone() }).await?;
     world.cluster.agree(&guest(), start).await?;
     let epoch = Epoch(world.epoch());
     let (source, memory_bytes) = (node("node-a"), MEMORY * MIB);

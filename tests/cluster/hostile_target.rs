@@ -95,6 +95,7 @@ async fn begin(world: &mut World, endpoint: &Endpoint, number: u8) -> Outcome {
     let (epoch, token) = (Epoch(world.epoch()), InstanceId::from_random([number; 16]));
     let start = Entry::Start { migration: migration.clone(), target: node("node-b") };
     let accept = Entry::Accept { migration: migration.clone(), epoch, instance: token };
+    world.cluster.agree(&guest(), Entry::Request { migration: migration.clone() }).await?;
     world.cluster.agree(&guest(), start).await?;
     world.cluster.agree(&guest(), accept).await?;
     let (target, address, settings) = (node("node-b"), endpoint.local_addr()?, unlimited());

@@ -24,7 +24,7 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
         "it worked on all the time"
     );
     let instances: Vec<_> = world.cluster.runners.iter().map(|runner| runner.instance).collect();
-    let owner = world.cluster.ownership(&guest()).map(|held| held.owner.instance);
+    let owner = world.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.instance);
     assert_eq!((instances.len(), instances.last().copied()), (3, owner), "each move makes a runner");
     Ok(())
 }

@@ -111,7 +111,8 @@ impl World {
         let report = self.move_to(target, unlimited()).await?;
         let seen = self.ticks_after(since, monotonic_ns(), target).await;
         assert_eq!(seen.lost, 0, "ticks lost or written twice in the move to {target}: {seen:?}");
-        let owner = self.cluster.ownership(&guest()).map(|held| held.owner.node.clone());
+        let owner =
+            self.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.node.clone());
         assert_eq!(owner, Some(node(target)), "the ledger's owner after the move");
         assert_eq!(self.epoch(), epoch + 1, "a move makes one new epoch");
         assert_eq!(self.wrong_pages().await?, 0, "pages wrong after the move to {target}");

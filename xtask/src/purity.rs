@@ -110,7 +110,8 @@ fn foreign(tree: &str, may_use: &[&str]) -> Vec<String> {
 
 /// What a pure crate's file holds that it must not.
 fn impure(source: &Source) -> Vec<Finding> {
-    if !PURE.iter().any(|name| source.is_in_crate(name)) {
+    // A pure crate's own tests may read the seed that they replay.
+    if !PURE.iter().any(|name| source.path.starts_with(format!("crates/{name}/src/"))) {
         return Vec::new();
     }
     let words = source.words().filter_map(|word| {

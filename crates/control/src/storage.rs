@@ -176,7 +176,7 @@ impl LogStorage {
     pub(crate) fn new(stored: Stored, applied: u64) -> Self {
         let mut hard = stored.hard;
         // What was applied was agreed, even if the disk's note of it is older: that note need not be synced.
-        
+        hard.commit = hard.commit.max(applied);
         let snapshot = stored.snapshot.map(|mut snapshot| snapshot.take_metadata()).unwrap_or_default();
         Self {
             hard,

@@ -28,7 +28,7 @@ fn voters_agree_and_lose_nothing_acknowledged() {
 
 #[test]
 fn a_seed_gives_the_same_world_twice() {
-    for seed in 0..5 {
+    for seed in 0..40 {
         let trace = || {
             let mut world = World::new(seed);
             world.run();

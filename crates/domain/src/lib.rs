@@ -2,17 +2,24 @@
 //!
 //! ```text
 //!   ids ── units ── quantity          the words
+//!   agent                             what a node owes about a guest
 //!   ownership                         who may run a guest: licences, epochs, entries
+//!   registry                          what the cluster agrees on: nodes, guests, admission
 //!   precopy                           another round, switch over, or give up
 //! ```
 //!
 //! Always true: the same inputs give the same outputs. Nothing here knows a clock, a socket, a file, a
 //! thread or a random number; time and chance come in as arguments.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
+pub mod agent;
 pub mod ids;
 pub mod ownership;
+pub mod planted;
 pub mod precopy;
 pub mod quantity;
+pub mod registry;
 pub mod units;
 
 pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};

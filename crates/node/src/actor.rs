@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
-use godwit_domain::ownership::{Entry, Ownership};
+use godwit_domain::ownership::{Entry, Ownership, Side};
 use godwit_domain::{GuestName, InstanceId, MigrationId, NodeName, PageCount};
 use godwit_guest::client::Attached;
 use godwit_transfer::actor::{self, TransferActor};
@@ -158,7 +158,7 @@ impl NodeActor {
         match unfit {
             Some(reason) => {
                 let migration = arriving.migration;
-                self.tell(ctx, Fact::Proposal { guest, entry: Entry::End { migration, reason } });
+                self.tell(ctx, Fact::Proposal { guest, entry: end_by(Side::Target, migration, reason) });
             }
             None => self.start_runner(ctx, guest, Some(arriving), Spec::Incoming(memory_bytes)),
         }
@@ -167,7 +167,7 @@ impl NodeActor {
     fn migrate(&mut self, ctx: &mut Context<Self>, guest: GuestName, order: MigrateOrder) {
         let Some(attached) = self.guests.get(&guest).cloned() else {
             let reason = format!("guest {guest} is not on node {}", self.name);
-            let entry = Entry::End { migration: order.migration, reason };
+            let entry = end_by(Side::Source, order.migration, reason);
             return self.tell(ctx, Fact::Proposal { guest, entry });
         };
         if self.transfers.contains_key(&order.migration) {
@@ -177,7 +177,7 @@ impl NodeActor {
         let drawn = random(&mut session);
         let MigrateOrder { migration, target, address, token, epoch, settings } = order;
         if let Err(error) = drawn {
-            let entry = Entry::End { migration, reason: error.to_string() };
+            let entry = end_by(Side::Source, migration, error.to_string());
             return self.tell(ctx, Fact::Proposal { guest, entry });
         }
         let outbound = Outbound {
@@ -216,7 +216,7 @@ impl NodeActor {
         let memory = match attached.memory() {
             Ok(memory) => memory,
             Err(error) => {
-                let entry = Entry::End { migration, reason: format!("guest memory: {error}") };
+                let entry = end_by(Side::Target, migration, format!("guest memory: {error}"));
                 return self.tell(ctx, Fact::Proposal { guest, entry });
             }
         };
@@ -311,6 +311,11 @@ struct MigrateOrder {
     settings: godwit_wire::orders::Settings,
 }
 
+/// The end of a migration, as one of its two nodes proposes it.
+fn end_by(side: Side, migration: MigrationId, reason: String) -> Entry {
+    Entry::End { migration, side, reason }
+}
+
 fn random(bytes: &mut [u8]) -> std::io::Result<()> {
     // The kernel gives up to 256 bytes whole.
     rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
@@ -392,7 +397,10 @@ impl Handler<Attachment> for NodeActor {
                 return match arriving {
                     None => self.refuse(ctx, &guest, reason),
                     Some(Arriving { migration, .. }) => {
-                        self.tell(ctx, Fact::Proposal { guest, entry: Entry::End { migration, reason } });
+                        self.tell(
+                            ctx,
+                            Fact::Proposal { guest, entry: end_by(Side::Target, migration, reason) },
+                        );
                     }
                 };
             }

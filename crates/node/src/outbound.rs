@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Phase};
+use godwit_domain::ownership::{Entry, Phase, Side};
 use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName, PAGE_BYTES};
 use godwit_guest::client::Attached;
 use godwit_transfer::drive::source::{self, Source};
@@ -49,7 +49,7 @@ pub async fn run(outbound: Outbound, mut told: mpsc::Receiver<Told>, tells: mpsc
         Ok(source) => source::run(source, told, tells).await,
         Err(reason) => {
             tracing::warn!(reason, "the migration did not begin");
-            let end = Entry::End { migration: migration.clone(), reason: reason.clone() };
+            let end = Entry::End { migration: migration.clone(), side: Side::Source, reason: reason.clone() };
             let _ = tells.send(Tells::Proposal(end)).await;
             until_over(&migration, &mut told).await;
             let _ = tells.send(Tells::Ended(Report::Failed { reason })).await;
@@ -96,11 +96,10 @@ async fn prepare(outbound: Outbound) -> Result<Source<Handle>, String> {
 
 async fn until_over(migration: &MigrationId, told: &mut mpsc::Receiver<Told>) {
     while let Some(order) = told.recv().await {
-        if let Told::View(ownership) = order {
-            let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == *migration);
-            if ours.is_none_or(|attempt| matches!(attempt.phase, Phase::Failed { .. } | Phase::Succeeded)) {
-                return;
-            }
+        if let Told::View(ownership) = order
+            && ownership.phase_of(migration).is_none_or(Phase::is_over)
+        {
+            return;
         }
     }
 }

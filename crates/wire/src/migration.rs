@@ -17,6 +17,8 @@
 use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName, Round};
 use serde::{Deserialize, Serialize};
 
+pub use godwit_domain::ownership::Mode;
+
 use crate::codec::Blob;
 
 /// Largest body of a control frame, in bytes.
@@ -174,15 +176,6 @@ pub struct Final {
     pub batches: u64,
     /// How the missing pages come.
     pub mode: Mode,
-}
-
-/// How a migration ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mode {
-    /// Every page arrives before the guest runs.
-    StopAndCopy,
-    /// The guest runs and missing pages follow.
-    PostCopy,
 }
 
 /// What the target says.

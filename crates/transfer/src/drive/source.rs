@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use godwit_domain::ownership::{Entry, Phase};
+use godwit_domain::ownership::{Entry, Phase, Side};
 use godwit_domain::{InstanceId, MigrationId};
 use godwit_memory::tracker::TrackerError;
 use godwit_memory::{Memfd, PageSet, Tracker};
@@ -197,12 +197,13 @@ impl Driver {
             }
             Action::Save => self.ask_runner(RunnerJob::Save),
             Action::Resume(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
-            Action::ProposeHandOver(epoch) => {
-                self.propose(Entry::HandOver { migration: self.migration.clone(), epoch }).await;
+            Action::ProposeHandOver(epoch, mode) => {
+                self.propose(Entry::HandOver { migration: self.migration.clone(), epoch, mode }).await;
             }
             Action::ProposeEnd(reason) => {
                 tracing::warn!(reason, "giving up");
-                self.propose(Entry::End { migration: self.migration.clone(), reason }).await;
+                self.propose(Entry::End { migration: self.migration.clone(), side: Side::Source, reason })
+                    .await;
             }
             Action::Finish(outcome) => return Some(self.finish(outcome)),
         }
@@ -259,7 +260,8 @@ impl Driver {
             }
             Told::View(ownership) => {
                 let phase = ownership.attempt.as_ref().map(|attempt| &attempt.phase);
-                if matches!(phase, Some(Phase::HandedOver | Phase::Succeeded)) {
+                if matches!(phase, Some(Phase::HandedOver { .. } | Phase::PostCopy { .. } | Phase::Succeeded))
+                {
                     self.times.committed.get_or_insert(self.clock.now());
                 }
                 self.session.view(&ownership);

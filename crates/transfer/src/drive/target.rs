@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use godwit_domain::ownership::Entry;
+use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_memory::Memfd;
 use godwit_wire::batch::Batch;
@@ -189,9 +189,13 @@ impl Driver {
             Action::ProposeRunning(epoch) => {
                 self.propose(Entry::Running { migration: self.migration.clone(), epoch }).await;
             }
+            Action::ProposeAllPages(epoch) => {
+                self.propose(Entry::AllPages { migration: self.migration.clone(), epoch }).await;
+            }
             Action::ProposeEnd(reason) => {
                 tracing::warn!(reason, "giving up");
-                self.propose(Entry::End { migration: self.migration.clone(), reason }).await;
+                self.propose(Entry::End { migration: self.migration.clone(), side: Side::Target, reason })
+                    .await;
             }
             Action::Finish(Ok(())) => return Some(Report::Target { resume_us: micros(self.resume) }),
             Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),

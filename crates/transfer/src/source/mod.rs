@@ -76,7 +76,7 @@ pub enum Action {
     /// Save the device state, then call [`SourceSession::saved`].
     Save,
     /// Propose that the target shall own the guest.
-    ProposeHandOver(Epoch),
+    ProposeHandOver(Epoch, Mode),
     /// Propose the end of this migration.
     ProposeEnd(String),
     /// Resume the guest (or relabel a running one) under this epoch.
@@ -220,12 +220,23 @@ impl SourceSession {
         }
         match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
             (_, Stage::Over) => {}
-            (Some(Phase::HandedOver), Stage::Closing { state, .. }) => {
+            (Some(Phase::HandedOver { .. }), Stage::Closing { state, .. }) => {
                 self.stage = Stage::HandedOver { state }
             }
             (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
-            (Some(Phase::Preparing | Phase::Copying { .. } | Phase::HandedOver), stage) => self.stage = stage,
-            (Some(Phase::Failed { reason }), _) => self.ended(ownership, reason.clone()),
+            (
+                Some(
+                    Phase::Preparing { .. }
+                    | Phase::Copying { .. }
+                    | Phase::HandedOver { .. }
+                    | Phase::PostCopy { .. },
+                ),
+                stage,
+            ) => self.stage = stage,
+            (Some(Phase::Failed { reason } | Phase::Cancelled { reason }), _) => {
+                self.ended(ownership, reason.clone());
+            }
+            (Some(Phase::Pending), _) => self.ended(ownership, "the target declined".into()),
             (None, _) => self.ended(ownership, "another migration of this guest has begun".into()),
         }
     }
@@ -447,12 +458,12 @@ impl SourceSession {
     fn propose_if_near(&mut self, now: Duration) {
         let left = self.rounds.left_bytes(self.unacknowledged());
         let near = time_for(left, self.rounds.send_rate(now)) <= self.setup.commit_estimate;
-        let epoch = self.setup.epoch;
+        let (epoch, mode) = (self.setup.epoch, self.setup.mode);
         if let Stage::Closing { proposed: proposed @ false, .. } = &mut self.stage
             && (near || self.target_complete)
         {
             *proposed = true;
-            self.actions.push_back(Action::ProposeHandOver(epoch));
+            self.actions.push_back(Action::ProposeHandOver(epoch, mode));
         }
     }
 

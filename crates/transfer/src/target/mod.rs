@@ -41,6 +41,8 @@ pub enum Action {
     Run(Epoch),
     /// Propose that the guest runs here.
     ProposeRunning(Epoch),
+    /// Propose that every page is here: the source may let go.
+    ProposeAllPages(Epoch),
     /// Propose the end of this migration.
     ProposeEnd(String),
     /// It is over. An instance that never ran is discarded.
@@ -89,8 +91,8 @@ enum Stage {
     Starting,
     /// It runs; in post-copy some pages may still be missing.
     Running(Epoch),
-    /// It runs and nothing is missing, which was proposed.
-    Said,
+    /// It runs and nothing is missing any more, which was proposed.
+    Whole,
     Over,
 }
 
@@ -209,7 +211,7 @@ impl TargetSession {
             link.written += 1;
             link.written_pages += pages;
         }
-        self.say_that_it_runs();
+        self.say_when_all_is_here();
         self.check_complete()
     }
 
@@ -247,7 +249,8 @@ impl TargetSession {
     pub fn running(&mut self, epoch: Epoch) {
         if matches!(self.stage, Stage::Starting) {
             self.stage = Stage::Running(epoch);
-            self.say_that_it_runs();
+            self.actions.push_back(Action::ProposeRunning(epoch));
+            self.say_when_all_is_here();
         }
     }
 
@@ -255,13 +258,19 @@ impl TargetSession {
     pub fn view(&mut self, ownership: &Ownership) {
         let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.migration);
         match ours.map(|attempt| &attempt.phase) {
-            Some(Phase::HandedOver) if ownership.licenses(self.instance) => {
+            Some(Phase::HandedOver { .. }) if ownership.licenses(self.instance) => {
                 self.licence = Some(ownership.epoch);
                 self.run_if_licensed();
             }
             Some(Phase::Succeeded) => self.finish(Ok(())),
-            Some(Phase::Preparing | Phase::Copying { .. } | Phase::HandedOver) => {}
-            Some(Phase::Failed { reason }) => self.finish(Err(reason.clone())),
+            Some(
+                Phase::Pending
+                | Phase::Preparing { .. }
+                | Phase::Copying { .. }
+                | Phase::HandedOver { .. }
+                | Phase::PostCopy { .. },
+            ) => {}
+            Some(Phase::Failed { reason } | Phase::Cancelled { reason }) => self.finish(Err(reason.clone())),
             None => self.finish(Err("another migration of this guest has begun".into())),
         }
     }
@@ -273,7 +282,7 @@ impl TargetSession {
                 self.actions.push_back(Action::Send(TargetFrame::Failed { message: reason.clone() }));
                 self.actions.push_back(Action::ProposeEnd(reason));
             }
-            Stage::Starting | Stage::Running(_) | Stage::Said | Stage::Over => {}
+            Stage::Starting | Stage::Running(_) | Stage::Whole | Stage::Over => {}
         }
     }
 
@@ -306,7 +315,7 @@ impl TargetSession {
 
     /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
     pub fn has_started(&self) -> bool {
-        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Said)
+        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Whole)
     }
 
     // ---- how ------------------------------------------------------------------------------------------------
@@ -439,15 +448,14 @@ impl TargetSession {
         }
     }
 
-    /// The source lets go when it sees this: so not while a page is missing.
-    fn say_that_it_runs(&mut self) {
-        let missing = self.missing.as_ref().is_some_and(|missing| !missing.is_empty());
+    /// After a post-copy, the source lets go when it sees this: so not while a page is missing.
+    fn say_when_all_is_here(&mut self) {
+        let whole = self.missing.as_ref().is_some_and(PageSet::is_empty) && self.writing.is_empty();
         if let Stage::Running(epoch) = self.stage
-            && !missing
-            && self.writing.is_empty()
+            && whole
         {
-            self.actions.push_back(Action::ProposeRunning(epoch));
-            self.stage = Stage::Said;
+            self.actions.push_back(Action::ProposeAllPages(epoch));
+            self.stage = Stage::Whole;
         }
     }
 

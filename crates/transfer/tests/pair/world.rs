@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Licence, Ownership, Phase};
+use godwit_domain::ownership::{Entry, Ownership, Phase, Side};
 use godwit_domain::precopy::Limits;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
@@ -85,8 +85,9 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let migration: MigrationId = "m1".parse().expect("a name");
         let mode = if random.bool() { Mode::StopAndCopy } else { Mode::PostCopy };
-        let licence = Licence { node: "a".parse().expect("a name"), instance: id(1) };
-        let mut log = Ownership::new(licence);
+        let mut log = Ownership::new("a".parse().expect("a name"));
+        log.apply(Entry::Born { instance: id(1) }).expect("born");
+        log.apply(Entry::Request { migration: migration.clone() }).expect("asked");
         let target = "b".parse().expect("a name");
         log.apply(Entry::Start { migration: migration.clone(), target }).expect("start");
         let accept = Entry::Accept { migration: migration.clone(), epoch: log.epoch, instance: id(2) };
@@ -191,12 +192,16 @@ impl World {
                 self.pausing = true;
             }
             source::Action::Save => self.saving = true,
-            source::Action::ProposeHandOver(epoch) => {
+            source::Action::ProposeHandOver(epoch, mode) => {
                 assert!(!self.source_runs, "a hand-over is proposed for a guest that stands still");
-                self.proposals.push(Entry::HandOver { migration: self.migration.clone(), epoch });
+                self.proposals.push(Entry::HandOver { migration: self.migration.clone(), epoch, mode });
             }
             source::Action::ProposeEnd(reason) => {
-                self.proposals.push(Entry::End { migration: self.migration.clone(), reason });
+                self.proposals.push(Entry::End {
+                    migration: self.migration.clone(),
+                    side: Side::Source,
+                    reason,
+                });
             }
             source::Action::Resume(epoch) => {
                 assert!(epoch > self.sealed && self.log.licenses(id(1)), "resumed without a licence");
@@ -288,8 +293,15 @@ impl World {
             target::Action::ProposeRunning(epoch) => {
                 self.proposals.push(Entry::Running { migration: self.migration.clone(), epoch });
             }
+            target::Action::ProposeAllPages(epoch) => {
+                self.proposals.push(Entry::AllPages { migration: self.migration.clone(), epoch });
+            }
             target::Action::ProposeEnd(reason) => {
-                self.proposals.push(Entry::End { migration: self.migration.clone(), reason });
+                self.proposals.push(Entry::End {
+                    migration: self.migration.clone(),
+                    side: Side::Target,
+                    reason,
+                });
             }
             target::Action::Finish(outcome) => self.target_done = Some(outcome),
         }

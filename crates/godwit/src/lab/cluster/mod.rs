@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Licence, Ownership, Refused};
+use godwit_domain::ownership::{Entry, Ownership, Refused};
 use godwit_domain::{GuestName, InstanceId, NodeName};
 use godwit_node::ca::{self, CaError};
 use godwit_wire::handoff::{Stats, Verified};
@@ -337,7 +337,8 @@ impl Cluster {
                 _ => None,
             })
             .await?;
-        let ownership = Ownership::new(Licence { node: node.clone(), instance });
+        let mut ownership = Ownership::new(node.clone());
+        ownership.apply(Entry::Born { instance })?;
         self.ledger.insert(guest.clone(), ownership);
         Ok(())
     }
@@ -364,7 +365,7 @@ impl Cluster {
     }
 
     async fn ask_owner(&mut self, guest: &GuestName, order: Order) -> Result<(), ClusterError> {
-        let owner = self.ledger.get(guest).map(|ownership| ownership.owner.node.clone());
+        let owner = self.ledger.get(guest).and_then(Ownership::owner).map(|owner| owner.node.clone());
         let owner = owner.ok_or_else(|| ClusterError::Refused {
             about: guest.to_string(),
             message: "no such guest".into(),
@@ -393,8 +394,8 @@ impl Cluster {
 
     /// Ends guests and nodes in order, as far as they let themselves be ended. What does not is for the sweeper.
     pub async fn shut_down(mut self) {
-        let owners: Vec<_> =
-            self.ledger.iter().map(|(guest, held)| (guest.clone(), held.owner.clone())).collect();
+        let owned = |(guest, held): (&GuestName, &Ownership)| Some((guest.clone(), held.owner()?.clone()));
+        let owners: Vec<_> = self.ledger.iter().filter_map(owned).collect();
         for (guest, owner) in owners {
             self.order(&owner.node, &Order::Stop { guest: guest.clone() }).await;
             let gone = |event| match event {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Phase};
+use godwit_domain::ownership::{Entry, Ownership, Phase, Side};
 use godwit_domain::{GuestName, InstanceId, MigrationId, NodeName};
 use godwit_wire::orders::{Fact, Order, Report, Settings, SourceReport};
 use tokio::time::Instant;
@@ -37,6 +37,7 @@ impl Cluster {
         let migration: MigrationId = format!("migration-{}", self.migrations).parse().map_err(|_| {
             ClusterError::Refused { about: guest.to_string(), message: "the migration's name is none".into() }
         })?;
+        let source = self.ledger.get(guest).and_then(Ownership::owner).map(|owner| owner.instance);
         self.begin(guest, &migration, target).await?;
         let deadline = Instant::now() + limit;
         let (mut source_report, mut resume_us) = (None, None);
@@ -73,10 +74,10 @@ impl Cluster {
                         return Ok(Moved::Failed(reason.clone()));
                     }
                 }
-                (Phase::Succeeded, Some(source), Some(resume_us))
-                    if gone.contains(&attempt.source.instance) =>
+                (Phase::Succeeded, Some(measured), Some(resume_us))
+                    if source.is_some_and(|instance| gone.contains(&instance)) =>
                 {
-                    return Ok(Moved::Succeeded { source, resume_us });
+                    return Ok(Moved::Succeeded { source: measured, resume_us });
                 }
                 _ => {}
             }
@@ -89,13 +90,20 @@ impl Cluster {
         migration: &MigrationId,
         target: &NodeName,
     ) -> Result<(), ClusterError> {
+        self.agree(guest, Entry::Request { migration: migration.clone() }).await?;
         let start = Entry::Start { migration: migration.clone(), target: target.clone() };
-        self.agree(guest, start).await?;
-        if let Some(ownership) = self.ledger.get(guest) {
+        if let Err(refused) = self.agree(guest, start).await {
+            let reason = refused.to_string();
+            self.agree(guest, Entry::End { migration: migration.clone(), side: Side::Control, reason })
+                .await?;
+            return Err(refused);
+        }
+        if let Some((ownership, owner)) = self.ledger.get(guest).and_then(|held| Some((held, held.owner()?)))
+        {
             let prepare = Order::Prepare {
                 migration: migration.clone(),
                 guest: guest.clone(),
-                source: ownership.owner.node.clone(),
+                source: owner.node.clone(),
                 epoch: ownership.epoch,
                 memory_bytes: self.memory.get(guest).copied().unwrap_or(0),
             };
@@ -112,8 +120,8 @@ impl Cluster {
         token: InstanceId,
         settings: Settings,
     ) {
-        let (Some(ownership), Some(node)) = (self.ledger.get(guest), self.nodes.get(target)) else { return };
-        let source = ownership.owner.node.clone();
+        let held = self.ledger.get(guest).and_then(|held| Some((held, held.owner()?.node.clone())));
+        let (Some((ownership, source)), Some(node)) = (held, self.nodes.get(target)) else { return };
         let order = Order::Migrate {
             migration: migration.clone(),
             guest: guest.clone(),
@@ -128,8 +136,12 @@ impl Cluster {
 
     /// A node process has died: what it was part of ends, unless the guest was handed over already.
     async fn mourn(&mut self, guest: &GuestName, migration: &MigrationId, node: &NodeName) {
+        let is_source =
+            self.ledger.get(guest).and_then(Ownership::owner).is_some_and(|owner| owner.node == *node);
+        // With its process the node's session and token are gone: it has let go, as if it had said so itself.
+        let side = if is_source { Side::Source } else { Side::Target };
         let reason = format!("the process of node {node} has ended");
         // Refused after a hand-over, and then the target decides.
-        let _ = self.agree(guest, Entry::End { migration: migration.clone(), reason }).await;
+        let _ = self.agree(guest, Entry::End { migration: migration.clone(), side, reason }).await;
     }
 }

@@ -1,0 +1,258 @@
+//! Admission as stories, and the laws under random commands.
+
+use super::*;
+use crate::ids::Epoch;
+use crate::ownership::{Mode, Side};
+use proptest::prelude::*;
+
+const GIB: u64 = 1 << 30;
+
+fn name(text: &str) -> NodeName {
+    text.parse().expect("a node name")
+}
+
+fn guest_name(n: u64) -> GuestName {
+    format!("vm{n}").parse().expect("a guest name")
+}
+
+fn migration(n: u64) -> MigrationId {
+    format!("m{n}").parse().expect("a migration name")
+}
+
+fn instance(n: u64) -> InstanceId {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&n.to_be_bytes());
+    InstanceId::from_random(bytes)
+}
+
+fn node(memory_bytes: u64) -> Node {
+    let address = core::net::SocketAddr::from(([127, 0, 0, 1], 7400));
+    Node { control: address, migration: address, boot: BootId(1), memory_bytes, fenced: None }
+}
+
+fn stamped(time_ms: u64, command: Command) -> Stamped {
+    Stamped { time_ms, command }
+}
+
+/// Nodes a, b and c of 8 GiB, and so many guests of 1 GiB on a.
+fn cluster(guests: u64) -> Registry {
+    let mut registry = Registry::default();
+    for node_name in ["a", "b", "c"] {
+        let join = Command::Join { name: name(node_name), node: node(8 * GIB) };
+        registry.apply(stamped(1, join)).expect("join");
+    }
+    for n in 0..guests {
+        let node = name("a");
+        let create = Command::CreateGuest { uid: GuestUid(n), name: guest_name(n), node, memory_bytes: GIB };
+        registry.apply(stamped(1, create)).expect("create");
+        registry.apply(about(n, Entry::Born { instance: instance(n) })).expect("born");
+    }
+    registry
+}
+
+fn ask(registry: &mut Registry, n: u64, target: Option<&str>) {
+    let target = target.map(name);
+    let command = Command::Migrate { guest: GuestUid(n), migration: migration(n), target };
+    registry.apply(stamped(2, command)).expect("asked");
+}
+
+fn all() -> BTreeSet<NodeName> {
+    ["a", "b", "c"].map(name).into()
+}
+
+/// Admits all that can be admitted now; returns them.
+fn admit_all(registry: &mut Registry) -> Vec<(MigrationId, NodeName)> {
+    let mut admitted = Vec::new();
+    while let Some((guest, migration, target)) = registry.next_admission(&all()) {
+        let admit = Command::Admit { guest, migration: migration.clone(), target: target.clone() };
+        registry.apply(stamped(3, admit)).expect("what is chosen is admitted");
+        admitted.push((migration, target));
+    }
+    admitted
+}
+
+fn about(n: u64, entry: Entry) -> Stamped {
+    stamped(4, Command::Guest { guest: GuestUid(n), entry })
+}
+
+#[test]
+fn two_leave_a_node_and_the_third_says_what_it_waits_for() {
+    let mut registry = cluster(3);
+    for n in 0..3 {
+        ask(&mut registry, n, None);
+    }
+    // Most free memory first, then by name: b, then c.
+    assert_eq!(admit_all(&mut registry), [(migration(0), name("b")), (migration(1), name("c"))]);
+    let reason = registry.wait_reason(&migration(2), &all()).expect("it waits");
+    let holders = vec![migration(0), migration(1)];
+    assert_eq!(reason, WaitReason::OutboundLimit { node: name("a"), limit: 2, holders });
+    assert_eq!(registry.queue_position(&migration(2)), Some(1));
+    let end = Entry::End { migration: migration(0), side: Side::Source, reason: "link".into() };
+    registry.apply(about(0, end)).expect("end");
+    assert_eq!(admit_all(&mut registry), [(migration(2), name("b"))]);
+}
+
+#[test]
+fn permits_of_a_cancelled_migration_are_held_until_a_node_has_let_go() {
+    let mut registry = cluster(1);
+    ask(&mut registry, 0, None);
+    admit_all(&mut registry);
+    let cancel = Entry::End { migration: migration(0), side: Side::Operator, reason: "cancel".into() };
+    registry.apply(about(0, cancel)).expect("cancelled");
+    assert_eq!(registry.granted().count(), 1, "held");
+    registry.apply(about(0, Entry::Dropped { migration: migration(0) })).expect("dropped");
+    assert_eq!(registry.granted().count(), 0);
+}
+
+#[test]
+fn one_that_waits_for_a_node_does_not_hold_up_those_behind_it() {
+    let mut registry = cluster(3);
+    let limits = ParallelLimits { inbound: 1, outbound: 5, ..ParallelLimits::default() };
+    registry.apply(stamped(2, Command::SetLimits { limits })).expect("limits");
+    ask(&mut registry, 0, Some("b"));
+    ask(&mut registry, 1, Some("b"));
+    ask(&mut registry, 2, None);
+    assert_eq!(admit_all(&mut registry), [(migration(0), name("b")), (migration(2), name("c"))]);
+    let text = registry.wait_reason(&migration(1), &all()).expect("it waits").to_string();
+    assert!(
+        text.contains("b: 1 migrations enter it") && text.contains("c: another node was asked for"),
+        "{text}"
+    );
+}
+
+#[test]
+fn memory_is_reserved_with_the_permits_and_a_guest_too_large_says_so() {
+    let mut registry = cluster(1);
+    let small = Command::Join { name: name("b"), node: node(GIB - 1) };
+    registry.apply(stamped(2, small)).expect("join");
+    ask(&mut registry, 0, Some("b"));
+    assert_eq!(registry.next_admission(&all()), None);
+    let admit = Command::Admit { guest: GuestUid(0), migration: migration(0), target: name("b") };
+    let refusal = registry.apply(stamped(2, admit)).expect_err("no room").to_string();
+    assert!(refusal.contains("1073741823 bytes are free, 1073741824 are needed"), "{refusal}");
+    let grown = Command::Join { name: name("b"), node: node(GIB) };
+    registry.apply(stamped(2, grown)).expect("join");
+    admit_all(&mut registry);
+    assert_eq!(registry.free_memory_bytes(&name("b")), 0);
+}
+
+#[test]
+fn who_declines_is_asked_last() {
+    let mut registry = cluster(1);
+    ask(&mut registry, 0, None);
+    assert_eq!(admit_all(&mut registry), [(migration(0), name("b"))]);
+    let decline = Entry::Decline { migration: migration(0), epoch: Epoch::FIRST };
+    registry.apply(about(0, decline)).expect("declined");
+    assert_eq!(admit_all(&mut registry), [(migration(0), name("c"))]);
+}
+
+#[test]
+fn a_name_is_free_again_only_when_the_guest_is_purged() {
+    let mut registry = cluster(1);
+    registry.apply(about(0, Entry::Delete)).expect("delete");
+    let node_name = name("b");
+    let again =
+        Command::CreateGuest { uid: GuestUid(9), name: guest_name(0), node: node_name, memory_bytes: GIB };
+    let refused = registry.apply(stamped(5, again.clone()));
+    assert_eq!(refused, Err(Refusal::NameTaken(guest_name(0))));
+    registry.apply(about(0, Entry::Purged { node: name("a") })).expect("purged");
+    registry.apply(stamped(5, again)).expect("free again");
+}
+
+#[test]
+fn a_fence_is_about_one_boot_and_ends_when_the_node_has_seen_it() {
+    let mut registry = cluster(2);
+    let instances = registry.instances_on(&name("a"));
+    assert_eq!(instances.len(), 2);
+    let fence = |boot| Command::Fence { node: name("a"), boot: BootId(boot), instances: instances.clone() };
+    assert!(matches!(registry.apply(stamped(3, fence(7))), Err(Refusal::OtherBoot { .. })));
+    let effects = registry.apply(stamped(3, fence(1))).expect("fenced");
+    assert!(effects.iter().all(|effect| effect.node == name("a")));
+    assert!(registry.guests.values().all(|guest| guest.ownership.life.name() == "Lost"));
+    let rejoin = Command::Join { name: name("a"), node: node(8 * GIB) };
+    registry.apply(stamped(4, rejoin)).expect("it comes back");
+    let node_name = name("a");
+    let create =
+        Command::CreateGuest { uid: GuestUid(9), name: guest_name(9), node: node_name, memory_bytes: GIB };
+    assert_eq!(registry.apply(stamped(4, create.clone())), Err(Refusal::Fenced(name("a"))));
+    registry.apply(stamped(5, Command::FenceSeen { node: name("a") })).expect("seen");
+    registry.apply(stamped(5, create)).expect("a guest again");
+}
+
+#[test]
+fn the_same_migration_asked_for_twice_is_one() {
+    let mut registry = cluster(2);
+    ask(&mut registry, 0, None);
+    ask(&mut registry, 0, None);
+    assert_eq!(registry.asked, 1);
+    let taken = Command::Migrate { guest: GuestUid(1), migration: migration(0), target: None };
+    assert_eq!(registry.apply(stamped(3, taken)), Err(Refusal::MigrationTaken(guest_name(0))));
+}
+
+#[test]
+fn replicated_time_never_runs_back() {
+    let mut registry = cluster(0);
+    registry.apply(stamped(9, Command::SetLimits { limits: ParallelLimits::default() })).expect("limits");
+    registry.apply(stamped(5, Command::SetLimits { limits: ParallelLimits::default() })).expect("limits");
+    assert_eq!(registry.time_ms, 9);
+}
+
+fn any_command() -> impl Strategy<Value = Command> {
+    let nodes = prop::sample::select(vec!["a", "b", "c"]);
+    (0_u8..14, 0_u64..5, 0_u64..4, 1_u64..6, nodes, 0_u32..4).prop_map(
+        |(kind, n, m, epoch, node_name, limit)| {
+            let (guest, migration, node_name) = (GuestUid(n), migration(n * 10 + m), name(node_name));
+            let epoch = Epoch(epoch);
+            let entry = |entry| Command::Guest { guest, entry };
+            match kind {
+                0 | 1 => Command::Migrate { guest, migration, target: None },
+                2..=4 => Command::Admit { guest, migration, target: node_name },
+                5 => entry(Entry::Accept { migration, epoch, instance: instance(100 + n * 10 + m) }),
+                6 => entry(Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy }),
+                7 => entry(Entry::Running { migration, epoch }),
+                8 => entry(Entry::End { migration, side: Side::Operator, reason: "asked".into() }),
+                9 => entry(Entry::End { migration, side: Side::Source, reason: "asked".into() }),
+                10 => entry(Entry::Dropped { migration }),
+                11 => entry(Entry::Decline { migration, epoch }),
+                12 => Command::SetLimits {
+                    limits: ParallelLimits { cluster: limit, outbound: 2, inbound: limit },
+                },
+                _ => entry(Entry::HandBack {
+                    migration,
+                    epoch,
+                    testimony: crate::ownership::Testimony::Withheld,
+                }),
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn nothing_is_granted_beyond_the_limit_in_force(commands in prop::collection::vec(any_command(), 0..120)) {
+        let mut registry = cluster(5);
+        let mut again = cluster(5);
+        for command in commands {
+            let before: BTreeSet<MigrationId> = registry.granted().map(|(a, ..)| a.migration.clone()).collect();
+            let limits = registry.limits;
+            let outcome = registry.apply(stamped(7, command.clone()));
+            prop_assert_eq!(again.apply(stamped(7, command)), outcome.clone(), "the same log, the same outcome");
+            let new = registry.granted().find(|(attempt, ..)| !before.contains(&attempt.migration));
+            if let Some((_, source, target)) = new {
+                let count = |of: &dyn Fn(&NodeName, &NodeName) -> bool| {
+                    registry.granted().filter(|(_, s, t)| of(s, t)).count()
+                };
+                prop_assert!(count(&|_, _| true) <= limits.cluster as usize, "the cluster's limit");
+                prop_assert!(count(&|s, _| s == source) <= limits.outbound as usize, "the source's limit");
+                prop_assert!(count(&|_, t| t == target) <= limits.inbound as usize, "the target's limit");
+            }
+            for node in ["a", "b", "c"].map(name) {
+                let taken = registry.guests.values().filter(|g| takes_memory(&g.ownership, &node)).count() as u64;
+                prop_assert!(taken * GIB <= 8 * GIB, "memory is never promised twice");
+            }
+        }
+        prop_assert_eq!(registry, again);
+    }
+}
