@@ -109,13 +109,14 @@ impl World {
     pub(crate) async fn move_and_prove(&mut self, target: &str) -> Result<SourceReport, Box<dyn Error>> {
         let (since, epoch) = (monotonic_ns(), self.epoch());
         let report = self.move_to(target, unlimited()).await?;
+        // At once: the guest heals what it writes again.
+        assert_eq!(self.wrong_pages().await?, 0, "pages wrong after the move to {target}");
         let seen = self.ticks_after(since, monotonic_ns(), target).await;
         assert_eq!(seen.lost, 0, "ticks lost or written twice in the move to {target}: {seen:?}");
         let owner =
             self.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.node.clone());
         assert_eq!(owner, Some(node(target)), "the ledger's owner after the move");
         assert_eq!(self.epoch(), epoch + 1, "a move makes one new epoch");
-        assert_eq!(self.wrong_pages().await?, 0, "pages wrong after the move to {target}");
         Ok(report)
     }
 

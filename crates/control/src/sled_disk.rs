@@ -189,7 +189,7 @@ impl SledDisk {
             return Err(DiskError::Foreign { place: self.place.0.clone(), owner, me });
         }
         match synced {
-            Some(synced) if false && synced > self.head.sequence => {
+            Some(synced) if synced > self.head.sequence => {
                 let what = format!(
                     "write {synced} was synced, and {} is the last that can be read",
                     self.head.sequence

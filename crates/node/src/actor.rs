@@ -333,10 +333,12 @@ async fn resume_if_behind(
     attached: &Attached,
     epoch: godwit_domain::Epoch,
 ) -> Result<(), godwit_guest::client::ClientError> {
-    if attached.runner.stats().await?.standing.epoch < epoch {
-        attached.runner.resume(epoch).await?;
+    if attached.runner.stats().await?.standing.epoch >= epoch {
+        return Ok(());
     }
-    Ok(())
+    let Err(error) = attached.runner.resume(epoch).await else { return Ok(()) };
+    // Each view is looked at by a task of its own: the one of another view may have been faster.
+    if attached.runner.stats().await?.standing.epoch >= epoch { Ok(()) } else { Err(error) }
 }
 
 impl Actor for NodeActor {
