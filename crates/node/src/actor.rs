@@ -85,6 +85,8 @@ pub struct NodeActor {
     guests: BTreeMap<GuestName, Arc<Attached>>,
     views: BTreeMap<GuestName, Ownership>,
     transfers: BTreeMap<MigrationId, Transfer>,
+    /// Guests that are to arrive as soon as an older instance here is gone, with their size.
+    arriving: BTreeMap<GuestName, (Arriving, u64)>,
 }
 
 impl NodeActor {
@@ -98,6 +100,7 @@ impl NodeActor {
             guests: BTreeMap::new(),
             views: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            arriving: BTreeMap::new(),
         }
     }
 
@@ -146,10 +149,17 @@ impl NodeActor {
         self.start_runner(ctx, guest, None, Spec::Fresh(spec));
     }
 
-    fn prepare(&self, ctx: &mut Context<Self>, guest: GuestName, arriving: Arriving, memory_bytes: u64) {
+    fn prepare(&mut self, ctx: &mut Context<Self>, guest: GuestName, arriving: Arriving, memory_bytes: u64) {
+        if let Some(attached) = self.guests.get(&guest) {
+            // A second instance could be mistaken for the first: it goes before another comes.
+            let owns = self.views.get(&guest).is_some_and(|view| view.licenses(attached.hello.instance));
+            if !owns {
+                self.arriving.insert(guest.clone(), (arriving, memory_bytes));
+                return self.reconcile(ctx, &guest);
+            }
+        }
         let unfit = if self.guests.contains_key(&guest) {
-            // A second instance could be mistaken for the first; it goes before another comes.
-            Some("another instance of the guest is still here".to_owned())
+            Some("the guest runs here".to_owned())
         } else if PageCount::of_memory(memory_bytes).is_none() {
             Some(format!("memory of {memory_bytes} bytes is no whole number of 4,096-byte pages"))
         } else {
@@ -424,7 +434,10 @@ impl Handler<Discarded> for NodeActor {
     fn handle(&mut self, Discarded(guest, instance): Discarded, ctx: &mut Self::Context) {
         if self.guests.get(&guest).is_some_and(|attached| attached.hello.instance == instance) {
             self.guests.remove(&guest);
-            self.tell(ctx, Fact::Gone { guest, instance });
+            self.tell(ctx, Fact::Gone { guest: guest.clone(), instance });
+            if let Some((arriving, memory_bytes)) = self.arriving.remove(&guest) {
+                self.prepare(ctx, guest, arriving, memory_bytes);
+            }
         }
     }
 }

@@ -25,18 +25,20 @@ use godwit_domain::{Bandwidth, GuestName, NodeName, PAGE_BYTES, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
 use godwit_transfer::drive::chain;
 use godwit_wire::handoff::{Stats, Verified};
-use godwit_wire::orders::{GuestSpec, Settings, SourceReport};
+use godwit_wire::orders::{Fact, GuestSpec, Order, Report, Settings, SourceReport};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
-use cluster::{Cluster, ClusterError, Moved, NodeSpec, STEP_TIMEOUT, progress_of};
+use cluster::{Cluster, ClusterError, Event, Moved, NodeSpec, STEP_TIMEOUT, progress_of};
 use render::{LabReport, Live, Move, millis};
 use sweeper::Sweeper;
 
 /// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
 /// guest that is starved proves little.
 const WRITTEN_PERCENT_MIN: u64 = 90;
-/// Ticks that the guest must have written at the target before its memory is compared, so that the gap is complete.
+/// How long a comparison of all memory may take; 1 GiB takes well under a second.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
+/// Ticks that the guest must have written at the target, so that none of the first is missed.
 const TICKS_AFTER: usize = 20;
 
 /// What a lab is like.
@@ -261,20 +263,21 @@ impl Lab {
         let before = cluster.stats(&self.guest).await?;
         let since_ns = monotonic_ns();
         let live = Live::start(format!("{source} → {target}"), self.spec.memory_bytes);
-        let show = async |_: &mut Cluster, _: &_, event: &cluster::Event| {
+        let mut look = FirstLook::default();
+        let watch = async |cluster: &mut Cluster, _: &_, event: &Event| {
             if let Some(progress) = progress_of(event) {
                 live.show(progress);
             }
+            look.follow(cluster, &self.guest, target, event).await;
         };
-        let moved = cluster.migrate(&self.guest, target, self.settings, self.limit, show).await?;
+        let moved = cluster.migrate(&self.guest, target, self.settings, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us) = match moved {
             Moved::Succeeded { source, resume_us } => (source, resume_us),
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
-        let ticks = self.ticks_around(cluster, target, since_ns).await?;
-        let after = cluster.stats(&self.guest).await?;
-        let verified = cluster.verify(&self.guest).await?;
+        let (after, asked_ns, verified) = look.finish(cluster, &self.guest, target).await?;
+        let ticks = self.ticks_around(cluster, target, since_ns, asked_ns).await?;
         Ok(self.entry(source, target, &Measured { before, after, measured, resume_us, ticks, verified }))
     }
 
@@ -284,14 +287,17 @@ impl Lab {
         cluster: &Cluster,
         target: &NodeName,
         since_ns: u64,
+        asked_ns: u64,
     ) -> Result<ticks::TickReport, LabError> {
         let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
         loop {
             let all = all_ticks(cluster)?;
-            let there =
-                all.iter().filter(|tick| tick.node == *target && tick.monotonic_ns >= since_ns).count();
-            if there >= TICKS_AFTER {
-                return Ok(ticks::report(&all, since_ns));
+            let there = all.iter().filter(|tick| tick.node == *target && tick.monotonic_ns >= since_ns);
+            let times: Vec<u64> = there.map(|tick| tick.monotonic_ns).collect();
+            if times.len() >= TICKS_AFTER {
+                // The gap of the move ends with the first tick there.
+                let until_ns = times.iter().min().copied().unwrap_or(0).max(asked_ns);
+                return Ok(ticks::report(&all, since_ns, until_ns));
             }
             if tokio::time::Instant::now() > deadline {
                 let what = format!("{TICKS_AFTER} ticks of the guest at {target}");
@@ -333,6 +339,56 @@ impl Lab {
             dirty_rate_achieved: rate_of(written, running),
             postcopy_missing_at_resume_bytes: 0,
             faults: 0,
+        }
+    }
+}
+
+/// What is asked of a guest the moment that it runs at the target: its numbers until it has ticked there, which ends the
+/// gap that the move made, then its memory. At once, because what is wrong would be written over sooner or later, and
+/// then nobody could see it.
+#[derive(Default)]
+struct FirstLook {
+    after: Option<Stats>,
+    asked_ns: u64,
+    verified: Option<Verified>,
+}
+
+impl FirstLook {
+    async fn follow(&mut self, cluster: &mut Cluster, guest: &GuestName, target: &NodeName, event: &Event) {
+        match event {
+            Event::Fact(node, Fact::Ended { report: Report::Target { .. }, .. }) if node == target => {
+                cluster.order(target, &Order::Stats { guest: guest.clone() }).await;
+            }
+            Event::Fact(node, Fact::Stats { stats, .. }) if node == target => {
+                let has_ticked = self.after.as_ref().is_some_and(|first| stats.tick > first.tick);
+                let next = if has_ticked {
+                    self.asked_ns = monotonic_ns();
+                    Order::Verify { guest: guest.clone() }
+                } else {
+                    Order::Stats { guest: guest.clone() }
+                };
+                self.after = Some(stats.clone());
+                cluster.order(target, &next).await;
+            }
+            Event::Fact(node, Fact::Verified { result, .. }) if node == target => {
+                self.verified = Some(result.clone());
+            }
+            Event::Fact(..) | Event::Agreed(..) | Event::NodeEnded(_) => {}
+        }
+    }
+
+    async fn finish(
+        mut self,
+        cluster: &mut Cluster,
+        guest: &GuestName,
+        target: &NodeName,
+    ) -> Result<(Stats, u64, Verified), LabError> {
+        loop {
+            if let (Some(after), Some(verified)) = (&self.after, &self.verified) {
+                return Ok((after.clone(), self.asked_ns, verified.clone()));
+            }
+            let event = cluster.wait(format!("verification of {guest}"), VERIFY_TIMEOUT, Some).await?;
+            self.follow(cluster, guest, target, &event).await;
         }
     }
 }

@@ -77,9 +77,12 @@ pub fn main(arguments: &SweeperArgs) -> ExitCode {
 fn sweep(mark: &str) -> bool {
     let marked = format!("{MARK_VARIABLE}={mark}");
     let deadline = Instant::now() + SWEEP_TIMEOUT;
+    // A process in the middle of exec shows no environment for a moment: one empty look proves nothing.
+    let mut empty_looks = 0;
     loop {
         let left = processes_with(marked.as_bytes());
-        if left.is_empty() {
+        empty_looks = if left.is_empty() { empty_looks + 1 } else { 0 };
+        if empty_looks == 2 {
             return true;
         }
         for pid in left {

@@ -224,21 +224,4 @@ mod tests {
             assert!(met.insert(made(&other, page, version)), "page {page} version {version} was met before");
         }
     }
-
-    /// Not a test of truth but of speed; `cargo test --release -p godwit-guest -- --ignored --nocapture speed`.
-    #[test]
-    #[ignore = "measures"]
-    fn speed_of_the_generator() {
-        for (compressible, name) in [(0, "random"), (100, "compressible")] {
-            let content = content(1 << 18, 1 << 18, 0, compressible, 9);
-            let mut words = [0; PAGE_WORDS];
-            let begun = std::time::Instant::now();
-            for page in 0..1 << 18 {
-                content.make(PageIndex(page), 1, &mut words);
-                std::hint::black_box(&words);
-            }
-            let rate = f64::from(1 << 30) / begun.elapsed().as_secs_f64() / 1e9;
-            eprintln!("{name}: {rate:.2} GB/s");
-        }
-    }
 }

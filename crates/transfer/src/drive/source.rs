@@ -165,15 +165,17 @@ impl Driver {
             }
             self.tell_progress();
             let wake = self.clock.instant(self.session.wake_at(self.clock.now()));
+            // In this order: what was agreed tells what a closed connection means.
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.happened(event),
-                    None => return Report::Failed { reason: "the pump's tasks have ended".into() },
-                },
+                biased;
                 order = told.recv() => match order {
                     Some(order) => self.told(order),
                     // Whoever gave the order is gone; the guest stays as it is until somebody asks again.
                     None => return Report::Failed { reason: "the node stopped".into() },
+                },
+                event = events.recv() => match event {
+                    Some(event) => self.happened(event),
+                    None => return Report::Failed { reason: "the pump's tasks have ended".into() },
                 },
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -235,12 +237,12 @@ impl Driver {
         }
     }
 
-    /// The connection is of no use any more. Before a hand-over that ends the migration; after it, the target may
-    /// have everything, and only the log knows.
+    /// The connection is of no use any more. Before a hand-over that ends the migration; after it, or when the target
+    /// has said that it has everything and the hand-over is proposed, only the log knows.
     fn broke(&mut self, reason: &str) {
         let is_complete = self.session.is_target_complete();
         self.session.link_lost();
-        if self.session.is_handed_over() && is_complete {
+        if is_complete {
             tracing::debug!(reason, "the target has everything and closed first");
         } else if self.session.is_handed_over() {
             tracing::warn!(
