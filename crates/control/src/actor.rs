@@ -10,7 +10,7 @@
 //! - a voter runs on an arbiter of its own: a sync of its disk, a fraction of a millisecond and sometimes many, holds
 //!   up no other actor;
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
-//!   [`INPUTS_PER_TURN_MAX`] of them a turn comes first;
+//!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
 
 use std::fmt;
@@ -25,9 +25,10 @@ use actix::{
 };
 use tokio::sync::{oneshot, watch};
 
-use crate::driver::{Config, Driver, Outbox, ProposeError, StartError, Status, View, chain};
+use crate::driver::{Config, Driver, Outbox};
 use crate::group::NodeId;
 use crate::machine::StateMachine;
+use crate::status::{ProposeError, StartError, Status, View, chain};
 use crate::storage::DiskSource;
 
 /// Time between two ticks. Heartbeats come every two, elections after ten to twenty: a quorum's loss is seen within
@@ -198,12 +199,22 @@ impl<S: StateMachine> ControlActor<S> {
 
     /// Something came in: a turn follows what else waits.
     fn input(&mut self, ctx: &mut Context<Self>) {
+        // The interval is looked at when the mailbox is empty, which under load it may never be.
+        self.tick_after(TICK);
         if self.inputs == 0 {
             ctx.notify(Turn);
         }
         self.inputs += 1;
         if self.inputs >= INPUTS_PER_TURN_MAX {
             self.turn(ctx);
+        }
+    }
+
+    /// A tick, if the last is at least so long ago.
+    fn tick_after(&mut self, pause: Duration) {
+        if self.last_tick.elapsed() >= pause {
+            self.last_tick = Instant::now();
+            self.driver.tick(self.now());
         }
     }
 
@@ -222,14 +233,9 @@ impl<S: StateMachine> ControlActor<S> {
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
-        let now = Instant::now();
         // After a stall the interval makes up for every tick it missed, before any message is heard: as many would
         // be an election that nobody needs.
-        if now.duration_since(self.last_tick) < TICK / 2 {
-            return;
-        }
-        self.last_tick = now;
-        self.driver.tick(self.now());
+        self.tick_after(TICK / 2);
         self.input(ctx);
     }
 }

@@ -11,7 +11,6 @@
 //!   synced log, so it stays as it is;
 //! - an answer to a caller rests on a synced entry that a quorum has; when nobody can know, it says so.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +24,8 @@ use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
 use crate::promises::{Outcome, Promises};
+pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
+use crate::status::{chain, panic_message};
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
 
 /// Readies in one turn. One is usual; entries to apply come in goes of 1 MiB, and between them peers are heard.
@@ -68,147 +69,8 @@ impl Config {
     }
 }
 
-/// Why an entry was refused, or what became of it instead.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// Refused: this voter does not lead.
-    #[error("this voter does not lead the control group")]
-    NotLeader {
-        /// Who does, as far as it knows.
-        leader: Option<NodeId>,
-    },
-    /// Refused: too many wait already.
-    #[error("the control group is busy; ask again")]
-    Busy,
-    /// Refused: it would never fit.
-    #[error("an entry of {bytes} bytes; at most {max} are allowed")]
-    TooLarge {
-        /// How large it is.
-        bytes: usize,
-        /// How large it may be.
-        max: usize,
-    },
-    /// Refused: this voter has stopped, or waits for its disk.
-    #[error("this voter does not take part: {why}")]
-    Halted {
-        /// Why not.
-        why: String,
-    },
-    /// Nobody knows: it may be applied now, later or never.
-    #[error("it is not known whether the entry is agreed; ask again with the same request id")]
-    Unknown,
-}
-
 /// How a caller is answered.
 pub type Caller<R> = Box<dyn FnOnce(Result<R, ProposeError>) + Send>;
-
-/// Why a voter did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its disk can not be used.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Its own snapshot means nothing to its state machine.
-    #[error("the snapshot on this node's disk")]
-    Restore(#[from] RestoreError),
-    /// raft would not begin with what is on the disk.
-    #[error("begin with what is on this node's disk: {0}")]
-    Begin(String),
-}
-
-/// What a voter is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Follows a leader, or waits for one.
-    Follower,
-    /// Asks whether it would be elected.
-    PreCandidate,
-    /// Asks to be elected.
-    Candidate,
-    /// Leads.
-    Leader,
-    /// Takes no part; the [`Condition`] says why.
-    Halted,
-}
-
-/// Whether a voter can take part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Condition {
-    /// It can.
-    Running,
-    /// Its disk is full. It opens it again and again, and goes on when there is room.
-    DiskFull {
-        /// What the disk said.
-        error: String,
-    },
-    /// It is dead until its process is started again.
-    Crashed {
-        /// Of what.
-        why: String,
-    },
-}
-
-impl fmt::Display for Condition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Running => f.write_str("running"),
-            Self::DiskFull { error } => f.write_str(error),
-            Self::Crashed { why } => write!(f, "dead: {why}"),
-        }
-    }
-}
-
-/// What whoever looks on is told after every change.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// What this voter is.
-    pub role: Role,
-    /// In which term.
-    pub term: u64,
-    /// Who leads, as far as it knows.
-    pub leader: Option<NodeId>,
-    /// Up to which entry the state machine is.
-    pub applied: u64,
-    /// Whether it can take part.
-    pub condition: Condition,
-}
-
-/// Everything about a voter that an operator may want to see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Status {
-    /// Which voter.
-    pub id: NodeId,
-    /// Everyone.
-    pub voters: Voters,
-    /// What it is doing.
-    pub view: View,
-    /// Up to which entry the log is agreed.
-    pub committed: u64,
-    /// The first and the last entry in the log.
-    pub log: (u64, u64),
-    /// Callers that wait.
-    pub waiting: usize,
-    /// How long ago a quorum was asked that has answered since; `None`: never.
-    pub quorum_age: Option<Duration>,
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned())
-}
-
-/// An error with its causes, joined by colons.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
 
 struct Running {
     engine: Engine,
@@ -227,6 +89,8 @@ struct Hands<S: StateMachine> {
     applied: u64,
     promises: Promises<Caller<S::Reply>>,
     outbox: Arc<dyn Outbox>,
+    /// Before this entry no snapshot is tried: the last was too large.
+    snapshot_from: u64,
     /// When each question to the quorum was asked.
     asked: BTreeMap<u64, Duration>,
     /// When the newest question was asked that has an answer.
@@ -299,6 +163,7 @@ impl<S: StateMachine> Driver<S> {
             applied: 0,
             promises: Promises::default(),
             outbox,
+            snapshot_from: 0,
             asked: BTreeMap::new(),
             answered: None,
         };
@@ -323,6 +188,9 @@ impl<S: StateMachine> Driver<S> {
     fn begin(&mut self) -> Result<Box<Running>, StartError> {
         let mut disk = self.source.open()?;
         let stored = disk.load()?;
+        if stored.voters != self.config.engine.voters.numbers() {
+            tracing::warn!(stored = ?stored.voters, "the disk's voters are in force, not the config's");
+        }
         self.catch_up(&stored)?;
         let engine = Engine::start(&self.config.engine, stored, self.hands.applied)
             .map_err(|error| StartError::Begin(error.to_string()))?;
@@ -452,8 +320,8 @@ impl<S: StateMachine> Driver<S> {
         let done = self.guarded(|running, hands| -> Result<bool, EngineError> {
             for _ in 0..READIES_PER_TURN_MAX {
                 if !running.engine.has_ready() {
-                    if running.engine.since_snapshot() >= every {
-                        save_snapshot(running, hands, keep)?;
+                    if running.engine.since_snapshot() >= every && hands.applied >= hands.snapshot_from {
+                        save_snapshot(running, hands, every, keep)?;
                     }
                     return Ok(false);
                 }
@@ -530,7 +398,8 @@ impl<S: StateMachine> Driver<S> {
 
 fn save_snapshot<S: StateMachine>(
     running: &mut Running,
-    hands: &Hands<S>,
+    hands: &mut Hands<S>,
+    every: u64,
     keep: u64,
 ) -> Result<(), EngineError> {
     let data = hands.machine.snapshot();
@@ -541,6 +410,7 @@ fn save_snapshot<S: StateMachine>(
             max = SNAPSHOT_BYTES_MAX,
             "the state is too large to be stored: the log grows"
         );
+        hands.snapshot_from = hands.applied + every;
     }
     Ok(())
 }

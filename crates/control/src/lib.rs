@@ -12,7 +12,8 @@
 //!   memory_disk  a disk that can be cut off      sled_disk  the disk of a node (records, mark)
 //!   envelope   messages between voters           engine     raft, without clock, socket and file
 //!   promises   who waits for which entry         driver     one voter's whole life, deterministic
-//!   actor      the shell with clock and thread   logging    raft's log lines, bridged to tracing
+//!   status     what a voter tells of itself      actor      the shell with clock and thread
+//!   logging    raft's log lines, bridged to tracing
 //! ```
 //!
 //! Always true:
@@ -32,9 +33,12 @@ pub mod memory_disk;
 pub mod promises;
 mod records;
 pub mod sled_disk;
+pub mod status;
 pub mod storage;
 
-pub use actor::{ControlActor, ControlHandle, FromPeer, Propose, Query, QuorumAge, StatusNow, Stop};
+pub use actor::{
+    Campaign, ControlActor, ControlHandle, FromPeer, Propose, Query, QuorumAge, StatusNow, Stop,
+};
 pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
 pub use engine::Position;
 pub use group::{GroupError, Identity, NodeId, Voters};

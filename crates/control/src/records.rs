@@ -205,7 +205,7 @@ impl Records {
             entries.push(entry);
             held.push(Held { chunks: u16::try_from(chunks.len()).unwrap_or(u16::MAX), chain: end });
         }
-        if false {
+        if end != head.last_chain {
             return Err(format!("the entries up to {} are not those that were written", head.last_index));
         }
         let snapshot = if head.snapshot == 0 { None } else { Some(self.snapshot(head.snapshot)?) };

@@ -9,7 +9,7 @@
 //! - each batch is recovered whole or not at all, and in order. The head goes with every batch;
 //! - sled's flush alone is `sync_file_range`, which a disk's cache and a file's new length survive no power cut by;
 //!   a second descriptor of its file is therefore synced after each flush, and the folder after each opening;
-//! - no value is above [`CHUNK_BYTES`], so sled makes no files of its own in `blobs`, which nobody would sync;
+//! - no value is above `CHUNK_BYTES`, so sled makes no files of its own in `blobs`, which nobody would sync;
 //! - a folder is one node's; a second opening, another node's folder and a damaged one are errors with names.
 
 use std::fs::{self, File};
@@ -58,7 +58,7 @@ impl SledFolder {
         let place = Place(self.folder.display().to_string());
         // Damage that sled does not expect makes it panic; for whoever opens the folder that is damage all the same.
         catch_unwind(AssertUnwindSafe(|| SledDisk::open(&self.folder, &self.identity, &place)))
-            .unwrap_or_else(|panic| Err(place.damaged(crate::driver::panic_message(panic.as_ref()))))
+            .unwrap_or_else(|panic| Err(place.damaged(crate::status::panic_message(panic.as_ref()))))
     }
 }
 
