@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Always true: what a runner says is checked before it is believed (version, region table, size and seals of the
-//! memory file, number of descriptors); no line above its cap is read; every command has a deadline.
+//! memory file, number of descriptors); no line above its cap is read; every command has a deadline, once it is its
+//! turn.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -96,9 +97,16 @@ pub struct Attached {
     memory: OwnedFd,
     userfaultfd: OwnedFd,
     pagemap: OwnedFd,
+    process: OwnedFd,
 }
 
 impl Attached {
+    /// The runner's process as a descriptor, opened while it was known to live: its number may be used again, this is
+    /// that process's for ever.
+    pub fn process(&self) -> io::Result<OwnedFd> {
+        self.process.try_clone()
+    }
+
     /// The guest's size.
     pub fn pages(&self) -> PageCount {
         self.pages
@@ -117,12 +125,17 @@ impl Attached {
     }
 }
 
-/// Attaches to the runner in this folder. Any older connection to it ends. Blocks for at most five seconds.
+/// Attaches to the runner in this folder. Any older connection to it ends. Blocks for as long as the runner says
+/// nothing, at most five seconds at a time.
 pub fn attach(dir: &Path) -> Result<Attached, ClientError> {
     let path = dir.join("runner.sock");
     let socket = |source| ClientError::Socket { path: path.clone(), source };
     let stream = StdUnixStream::connect(&path).map_err(socket)?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT)).map_err(socket)?;
+    // Who listens says the kernel, not the runner.
+    let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(|error| socket(error.into()))?;
+    let process = rustix::process::pidfd_open(peer.pid, rustix::process::PidfdFlags::empty());
+    let process = process.map_err(|error| socket(error.into()))?;
     let (line, descriptors) = receive_hello(&stream).map_err(socket)?;
     let broken = |rule: String| ClientError::Hello { path: path.clone(), rule };
     let hello: Hello =
@@ -136,7 +149,8 @@ pub fn attach(dir: &Path) -> Result<Attached, ClientError> {
     let stream = UnixStream::from_std(stream).map_err(socket)?;
     let lines = Framed::new(stream, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
     let runner = Runner { connection: Arc::new(Mutex::new(Connection { lines, last_id: 0 })) };
-    Ok(Attached { hello, dir: dir.to_owned(), runner, region, pages, memory, userfaultfd, pagemap })
+    let dir = dir.to_owned();
+    Ok(Attached { hello, dir, runner, region, pages, memory, userfaultfd, pagemap, process })
 }
 
 /// One line and the descriptors that came with its first byte.

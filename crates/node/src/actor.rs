@@ -12,12 +12,12 @@
 //! - without a transfer, the view alone decides: the owner's runner is resumed under its epoch, any other that no
 //!   unfinished migration names is discarded. So a lost message costs time, never correctness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture, WrapFuture};
 use godwit_domain::ownership::{Entry, Ownership, Side};
-use godwit_domain::{GuestName, InstanceId, MigrationId, NodeName, PageCount};
+use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName, PageCount};
 use godwit_guest::client::Attached;
 use godwit_transfer::actor::{self, TransferActor};
 use godwit_transfer::admit::{self, Expected, Unfit};
@@ -31,6 +31,7 @@ use tracing::Instrument;
 use crate::fabric::{self, Fabric};
 use crate::local::{Handle, LocalError, Role, Runners};
 use crate::outbound::{self, Outbound};
+use crate::owed::{fresh_instance, news_of_running, random, resume_if_behind};
 
 /// An order from whoever controls this node.
 #[derive(Debug, Message)]
@@ -59,7 +60,7 @@ pub struct Attachment {
 pub struct Arriving {
     migration: MigrationId,
     source: NodeName,
-    epoch: godwit_domain::Epoch,
+    epoch: Epoch,
 }
 
 /// A runner was ended.
@@ -85,6 +86,8 @@ pub struct NodeActor {
     guests: BTreeMap<GuestName, Arc<Attached>>,
     views: BTreeMap<GuestName, Ownership>,
     transfers: BTreeMap<MigrationId, Transfer>,
+    /// Guests for which a runner is being started.
+    starting: BTreeSet<GuestName>,
     /// Guests that are to arrive as soon as an older instance here is gone, with their size.
     arriving: BTreeMap<GuestName, (Arriving, u64)>,
 }
@@ -100,6 +103,7 @@ impl NodeActor {
             guests: BTreeMap::new(),
             views: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            starting: BTreeSet::new(),
             arriving: BTreeMap::new(),
         }
     }
@@ -124,12 +128,13 @@ impl NodeActor {
 
     /// Starts a runner; how it went comes home as an [`Attachment`].
     fn start_runner(
-        &self,
+        &mut self,
         ctx: &mut Context<Self>,
         guest: GuestName,
         arriving: Option<Arriving>,
         spec: Spec,
     ) {
+        self.starting.insert(guest.clone());
         let (runners, home) = (self.runners.clone(), ctx.address());
         let span = tracing::info_span!("runner", %guest);
         let start = async move {
@@ -142,8 +147,8 @@ impl NodeActor {
         tokio::spawn(start.instrument(span));
     }
 
-    fn create(&self, ctx: &mut Context<Self>, guest: GuestName, spec: godwit_wire::orders::GuestSpec) {
-        if self.guests.contains_key(&guest) {
+    fn create(&mut self, ctx: &mut Context<Self>, guest: GuestName, spec: godwit_wire::orders::GuestSpec) {
+        if self.guests.contains_key(&guest) || self.starting.contains(&guest) {
             return self.refuse(ctx, &guest, "a guest of this name is here already".into());
         }
         self.start_runner(ctx, guest, None, Spec::Fresh(spec));
@@ -157,6 +162,10 @@ impl NodeActor {
                 self.arriving.insert(guest.clone(), (arriving, memory_bytes));
                 return self.reconcile(ctx, &guest);
             }
+        }
+        if self.starting.contains(&guest) || self.is_over(&guest, &arriving) {
+            // Ordered twice, or too late.
+            return;
         }
         let unfit = if self.guests.contains_key(&guest) {
             Some("the guest runs here".to_owned())
@@ -172,6 +181,11 @@ impl NodeActor {
             }
             None => self.start_runner(ctx, guest, Some(arriving), Spec::Incoming(memory_bytes)),
         }
+    }
+
+    /// Whether the migration for which a runner is, or was to be, made has ended meanwhile.
+    fn is_over(&self, guest: &GuestName, arriving: &Arriving) -> bool {
+        self.views.get(guest).is_some_and(|view| view.epoch > arriving.epoch)
     }
 
     fn migrate(&mut self, ctx: &mut Context<Self>, guest: GuestName, order: MigrateOrder) {
@@ -262,13 +276,18 @@ impl NodeActor {
         let instance = attached.hello.instance;
         let span = tracing::info_span!("reconcile", %guest, %instance);
         if view.licenses(instance) {
+            let (facts, guest) = (self.facts.clone(), guest.clone());
             let resume = async move {
                 if let Err(error) = resume_if_behind(&attached, view.epoch).await {
-                    tracing::error!(error = chain(&error), "the guest was not resumed");
+                    return tracing::error!(error = chain(&*error), "the guest was not resumed");
+                }
+                // Said again at every wake-up until it is seen: the process that ran it may have died before it could.
+                if let Some(entry) = news_of_running(&view, instance) {
+                    let _ = facts.send(Fact::Proposal { guest, entry }).await;
                 }
             };
             ctx.spawn(resume.instrument(span).into_actor(self));
-        } else if view.attempt.as_ref().is_none_or(|attempt| attempt.phase.is_over()) {
+        } else if !view.names(instance) {
             let (runners, home, guest) = (self.runners.clone(), ctx.address(), guest.clone());
             let discard = async move {
                 runners.discard(&attached).await;
@@ -317,38 +336,13 @@ struct MigrateOrder {
     target: NodeName,
     address: core::net::SocketAddr,
     token: InstanceId,
-    epoch: godwit_domain::Epoch,
+    epoch: Epoch,
     settings: godwit_wire::orders::Settings,
 }
 
 /// The end of a migration, as one of its two nodes proposes it.
 fn end_by(side: Side, migration: MigrationId, reason: String) -> Entry {
     Entry::End { migration, side, reason }
-}
-
-fn random(bytes: &mut [u8]) -> std::io::Result<()> {
-    // The kernel gives up to 256 bytes whole.
-    rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(())
-}
-
-fn fresh_instance() -> std::io::Result<InstanceId> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    Ok(InstanceId::from_random(bytes))
-}
-
-/// The owner's runner runs under the present epoch: resumed if it stands still, relabelled if it runs.
-async fn resume_if_behind(
-    attached: &Attached,
-    epoch: godwit_domain::Epoch,
-) -> Result<(), godwit_guest::client::ClientError> {
-    if attached.runner.stats().await?.standing.epoch >= epoch {
-        return Ok(());
-    }
-    let Err(error) = attached.runner.resume(epoch).await else { return Ok(()) };
-    // Each view is looked at by a task of its own: the one of another view may have been faster.
-    if attached.runner.stats().await?.standing.epoch >= epoch { Ok(()) } else { Err(error) }
 }
 
 impl Actor for NodeActor {
@@ -402,6 +396,7 @@ impl Handler<Attachment> for NodeActor {
     type Result = ();
 
     fn handle(&mut self, Attachment { guest, arriving, result }: Attachment, ctx: &mut Self::Context) {
+        self.starting.remove(&guest);
         let attached = match result {
             Ok(attached) => attached,
             Err(error) => {
@@ -420,7 +415,8 @@ impl Handler<Attachment> for NodeActor {
         let (instance, state) = (attached.hello.instance, attached.hello.standing.state);
         let dir = attached.dir.display().to_string();
         self.tell(ctx, Fact::Runner { guest: guest.clone(), instance, dir, state });
-        if let Some(arriving) = arriving {
+        // One whose migration has ended meanwhile is nobody's, and goes when the view is looked at.
+        if let Some(arriving) = arriving.filter(|arriving| !self.is_over(&guest, arriving)) {
             self.arrive(ctx, guest.clone(), arriving, &attached);
         }
         self.guests.insert(guest.clone(), Arc::new(attached));

@@ -121,7 +121,18 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
 async fn read_orders(actor: &actix::Addr<NodeActor>, facts: &mpsc::Sender<Fact>) {
     let codec = LinesCodec::new_with_max_length(LINE_BYTES_MAX);
     let mut lines = FramedRead::new(tokio::io::stdin(), codec);
-    while let Some(line) = lines.next().await {
+    let mut was_broken = false;
+    loop {
+        let line = match lines.next().await {
+            Some(line) => line,
+            // After a line that can not be read the reader says "no more" once, and then goes on.
+            None if was_broken => {
+                was_broken = false;
+                continue;
+            }
+            None => return,
+        };
+        was_broken = line.is_err();
         let order = match &line {
             Ok(line) => serde_json::from_str::<Order>(line).map_err(|error| error.to_string()),
             Err(error) => Err(chain(error)),

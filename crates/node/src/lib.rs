@@ -17,4 +17,5 @@ mod files;
 pub mod identity;
 pub mod local;
 pub mod outbound;
+mod owed;
 pub mod telemetry;

@@ -17,9 +17,10 @@ use std::time::{Duration, SystemTime};
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_guest::client::{self, Attached, ClientError};
 use godwit_transfer::drive::{self, RunnerError};
+use godwit_wire::handoff::RunState;
 use godwit_wire::orders::GuestSpec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::process::Command;
 
 /// Folders of stopped runners that are kept.
@@ -107,10 +108,17 @@ impl Runners {
             .stderr(log)
             .process_group(0);
         let mut child = command.spawn().map_err(LocalError::Start)?;
-        self.wait_until_ready(&dir, &mut child, &role).await?;
+        let attached = match self.wait_until_ready(&dir, &mut child, &role).await {
+            Ok(()) => attach(dir).await,
+            Err(error) => Err(error),
+        };
+        if attached.is_err() {
+            // Nobody would ever know of it.
+            let _ = child.start_kill();
+        }
         // Whatever comes of it, it must be waited for, or it stays as a zombie.
         tokio::spawn(async move { child.wait().await });
-        attach(dir).await
+        attached
     }
 
     async fn wait_until_ready(
@@ -149,10 +157,15 @@ impl Runners {
             }
             match attach(dir.clone()).await {
                 Ok(attached) => found.push(attached),
-                Err(error) => {
-                    let error = drive::chain(&error);
-                    tracing::info!(dir = %dir.display(), error, "no runner lives here any more");
+                Err(LocalError::Client(ClientError::Socket { source, .. }))
+                    if source.kind() == io::ErrorKind::ConnectionRefused =>
+                {
+                    tracing::info!(dir = %dir.display(), "no runner lives here any more");
                     let _ = fs::remove_file(dir.join("runner.sock"));
+                }
+                // It lives, and does not answer as it should: its socket is the only way to it, and stays.
+                Err(error) => {
+                    tracing::error!(dir = %dir.display(), error = drive::chain(&error), "a runner is not reached");
                 }
             }
         }
@@ -164,13 +177,12 @@ impl Runners {
     /// for a while.
     pub async fn discard(&self, attached: &Attached) {
         let (guest, instance) = (&attached.hello.guest, attached.hello.instance);
-        let process = Process::open(attached.hello.pid);
         if let Err(error) = attached.runner.stop().await {
             tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner did not end by itself");
         }
-        match process {
-            Ok(process) => process.wait_or_kill().await,
-            Err(error) => tracing::debug!(%guest, %instance, %error, "runner was gone already"),
+        match attached.process() {
+            Ok(pidfd) => Process { pidfd }.wait_or_kill().await,
+            Err(error) => tracing::error!(%guest, %instance, %error, "the runner's end is not waited for"),
         }
         let _ = fs::remove_file(attached.dir.join("runner.sock"));
         tracing::info!(%guest, %instance, "runner ended");
@@ -197,11 +209,6 @@ struct Process {
 }
 
 impl Process {
-    fn open(pid: u32) -> io::Result<Self> {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { pidfd: pidfd_open(pid, PidfdFlags::empty())? })
-    }
-
     /// Waits for its end; one that does not come is brought about.
     async fn wait_or_kill(self) {
         // It blocks for seconds at worst: not on a thread that serves others.
@@ -267,6 +274,11 @@ fn boxed(error: ClientError) -> RunnerError {
 }
 
 impl drive::Runner for Handle {
+    async fn runs_under(&self, epoch: Epoch) -> Result<bool, RunnerError> {
+        let standing = self.0.stats().await.map_err(boxed)?.standing;
+        Ok(standing.state == RunState::Running && standing.epoch >= epoch)
+    }
+
     async fn pause(&self, epoch: Epoch) -> Result<(), RunnerError> {
         self.0.pause(epoch).await.map_err(boxed)
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   node connects ──▶ runner: one line Hello, with three descriptors (memory, userfaultfd, pagemap)
 //!   node  {"id":1,"do":"pause","epoch":4}        ──▶
-//!         ◀── runner {"id":1,"ok":{"kind":"paused"}}   or   {"id":1,"error":{"rule":"…","message":"…"}}
+//!         ◀── runner {"id":1,"ok":{"kind":"done"}}   or   {"id":1,"error":{"rule":"…","message":"…"}}
 //! ```
 //!
 //! Always true: one JSON object per line, no line above [`LINE_BYTES_MAX`]; the runner speaks only when asked,

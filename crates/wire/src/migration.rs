@@ -115,10 +115,6 @@ pub struct Preamble {
 /// Which part of a preamble did not fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mismatch {
-    /// The greeting or its version.
-    Version,
-    /// The certificate is not that of the source named.
-    Identity,
     /// No such migration is expected here.
     Migration,
     /// The token is not that of the runner.
@@ -127,8 +123,6 @@ pub enum Mismatch {
     Epoch,
     /// Memory or page size differ.
     Shape,
-    /// A frame was malformed.
-    Frame,
 }
 
 /// What the source says.

@@ -22,6 +22,18 @@ use std::time::{Duration, Instant};
 use godwit_domain::Epoch;
 use godwit_domain::ownership::{Entry, Ownership};
 use godwit_wire::orders::{Progress, Report, Settings};
+use quinn::SendStream;
+
+/// How long the peer may take to read what is said to it. The control stream has room for hundreds of frames.
+const SAY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Says something on the control stream. `Err`: why the connection is of no use any more.
+async fn say(stream: &mut SendStream, bytes: &[u8]) -> Result<(), String> {
+    match tokio::time::timeout(SAY_TIMEOUT, stream.write_all(bytes)).await {
+        Ok(written) => written.map_err(|error| chain(&error)),
+        Err(_) => Err(format!("the peer read nothing for {} s", SAY_TIMEOUT.as_secs())),
+    }
+}
 
 /// Why a runner did not do what it was asked.
 pub type RunnerError = Box<dyn Error + Send + Sync>;
@@ -36,6 +48,8 @@ pub trait Runner: Send + Sync + 'static {
     fn load(&self, epoch: Epoch, state: Vec<u8>) -> impl Future<Output = Result<(), RunnerError>> + Send;
     /// Run, or note the new epoch if it runs.
     fn resume(&self, epoch: Epoch) -> impl Future<Output = Result<(), RunnerError>> + Send;
+    /// Whether it runs under this epoch or a later one: asked when nobody heard the answer to a resume.
+    fn runs_under(&self, epoch: Epoch) -> impl Future<Output = Result<bool, RunnerError>> + Send;
 }
 
 /// What a driver is told while it runs.

@@ -78,6 +78,8 @@ pub async fn run<R: Runner>(source: Source<R>, mut told: mpsc::Receiver<Told>, t
     let (events_in, mut events) = mpsc::channel(EVENTS_MAX);
     let mut driver = Driver::start(source, events_in, tells.clone());
     let report = driver.drive(&mut told, &mut events).await;
+    // Whatever still wants to tell something must not wait for an ear.
+    drop(events);
     driver.stop().await;
     let _ = tells.send(Tells::Ended(report)).await;
 }
@@ -282,7 +284,7 @@ impl Driver {
             self.times.closed.get_or_insert(self.clock.now());
         }
         let written = match control::source_frame(&frame) {
-            Ok(bytes) => self.control.write_all(&bytes).await.map_err(|error| chain(&error)),
+            Ok(bytes) => super::say(&mut self.control, &bytes).await,
             Err(error) => Err(chain(&error)),
         };
         if let Err(reason) = written {

@@ -44,6 +44,8 @@ impl SharedLimiter {
             let counter = connection.stats().udp_tx.bytes;
             match self.with(|limiter, now| limiter.ready(now, counter)) {
                 Ok(()) => return,
+                // Nothing is limited on a connection that is gone; the write will say so.
+                Err(_) if connection.close_reason().is_some() => return,
                 Err(wait) => tokio::time::sleep(wait.min(PACE_SLEEP_MAX)).await,
             }
         }
@@ -71,7 +73,7 @@ pub(super) async fn send<E>(
         for piece in [head, payload] {
             send_piece(&connection, &limiter, stream, piece).await?;
         }
-        // A driver that has ended closes the connection, which ends this.
+        // A driver that has ended hears nothing.
         let _ = events.send(sent(raw_pages, zero_pages)).await;
     }
     for mut stream in streams {

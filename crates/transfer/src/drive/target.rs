@@ -26,6 +26,9 @@ const BATCHES_MAX: usize = 4;
 /// Answers that may wait for the driver: to each write asked for, and a few more.
 const EVENTS_MAX: usize = 16;
 
+/// How long after a failed start of a licensed guest it is tried again.
+const RUN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// How a closed connection tells the peer that it broke the protocol.
 const BROKE_PROTOCOL: u32 = 2;
 
@@ -63,6 +66,8 @@ enum Event {
     Loaded,
     Running(Epoch),
     Failed(String),
+    /// What failed after the licence had come is tried once more.
+    RunAgain(Epoch),
 }
 
 enum MemoryJob {
@@ -79,8 +84,11 @@ enum RunnerJob {
 pub async fn run<R: Runner>(target: Target<R>, mut told: mpsc::Receiver<Told>, tells: mpsc::Sender<Tells>) {
     let (events_in, mut events) = mpsc::channel(EVENTS_MAX);
     let (batches_in, mut batches) = mpsc::channel(BATCHES_MAX);
-    let mut driver = Driver::start(target, events_in, batches_in, tells.clone());
-    let report = driver.drive(&mut told, &mut events, &mut batches).await;
+    let (answers_in, mut answers) = mpsc::channel(WRITES_MAX + 2);
+    let mut driver = Driver::start(target, events_in, answers_in, batches_in, tells.clone());
+    let report = driver.drive(&mut told, &mut answers, &mut events, &mut batches).await;
+    // Whatever still wants to tell something must not wait for an ear.
+    drop((events, answers, batches));
     driver.stop().await;
     let _ = tells.send(Tells::Ended(report)).await;
 }
@@ -107,6 +115,7 @@ struct Driver {
     tells: mpsc::Sender<Tells>,
     tasks: JoinSet<()>,
     run_asked: Duration,
+    run_epoch: Epoch,
     resume: Duration,
     planted: planted::Late,
 }
@@ -115,6 +124,7 @@ impl Driver {
     fn start<R: Runner>(
         target: Target<R>,
         events: mpsc::Sender<Event>,
+        answers: mpsc::Sender<Event>,
         batches: mpsc::Sender<Delivered>,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
@@ -124,10 +134,10 @@ impl Driver {
         let (runner_jobs, orders) = mpsc::channel(4);
         let mut tasks = JoinSet::new();
         tasks.spawn(command(runner, orders, events.clone()).in_current_span());
-        let (span, memory_events) = (Span::current(), events.clone());
+        let span = Span::current();
         tasks.spawn_blocking(move || {
             let _in_span = span.enter();
-            work(&memory, jobs, &memory_events);
+            work(&memory, jobs, &answers);
         });
         Self {
             session: TargetSession::new(migration.clone(), instance, guest_pages),
@@ -143,6 +153,7 @@ impl Driver {
             tells,
             tasks,
             run_asked: Duration::ZERO,
+            run_epoch: Epoch(0),
             resume: Duration::ZERO,
             planted: planted::Late::default(),
         }
@@ -151,6 +162,7 @@ impl Driver {
     async fn drive(
         &mut self,
         told: &mut mpsc::Receiver<Told>,
+        answers: &mut mpsc::Receiver<Event>,
         events: &mut mpsc::Receiver<Event>,
         batches: &mut mpsc::Receiver<Delivered>,
     ) -> Report {
@@ -167,7 +179,8 @@ impl Driver {
                     Some(order) => self.told(order),
                     None => return Report::Failed { reason: "the node stopped".into() },
                 },
-                Some(event) = events.recv() => self.happened(event),
+                Some(answer) = answers.recv() => self.happened(answer).await,
+                Some(event) = events.recv() => self.happened(event).await,
                 Some((link, batch, payload)) = batches.recv() => self.delivered(link, &batch, payload).await,
             }
         }
@@ -180,7 +193,9 @@ impl Driver {
             Action::Load(epoch, state) => self.ask_runner(RunnerJob::Load(epoch, state)),
             Action::Run(epoch) => {
                 self.run_asked = self.clock.now();
-                // Every page stream is closed and its reader has ended before the memory is sealed.
+                self.run_epoch = epoch;
+                // Every page stream is closed before the memory is sealed; what was read off one before is written first,
+                // or refused by the seal, and is older than what is here.
                 if let Some(link) = &mut self.link {
                     link.readers.shutdown().await;
                 }
@@ -235,7 +250,7 @@ impl Driver {
         tracing::info!(source = %preamble.source, link = number, "source connected");
     }
 
-    fn happened(&mut self, event: Event) {
+    async fn happened(&mut self, event: Event) {
         match event {
             Event::Frame(frame) => {
                 let outcome = self.session.frame(frame);
@@ -254,7 +269,17 @@ impl Driver {
             }
             Event::Broke(reason) => self.link_is_gone(&reason),
             Event::Broken(rule) => self.protocol_broken(&rule),
+            Event::Failed(reason) if self.session.has_started() => {
+                // Nobody else may run it: what failed is tried again until it is done.
+                tracing::error!(reason, "the licensed guest does not run yet; trying again");
+                let (events, epoch) = (self.events.clone(), self.run_epoch);
+                self.tasks.spawn(async move {
+                    tokio::time::sleep(RUN_AGAIN_AFTER).await;
+                    let _ = events.send(Event::RunAgain(epoch)).await;
+                });
+            }
             Event::Failed(reason) => self.session.fail(reason),
+            Event::RunAgain(epoch) => self.ask_memory(MemoryJob::Seal(epoch)).await,
         }
     }
 
@@ -293,7 +318,7 @@ impl Driver {
     async fn say(&mut self, frame: TargetFrame) {
         let Some(link) = &mut self.link else { return };
         let written = match control::target_frame(&frame) {
-            Ok(bytes) => link.control.write_all(&bytes).await.map_err(|error| chain(&error)),
+            Ok(bytes) => super::say(&mut link.control, &bytes).await,
             Err(error) => Err(chain(&error)),
         };
         if let Err(reason) = written {
@@ -400,7 +425,14 @@ async fn command<R: Runner>(runner: R, mut jobs: mpsc::Receiver<RunnerJob>, even
                 runner.load(epoch, state).await.map_or_else(broke, |()| Event::Loaded)
             }
             RunnerJob::Resume(epoch) => {
-                runner.resume(epoch).await.map_or_else(broke, |()| Event::Running(epoch))
+                match runner.resume(epoch).await {
+                    Ok(()) => Event::Running(epoch),
+                    // It may have been done all the same, and only the answer lost.
+                    Err(error) => match runner.runs_under(epoch).await {
+                        Ok(true) => Event::Running(epoch),
+                        Ok(false) | Err(_) => broke(error),
+                    },
+                }
             }
         };
         if events.send(event).await.is_err() {

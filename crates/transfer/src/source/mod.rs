@@ -131,6 +131,8 @@ pub struct SourceSession {
     final_round: Option<Round>,
     target_complete: bool,
     predicted_downtime: Duration,
+    /// When the guest was told to stand still.
+    stopped_at: Duration,
     actions: VecDeque<Action>,
 }
 
@@ -146,6 +148,7 @@ impl SourceSession {
             final_round: None,
             target_complete: false,
             predicted_downtime: Duration::ZERO,
+            stopped_at: Duration::ZERO,
             actions: VecDeque::new(),
         }
     }
@@ -155,7 +158,6 @@ impl SourceSession {
     /// The connection is gone.
     pub fn link_lost(&mut self) {
         self.link = Link::Down;
-        self.target_complete = false;
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
     }
 
@@ -263,6 +265,7 @@ impl SourceSession {
     /// The next thing to do. `room`: the driver can take a batch now.
     pub fn poll(&mut self, now: Duration, room: bool) -> Option<Action> {
         self.check_time(now);
+        self.check_pause(now);
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
@@ -323,6 +326,7 @@ impl SourceSession {
             self.link = Link::Comparing;
             return Ok(());
         }
+        self.target_complete = false;
         self.rounds.everything_is_missing();
         self.link_is_up(now);
         Ok(())
@@ -405,21 +409,10 @@ impl SourceSession {
             Verdict::GiveUp(why) => self.fail(why.to_string()),
             Verdict::SwitchOver => {
                 self.predicted_downtime = standing.predicted_downtime();
+                self.stopped_at = now;
                 self.stage = Stage::Stopping { scanned: false, state: None };
                 self.actions.push_back(Action::Pause(self.setup.epoch));
             }
-        }
-    }
-
-    fn check_time(&mut self, now: Duration) {
-        if matches!(self.stage, Stage::Copying)
-            && let Some(why) = precopy::judge_time(
-                &self.setup.limits,
-                self.rounds.elapsed(now),
-                self.rounds.since_progress(now),
-            )
-        {
-            self.fail(why.to_string());
         }
     }
 
@@ -457,7 +450,9 @@ impl SourceSession {
     /// before costs nothing then, and the commit still hides behind the last pages.
     fn propose_if_near(&mut self, now: Duration) {
         let left = self.rounds.left_bytes(self.unacknowledged());
-        let near = time_for(left, self.rounds.send_rate(now)) <= self.setup.commit_estimate;
+        let estimate = self.setup.commit_estimate;
+        // Without an estimate it waits for the target's word: "all sent" is not "all there".
+        let near = !estimate.is_zero() && time_for(left, self.rounds.send_rate(now)) <= estimate;
         let (epoch, mode) = (self.setup.epoch, self.setup.mode);
         if let Stage::Closing { proposed: proposed @ false, .. } = &mut self.stage
             && (near || self.target_complete)

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use godwit_domain::precopy::Standing;
+use godwit_domain::precopy::{self, Standing};
 use godwit_domain::{PageCount, Round};
 
 use super::{SourceSession, Stage};
 
 /// What a switchover is thought to take beside its pages, until one was measured.
 const FIXED_DOWNTIME: Duration = Duration::from_millis(5);
+
+/// How long a guest may stand still before its migration ends: as long as a lost link is waited for by default.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How a source stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +59,30 @@ impl SourceSession {
             left_before_bytes: self.rounds.left_before_bytes(),
             send_rate: self.rounds.send_rate(now),
             fixed: FIXED_DOWNTIME.saturating_add(self.setup.commit_estimate),
+        }
+    }
+
+    pub(super) fn check_time(&mut self, now: Duration) {
+        if matches!(self.stage, Stage::Copying)
+            && let Some(why) = precopy::judge_time(
+                &self.setup.limits,
+                self.rounds.elapsed(now),
+                self.rounds.since_progress(now),
+            )
+        {
+            self.fail(why.to_string());
+        }
+    }
+
+    /// A guest that stands still does not wait for a target that never gets ready.
+    pub(super) fn check_pause(&mut self, now: Duration) {
+        if matches!(self.stage, Stage::Stopping { .. } | Stage::Closing { .. })
+            && now.saturating_sub(self.stopped_at) > PAUSE_MAX
+        {
+            self.fail(format!(
+                "the target was not ready {} s after the guest was paused",
+                PAUSE_MAX.as_secs()
+            ));
         }
     }
 }
