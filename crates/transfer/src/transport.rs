@@ -8,9 +8,9 @@ use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, Va
 
 /// Bytes that may be on the way on one stream. Below it a stream stalls at 10 Gbit/s × 5 ms; above it memory
 /// grows and nothing gets faster.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Bytes that may be on the way, or unsent, on one connection.
-pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Page streams of one connection: a lost packet holds up one of them only.
 pub const PAGE_STREAMS: usize = 4;
 /// A silent peer is given up after this long; a keepalive goes out every third of it.

@@ -167,13 +167,17 @@ impl Live {
     pub fn show(&self, progress: &orders::Progress) {
         let left = progress.left_bytes.saturating_add(progress.dirty_bytes);
         self.bar.set_position(self.bar.length().unwrap_or(0).saturating_sub(left));
+        // Before anything has arrived there is nothing to predict from.
+        let downtime = match progress.send_rate {
+            0 => "not known yet".to_owned(),
+            _ => format!("{} ms", progress.predicted_downtime_ms),
+        };
         self.bar.set_message(format!(
-            "round {}, {} left, {}/s out, {}/s written, downtime now {} ms",
+            "round {}, {} left, {}/s out, {}/s written, downtime now {downtime}",
             progress.round,
             bytes(left),
             bytes(progress.send_rate),
             bytes(progress.dirty_rate),
-            progress.predicted_downtime_ms
         ));
     }
 }

@@ -18,7 +18,7 @@ use super::{Clock, Runner, RunnerError, Tells, Told, chain, micros, stream};
 use crate::target::{Action, TargetSession, Violation, Write};
 use crate::{control, pages};
 
-/// Writes that may wait for the memory thread. The source has at most 16 batches on the way, so more would only
+/// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
 /// hold what the transport holds already.
 const WRITES_MAX: usize = 4;
 /// Batches that may wait for the driver.

@@ -37,9 +37,10 @@ pub use rounds::Plan;
 use rounds::Rounds;
 pub use standing::Snapshot;
 
-/// Batches that may be sent and not acknowledged: 16 MiB. More would only be pages that are likely written
-/// again before they arrive; less would leave a long link idle.
-pub const BATCHES_IN_FLIGHT_MAX: u64 = 16;
+/// Batches that may be sent and not acknowledged: 7 MiB, which covers 10 Gbit/s × 5 ms and leaves the control stream 1 MiB
+/// of the connection's window. More would only be pages that are likely written again before they arrive; less would leave
+/// a long link idle.
+pub const BATCHES_IN_FLIGHT_MAX: u64 = 7;
 
 /// What a session is told at its birth.
 #[derive(Debug, Clone)]
