@@ -192,24 +192,14 @@ fn may_start(view: &Ownership, runner: &Runner, arrived: &Arrived) -> bool {
 
 /// The news that a runner runs, or has every page, until the registry shows it.
 fn report(view: &Ownership, runner: &Runner) -> Option<Duty> {
-    let attempt = view.attempt.as_ref()?;
-    let (migration, epoch) = (attempt.migration.clone(), view.epoch);
-    match &attempt.phase {
-        Phase::HandedOver { target, .. } if target.instance == runner.instance => {
-            (!planted::is_on("restart-forgets")).then_some(Duty::Propose(Entry::Running { migration, epoch }))
-        }
-        Phase::PostCopy { target, .. } if target.instance == runner.instance && runner.whole => {
-            Some(Duty::Propose(Entry::AllPages { migration, epoch }))
-        }
-        Phase::Pending
-        | Phase::Preparing { .. }
-        | Phase::Copying { .. }
-        | Phase::HandedOver { .. }
-        | Phase::PostCopy { .. }
-        | Phase::Succeeded
-        | Phase::Failed { .. }
-        | Phase::Cancelled { .. } => None,
+    if let Some(running) = view.awaits_running(runner.instance) {
+        return (!planted::is_on("restart-forgets")).then_some(Duty::Propose(running));
     }
+    let attempt = view.attempt.as_ref()?;
+    let Phase::PostCopy { target, .. } = &attempt.phase else { return None };
+    let (migration, epoch) = (attempt.migration.clone(), view.epoch);
+    let whole = target.instance == runner.instance && runner.whole;
+    whole.then_some(Duty::Propose(Entry::AllPages { migration, epoch }))
 }
 
 /// A new guest's runner that is made: say so. The first one wins.

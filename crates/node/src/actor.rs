@@ -31,7 +31,7 @@ use tracing::Instrument;
 use crate::fabric::{self, Fabric};
 use crate::local::{Handle, LocalError, Role, Runners};
 use crate::outbound::{self, Outbound};
-use crate::owed::{fresh_instance, news_of_running, random, resume_if_behind};
+use crate::owed::{fresh_instance, random, resume_if_behind};
 
 /// An order from whoever controls this node.
 #[derive(Debug, Message)]
@@ -282,7 +282,7 @@ impl NodeActor {
                     return tracing::error!(error = chain(&*error), "the guest was not resumed");
                 }
                 // Said again at every wake-up until it is seen: the process that ran it may have died before it could.
-                if let Some(entry) = news_of_running(&view, instance) {
+                if let Some(entry) = view.awaits_running(instance) {
                     let _ = facts.send(Fact::Proposal { guest, entry }).await;
                 }
             };

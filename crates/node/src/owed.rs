@@ -2,7 +2,6 @@
 
 use std::error::Error;
 
-use godwit_domain::ownership::{Entry, Ownership, Phase};
 use godwit_domain::{Epoch, InstanceId};
 use godwit_guest::client::Attached;
 use godwit_wire::handoff::RunState;
@@ -20,24 +19,6 @@ pub(crate) async fn resume_if_behind(attached: &Attached, epoch: Epoch) -> Resul
     let Err(error) = attached.runner.resume(epoch).await else { return Ok(()) };
     // Each view is looked at by a task of its own: the one of another view may have been faster.
     if attached.runner.stats().await?.standing.epoch >= epoch { Ok(()) } else { Err(error.into()) }
-}
-
-/// That the guest runs here, if the ledger waits for that.
-pub(crate) fn news_of_running(view: &Ownership, instance: InstanceId) -> Option<Entry> {
-    let attempt = view.attempt.as_ref()?;
-    match &attempt.phase {
-        Phase::HandedOver { target, .. } if target.instance == instance => {
-            Some(Entry::Running { migration: attempt.migration.clone(), epoch: view.epoch })
-        }
-        Phase::Pending
-        | Phase::Preparing { .. }
-        | Phase::Copying { .. }
-        | Phase::HandedOver { .. }
-        | Phase::PostCopy { .. }
-        | Phase::Succeeded
-        | Phase::Failed { .. }
-        | Phase::Cancelled { .. } => None,
-    }
 }
 
 pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {

@@ -259,6 +259,14 @@ impl Ownership {
         self.attempt.as_ref().filter(|attempt| attempt.migration == *migration).map(|attempt| &attempt.phase)
     }
 
+    /// What is waited for from this runner after a hand-over to it: that the guest runs there.
+    pub fn awaits_running(&self, instance: InstanceId) -> Option<Entry> {
+        let attempt = self.attempt.as_ref()?;
+        let Phase::HandedOver { target, .. } = &attempt.phase else { return None };
+        let (migration, epoch) = (attempt.migration.clone(), self.epoch);
+        (target.instance == instance).then_some(Entry::Running { migration, epoch })
+    }
+
     /// Whether this runner still plays a part: it owns the guest, is to own it, or holds a copy that is kept.
     pub fn names(&self, instance: InstanceId) -> bool {
         let phase = self.attempt.as_ref().map(|attempt| &attempt.phase);
