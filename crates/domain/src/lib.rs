@@ -6,6 +6,7 @@
 //!   ownership                         who may run a guest: licences, epochs, entries
 //!   registry                          what the cluster agrees on: nodes, guests, admission
 //!   precopy                           another round, switch over, or give up
+//!   settings, guest, progress         what a migration and a guest are told, and how it goes
 //! ```
 //!
 //! Always true: the same inputs give the same outputs. Nothing here knows a clock, a socket, a file, a
@@ -14,14 +15,19 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod agent;
+pub mod guest;
 pub mod ids;
 pub mod ownership;
 pub mod planted;
 pub mod precopy;
+pub mod progress;
 pub mod quantity;
 pub mod registry;
+pub mod settings;
 pub mod units;
 
+pub use guest::GuestSpec;
 pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
 pub use quantity::{Quantity, QuantityError};
+pub use settings::{Overrides, Settings};
 pub use units::{Bandwidth, PAGE_BYTES, PAGE_SIZE, PageCount, PageIndex, PageRun, Round};

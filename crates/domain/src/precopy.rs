@@ -31,12 +31,17 @@ impl Limits {
     /// The cluster's defaults (`completionTimeoutPerGiB` 800, `progressTimeout` 150, `maxDowntimeMs` 300) for a
     /// guest of so many bytes.
     pub fn defaults_for(memory_bytes: u64) -> Self {
-        let timeout_ms = u128::from(memory_bytes) * 800_000 / (1 << 30);
         Self {
             downtime_max: Duration::from_millis(300),
-            completion_timeout: Some(Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(u64::MAX))),
+            completion_timeout: Some(Self::completion_timeout(800, memory_bytes)),
             progress_timeout: Some(Duration::from_secs(150)),
         }
+    }
+
+    /// The deadline of a guest of so many bytes, at so many seconds per GiB. No floor.
+    pub fn completion_timeout(seconds_per_gib: u64, memory_bytes: u64) -> Duration {
+        let timeout_ms = u128::from(memory_bytes) * u128::from(seconds_per_gib) * 1000 / (1 << 30);
+        Duration::from_millis(u64::try_from(timeout_ms).unwrap_or(u64::MAX))
     }
 }
 

@@ -4,6 +4,9 @@
 //!   handoff     runner ⇄ node      JSON lines and three descriptors     docs/handoff.md
 //!   migration   source ⇄ target    control frames on one QUIC stream    docs/protocol.md
 //!   batch       source ─▶ target   pages on the page streams            docs/protocol.md
+//!   session     node ⇄ leader      frames on QUIC streams               docs/protocol.md
+//!   log         the group's log    versioned entries and snapshots
+//!   admin       operator ⇄ node    JSON lines                           docs/protocol.md
 //!   orders      control ⇄ node     orders right, facts left, JSON lines
 //!   codec       the one place that knows bincode
 //! ```
@@ -11,8 +14,11 @@
 //! Always true: a length is checked against its cap before a byte of what it counts is read or allocated;
 //! decoding never panics; nothing here reads a clock, a socket or a file.
 
+pub mod admin;
 pub mod batch;
 pub mod codec;
 pub mod handoff;
+pub mod log;
 pub mod migration;
 pub mod orders;
+pub mod session;

@@ -11,8 +11,9 @@
 use core::net::SocketAddr;
 
 use godwit_domain::ownership::{Entry, Ownership};
-use godwit_domain::precopy::Limits;
-use godwit_domain::{Bandwidth, Epoch, GuestName, InstanceId, MigrationId, NodeName};
+pub use godwit_domain::progress::{Progress, SourceReport};
+use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
+pub use godwit_domain::{GuestSpec, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::{RunState, Stats, Verified};
@@ -92,39 +93,6 @@ pub enum Order {
     },
 }
 
-/// A guest of the built-in runner. See `godwit guest run --help` for what each option means.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GuestSpec {
-    /// RAM in bytes.
-    pub memory_bytes: u64,
-    /// Bytes that its threads write over and over.
-    pub working_set_bytes: u64,
-    /// Distinct pages written per second, in bytes.
-    pub dirty_rate_bytes_per_second: u64,
-    /// `uniform`, `hot-set` or `streaming`.
-    pub pattern: String,
-    /// Share of pages that stay zero, in percent.
-    pub zero_percent: u8,
-    /// Share of pages that compress well, in percent; the rest is random.
-    pub compressible_percent: u8,
-    /// Threads that write.
-    pub threads: u8,
-    /// What everything random in it comes from.
-    pub seed: u64,
-    /// Time between ticks, in milliseconds.
-    pub tick_interval_ms: u64,
-}
-
-/// The limits of one migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Bytes per second of UDP payload that the source may send.
-    pub bandwidth: Bandwidth,
-    /// Downtime and time limits.
-    pub limits: Limits,
-}
-
 /// What a node tells.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "fact", rename_all = "kebab-case")]
@@ -202,25 +170,6 @@ pub enum Fact {
     },
 }
 
-/// A running migration in numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The round, 1 is the first.
-    pub round: u16,
-    /// Bytes left in this round, sent and not acknowledged ones among them.
-    pub left_bytes: u64,
-    /// Bytes written again and waiting for the next round.
-    pub dirty_bytes: u64,
-    /// Bytes of UDP payload sent so far.
-    pub wire_bytes: u64,
-    /// Page bytes per second that arrive.
-    pub send_rate: u64,
-    /// Bytes per second that the guest writes, as the scans see it.
-    pub dirty_rate: u64,
-    /// How long the guest would stand still if stopped now, in milliseconds.
-    pub predicted_downtime_ms: u64,
-}
-
 /// What one side measured. Durations only: two hosts' clocks are never compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "side", rename_all = "kebab-case")]
@@ -237,31 +186,4 @@ pub enum Report {
         /// Why, for people.
         reason: String,
     },
-}
-
-/// What the source measured of a migration that succeeded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourceReport {
-    /// From the order to the end, in microseconds.
-    pub total_us: u64,
-    /// From asking the guest to stand still to the end of the last scan.
-    pub pause_us: u64,
-    /// From there until everything was at the target: device state, last pages.
-    pub state_us: u64,
-    /// What of the commit stuck out behind that.
-    pub commit_us: u64,
-    /// Rounds, the last one with the guest paused included.
-    pub rounds: u16,
-    /// Bytes of UDP payload sent.
-    pub wire_bytes: u64,
-    /// Pages sent with their bytes.
-    pub raw_pages: u64,
-    /// Pages sent as zeros.
-    pub zero_pages: u64,
-    /// Pages that a round left out because they had been written again.
-    pub skipped_pages: u64,
-    /// Pages of the last round, sent while the guest stood still.
-    pub last_round_pages: u64,
-    /// Downtime as it was predicted when the guest was stopped, in microseconds.
-    pub predicted_downtime_us: u64,
 }

@@ -127,7 +127,7 @@ impl Registry {
                 matches!(attempt.phase, Phase::Pending).then_some((*uid, guest, &attempt.migration))
             })
             .collect();
-        waiting.sort_by_key(|(_, guest, _)| guest.wish.as_ref().map_or(u64::MAX, |wish| wish.sequence));
+        waiting.sort_by_key(|(_, guest, _)| guest.record.as_ref().map_or(u64::MAX, |record| record.sequence));
         waiting
     }
 
@@ -153,9 +153,9 @@ impl Registry {
         }
         let declined = |name: &NodeName| {
             guest
-                .wish
+                .record
                 .as_ref()
-                .and_then(|wish| wish.declined.iter().position(|known| known == name))
+                .and_then(|record| record.declined.iter().position(|known| known == name))
                 .map_or(0, |at| at + 1)
         };
         let best = eligible.into_iter().min_by_key(|name| {
@@ -196,13 +196,14 @@ impl Registry {
         if guest.ownership.owner().is_some_and(|owner| owner.node == *name) {
             return Some(Obstacle::IsSource);
         }
-        if guest.wish.as_ref().and_then(|wish| wish.target.as_ref()).is_some_and(|wished| wished != name) {
+        if guest.record.as_ref().and_then(|record| record.target.as_ref()).is_some_and(|asked| asked != name)
+        {
             return Some(Obstacle::NotWished);
         }
         if node.fenced.is_some() {
             return Some(Obstacle::Fenced);
         }
-        let (free, needs) = (self.free_memory_bytes(name), guest.memory_bytes);
+        let (free, needs) = (self.free_memory_bytes(name), guest.memory_bytes());
         if free < needs {
             return Some(Obstacle::Memory { free, needs });
         }

@@ -6,8 +6,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Node, ParallelLimits, WaitReason};
+use crate::guest::GuestSpec;
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
 use crate::ownership::{Entry, Refused};
+use crate::progress::Measured;
+use crate::settings::{Overrides, SettingError};
 
 /// A guest for all time: drawn at random before it is proposed. A name may be used again, this may not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -56,8 +59,8 @@ pub enum Command {
         name: GuestName,
         /// Where its first runner shall be made.
         node: NodeName,
-        /// Size of its RAM in bytes.
-        memory_bytes: u64,
+        /// What it is like.
+        spec: GuestSpec,
     },
     /// Ask for a migration.
     Migrate {
@@ -67,6 +70,22 @@ pub enum Command {
         migration: MigrationId,
         /// Where to, or anywhere.
         target: Option<NodeName>,
+        /// Its settings above the cluster's.
+        overrides: Overrides,
+    },
+    /// Other settings hold for a migration, at once.
+    Set {
+        /// The migration.
+        migration: MigrationId,
+        /// What is set; the rest stays.
+        overrides: Overrides,
+    },
+    /// What a side of a migration has measured.
+    Measured {
+        /// The migration.
+        migration: MigrationId,
+        /// The numbers.
+        measured: Measured,
     },
     /// Grant a waiting migration its target and all its permits.
     Admit {
@@ -128,6 +147,15 @@ pub enum Refusal {
     /// A guest has this number.
     #[error("guest number {0} was used before")]
     UidTaken(GuestUid),
+    /// No such migration.
+    #[error("no migration {0}; `godwit migration list` shows those that are kept")]
+    NoMigration(MigrationId),
+    /// It has ended.
+    #[error("migration {0} is over")]
+    IsOver(MigrationId),
+    /// A setting is out of its range.
+    #[error("{0}")]
+    Setting(String),
     /// Another guest's migration has this name.
     #[error("a migration of this name exists, of guest {0}; choose another name")]
     MigrationTaken(GuestName),
@@ -175,4 +203,10 @@ pub enum Refusal {
     /// This is a command of its own.
     #[error("{0} is not proposed as an entry: ask for a migration, and it is admitted in its turn")]
     NotByEntry(&'static str),
+}
+
+impl From<SettingError> for Refusal {
+    fn from(error: SettingError) -> Self {
+        Self::Setting(error.to_string())
+    }
 }

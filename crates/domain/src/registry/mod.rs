@@ -18,6 +18,7 @@
 
 mod admission;
 mod command;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +26,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::GuestSpec;
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
 use crate::ownership::{Attempt, Entry, Licence, Life, Ownership, Permits, Phase};
+use crate::progress::Measured;
+use crate::settings::{Overrides, Settings};
 
 pub use admission::{Obstacle, WaitReason};
 pub use command::{BootId, Command, GuestUid, Refusal, Stamped};
+pub use record::{Finished, Record, Step};
 
 /// Finished migrations that are kept per guest; the rest is in the log's archive.
 const FINISHED_KEPT_MAX: usize = 5;
@@ -71,25 +76,34 @@ pub struct Node {
 pub struct Guest {
     /// Its name. Used again only after it is purged.
     pub name: GuestName,
-    /// Size of its RAM in bytes.
-    pub memory_bytes: u64,
+    /// What it is like, its size among it.
+    pub spec: GuestSpec,
     /// Who may run it.
     pub ownership: Ownership,
-    /// Where its pending migration should go, if that was asked for, and when it was asked for.
-    pub wish: Option<Wish>,
-    /// Finished migrations, oldest first.
-    pub finished: Vec<Attempt>,
+    /// Of the migration that the ownership speaks of: what was asked, and what became of it.
+    pub record: Option<Record>,
+    /// Earlier migrations, oldest first.
+    pub finished: Vec<Finished>,
 }
 
-/// What a migration that waits was asked to be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Wish {
-    /// The node, or any.
-    pub target: Option<NodeName>,
-    /// Its place in the order of asking.
-    pub sequence: u64,
-    /// Nodes that have refused it, in this order: they come last.
-    pub declined: Vec<NodeName>,
+impl Guest {
+    /// Size of its RAM in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.spec.memory_bytes
+    }
+
+    /// What holds for its present migration.
+    pub fn settings(&self) -> Settings {
+        let overrides = self.record.as_ref().map(|record| record.overrides).unwrap_or_default();
+        overrides.effective(self.spec.memory_bytes)
+    }
+
+    /// A migration of this guest, the present one or one that is kept.
+    pub fn migration(&self, name: &MigrationId) -> Option<(&Attempt, &Record)> {
+        let present = self.ownership.attempt.as_ref().zip(self.record.as_ref());
+        let kept = self.finished.iter().map(|finished| (&finished.attempt, &finished.record));
+        present.into_iter().chain(kept).find(|(attempt, _)| attempt.migration == *name)
+    }
 }
 
 /// Ring at this node: something about this guest has changed.
@@ -122,10 +136,12 @@ impl Registry {
         self.time_ms = self.time_ms.max(stamped.time_ms);
         match stamped.command {
             Command::Join { name, node } => self.join(name, node),
-            Command::CreateGuest { uid, name, node, memory_bytes } => {
-                self.create(uid, name, node, memory_bytes)
+            Command::CreateGuest { uid, name, node, spec } => self.create(uid, name, node, spec),
+            Command::Migrate { guest, migration, target, overrides } => {
+                self.migrate(guest, migration, target, overrides)
             }
-            Command::Migrate { guest, migration, target } => self.migrate(guest, migration, target),
+            Command::Set { migration, overrides } => self.set(&migration, overrides),
+            Command::Measured { migration, measured } => self.measured(&migration, measured),
             Command::Admit { guest, migration, target } => self.admit(guest, migration, target),
             Command::Guest { guest, entry } => self.guest_entry(guest, entry),
             Command::Fence { node, boot, instances } => self.fence(&node, boot, &instances),
@@ -144,12 +160,10 @@ impl Registry {
         named.find(|(_, guest)| guest.ownership.life != Life::Purged).map(|(uid, guest)| (*uid, guest))
     }
 
-    /// The guest whose present or last migration this is.
+    /// The guest that this migration, the present one or one that is kept, is of.
     pub fn guest_of(&self, migration: &MigrationId) -> Option<(GuestUid, &Guest)> {
         let mut guests = self.guests.iter();
-        guests
-            .find(|(_, guest)| guest.ownership.phase_of(migration).is_some())
-            .map(|(uid, guest)| (*uid, guest))
+        guests.find(|(_, guest)| guest.migration(migration).is_some()).map(|(uid, guest)| (*uid, guest))
     }
 
     /// Migrations that hold permits.
@@ -173,7 +187,7 @@ impl Registry {
     pub fn free_memory_bytes(&self, name: &NodeName) -> u64 {
         let Some(node) = self.nodes.get(name) else { return 0 };
         let taken = self.guests.values().filter(|guest| takes_memory(&guest.ownership, name));
-        node.memory_bytes.saturating_sub(taken.map(|guest| guest.memory_bytes).sum())
+        node.memory_bytes.saturating_sub(taken.map(Guest::memory_bytes).sum())
     }
 
     // ---- commands ------------------------------------------------------------------------------------------
@@ -192,8 +206,9 @@ impl Registry {
         uid: GuestUid,
         name: GuestName,
         node: NodeName,
-        memory_bytes: u64,
+        spec: GuestSpec,
     ) -> Result<BTreeSet<Effect>, Refusal> {
+        let memory_bytes = spec.memory_bytes;
         if let Some((known, _)) = self.guest_named(&name) {
             return if known == uid { Ok(BTreeSet::new()) } else { Err(Refusal::NameTaken(name)) };
         }
@@ -207,7 +222,7 @@ impl Registry {
         }
         let effects = BTreeSet::from([Effect { node: node.clone(), guest: uid }]);
         let ownership = Ownership::new(node);
-        self.guests.insert(uid, Guest { name, memory_bytes, ownership, wish: None, finished: Vec::new() });
+        self.guests.insert(uid, Guest { name, spec, ownership, record: None, finished: Vec::new() });
         Ok(effects)
     }
 
@@ -216,6 +231,7 @@ impl Registry {
         uid: GuestUid,
         migration: MigrationId,
         target: Option<NodeName>,
+        overrides: Overrides,
     ) -> Result<BTreeSet<Effect>, Refusal> {
         if let Some((of, guest)) = self.guest_of(&migration) {
             // Asked for twice it is the same migration, finished or not.
@@ -228,20 +244,53 @@ impl Registry {
         if let Some(target) = &target {
             self.usable(target)?;
         }
-        let sequence = self.asked;
+        overrides.check()?;
+        let (sequence, time_ms) = (self.asked, self.time_ms);
         let guest = self.guests.get_mut(&uid).ok_or(Refusal::NoGuest(uid))?;
         if let (Some(target), Some(owner)) = (&target, guest.ownership.owner())
             && owner.node == *target
         {
             return Err(crate::ownership::Refused::SameNode(target.clone()).into());
         }
-        let last = guest.ownership.attempt.clone();
+        let last = guest.ownership.attempt.clone().zip(guest.record.clone());
         guest.ownership.apply(Entry::Request { migration })?;
-        guest.finished.extend(last);
+        guest.finished.extend(last.map(|(attempt, record)| Finished { attempt, record }));
         let surplus = guest.finished.len().saturating_sub(FINISHED_KEPT_MAX);
         guest.finished.drain(..surplus);
-        guest.wish = Some(Wish { target, sequence, declined: Vec::new() });
+        let mut record = Record::new(target, overrides, sequence);
+        record.note(time_ms, &Phase::Pending);
+        guest.record = Some(record);
         self.asked += 1;
+        Ok(BTreeSet::new())
+    }
+
+    fn set(&mut self, migration: &MigrationId, overrides: Overrides) -> Result<BTreeSet<Effect>, Refusal> {
+        overrides.check()?;
+        let (uid, _) = self.guest_of(migration).ok_or_else(|| Refusal::NoMigration(migration.clone()))?;
+        let guest = self.guests.get_mut(&uid).ok_or(Refusal::NoGuest(uid))?;
+        if guest.ownership.phase_of(migration).is_none_or(Phase::is_over) {
+            return Err(Refusal::IsOver(migration.clone()));
+        }
+        if let Some(record) = &mut guest.record {
+            record.overrides = overrides.above(record.overrides);
+        }
+        let nodes = concerned(&guest.ownership);
+        Ok(nodes.into_iter().map(|node| Effect { node, guest: uid }).collect())
+    }
+
+    /// For people: it changes nothing that anybody decides by.
+    fn measured(&mut self, migration: &MigrationId, new: Measured) -> Result<BTreeSet<Effect>, Refusal> {
+        let (uid, _) = self.guest_of(migration).ok_or_else(|| Refusal::NoMigration(migration.clone()))?;
+        let guest = self.guests.get_mut(&uid).ok_or(Refusal::NoGuest(uid))?;
+        let kept = guest.finished.iter_mut().find(|finished| finished.attempt.migration == *migration);
+        let record = match kept {
+            Some(finished) => Some(&mut finished.record),
+            None => guest.record.as_mut(),
+        };
+        if let Some(Record { measured, .. }) = record {
+            measured.source = measured.source.or(new.source);
+            measured.resume_us = measured.resume_us.or(new.resume_us);
+        }
         Ok(BTreeSet::new())
     }
 
@@ -272,9 +321,12 @@ impl Registry {
         let declines = matches!(entry, Entry::Decline { .. });
         let asked = guest.ownership.attempt.as_ref().and_then(|a| a.phase.target_node()).cloned();
         guest.ownership.apply(entry)?;
-        if let (true, Some(wish), Some(node)) = (declines, &mut guest.wish, asked) {
-            wish.declined.retain(|known| *known != node);
-            wish.declined.push(node);
+        if let (Some(record), Some(attempt)) = (&mut guest.record, &guest.ownership.attempt) {
+            record.note(self.time_ms, &attempt.phase);
+            if let (true, Some(node)) = (declines, asked) {
+                record.declined.retain(|known| *known != node);
+                record.declined.push(node);
+            }
         }
         let nodes = before.into_iter().chain(concerned(&guest.ownership));
         Ok(nodes.map(|node| Effect { node, guest: uid }).collect())

@@ -43,7 +43,8 @@ fn cluster(guests: u64) -> Registry {
     }
     for n in 0..guests {
         let node = name("a");
-        let create = Command::CreateGuest { uid: GuestUid(n), name: guest_name(n), node, memory_bytes: GIB };
+        let create =
+            Command::CreateGuest { uid: GuestUid(n), name: guest_name(n), node, spec: GuestSpec::idle(GIB) };
         registry.apply(stamped(1, create)).expect("create");
         registry.apply(about(n, Entry::Born { instance: instance(n) })).expect("born");
     }
@@ -52,7 +53,12 @@ fn cluster(guests: u64) -> Registry {
 
 fn ask(registry: &mut Registry, n: u64, target: Option<&str>) {
     let target = target.map(name);
-    let command = Command::Migrate { guest: GuestUid(n), migration: migration(n), target };
+    let command = Command::Migrate {
+        guest: GuestUid(n),
+        migration: migration(n),
+        target,
+        overrides: Overrides::default(),
+    };
     registry.apply(stamped(2, command)).expect("asked");
 }
 
@@ -151,8 +157,12 @@ fn a_name_is_free_again_only_when_the_guest_is_purged() {
     let mut registry = cluster(1);
     registry.apply(about(0, Entry::Delete)).expect("delete");
     let node_name = name("b");
-    let again =
-        Command::CreateGuest { uid: GuestUid(9), name: guest_name(0), node: node_name, memory_bytes: GIB };
+    let again = Command::CreateGuest {
+        uid: GuestUid(9),
+        name: guest_name(0),
+        node: node_name,
+        spec: GuestSpec::idle(GIB),
+    };
     let refused = registry.apply(stamped(5, again.clone()));
     assert_eq!(refused, Err(Refusal::NameTaken(guest_name(0))));
     registry.apply(about(0, Entry::Purged { node: name("a") })).expect("purged");
@@ -172,8 +182,12 @@ fn a_fence_is_about_one_boot_and_ends_when_the_node_has_seen_it() {
     let rejoin = Command::Join { name: name("a"), node: node(8 * GIB) };
     registry.apply(stamped(4, rejoin)).expect("it comes back");
     let node_name = name("a");
-    let create =
-        Command::CreateGuest { uid: GuestUid(9), name: guest_name(9), node: node_name, memory_bytes: GIB };
+    let create = Command::CreateGuest {
+        uid: GuestUid(9),
+        name: guest_name(9),
+        node: node_name,
+        spec: GuestSpec::idle(GIB),
+    };
     assert_eq!(registry.apply(stamped(4, create.clone())), Err(Refusal::Fenced(name("a"))));
     registry.apply(stamped(5, Command::FenceSeen { node: name("a") })).expect("seen");
     registry.apply(stamped(5, create)).expect("a guest again");
@@ -185,7 +199,12 @@ fn the_same_migration_asked_for_twice_is_one() {
     ask(&mut registry, 0, None);
     ask(&mut registry, 0, None);
     assert_eq!(registry.asked, 1);
-    let taken = Command::Migrate { guest: GuestUid(1), migration: migration(0), target: None };
+    let taken = Command::Migrate {
+        guest: GuestUid(1),
+        migration: migration(0),
+        target: None,
+        overrides: Overrides::default(),
+    };
     assert_eq!(registry.apply(stamped(3, taken)), Err(Refusal::MigrationTaken(guest_name(0))));
 }
 
@@ -205,7 +224,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             let epoch = Epoch(epoch);
             let entry = |entry| Command::Guest { guest, entry };
             match kind {
-                0 | 1 => Command::Migrate { guest, migration, target: None },
+                0 | 1 => Command::Migrate { guest, migration, target: None, overrides: Overrides::default() },
                 2..=4 => Command::Admit { guest, migration, target: node_name },
                 5 => entry(Entry::Accept { migration, epoch, instance: instance(100 + n * 10 + m) }),
                 6 => entry(Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy }),

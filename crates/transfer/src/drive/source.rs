@@ -318,6 +318,8 @@ impl Driver {
         let snapshot = self.session.snapshot(now);
         let progress = Progress {
             round: snapshot.round.0,
+            switching_over: false,
+            waits_for_quorum: false,
             left_bytes: snapshot.left.bytes(),
             dirty_bytes: snapshot.dirty.bytes(),
             wire_bytes: self.connection.stats().udp_tx.bytes,

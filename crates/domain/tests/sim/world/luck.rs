@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use godwit_domain::Overrides;
 use godwit_domain::agent::RunnerState;
 use godwit_domain::ownership::{Entry, Life, Ownership, Phase, Side};
 use godwit_domain::registry::{BootId, Command};
@@ -52,7 +53,12 @@ impl World {
         if over && !self.calm {
             self.migrations += 1;
             let migration = format!("m{}", self.migrations).parse().expect("a name");
-            self.commit(Command::Migrate { guest: GUEST, migration, target: None });
+            self.commit(Command::Migrate {
+                guest: GUEST,
+                migration,
+                target: None,
+                overrides: Overrides::default(),
+            });
         } else if let (Some(attempt), 0) = (&present.attempt, self.random.u32(0..16)) {
             let migration = attempt.migration.clone();
             self.propose(Entry::End { migration, side: Side::Operator, reason: "cancelled".into() });

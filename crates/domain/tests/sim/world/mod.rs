@@ -5,6 +5,7 @@
 mod luck;
 mod sides;
 
+use godwit_domain::GuestSpec;
 use godwit_domain::agent::{Arrived, Duty, RunnerState, duties};
 use godwit_domain::ownership::{Entry, Life, Mode, Ownership, Permits, Phase};
 use godwit_domain::registry::{BootId, Command, GuestUid, Node, Registry, Stamped};
@@ -74,7 +75,7 @@ impl World {
         }
         let name = "vm".parse().expect("a name");
         let node = world.names[0].clone();
-        world.commit(Command::CreateGuest { uid: GUEST, name, node, memory_bytes: 1 });
+        world.commit(Command::CreateGuest { uid: GUEST, name, node, spec: GuestSpec::idle(1) });
         world
     }
 

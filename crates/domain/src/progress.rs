@@ -1,0 +1,62 @@
+//! A migration in numbers: how it does while it runs, and what was measured of it.
+
+use serde::{Deserialize, Serialize};
+
+/// A running migration in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The round, 1 is the first.
+    pub round: u16,
+    /// The guest stands still; the last round is under way.
+    pub switching_over: bool,
+    /// It would be stopped now, and is not, because no quorum of the control group has answered within a second.
+    pub waits_for_quorum: bool,
+    /// Bytes left in this round, sent and not acknowledged ones among them.
+    pub left_bytes: u64,
+    /// Bytes written again and waiting for the next round.
+    pub dirty_bytes: u64,
+    /// Bytes of UDP payload sent so far.
+    pub wire_bytes: u64,
+    /// Page bytes per second that arrive.
+    pub send_rate: u64,
+    /// Bytes per second that the guest writes, as the scans see it.
+    pub dirty_rate: u64,
+    /// How long the guest would stand still if stopped now, in milliseconds.
+    pub predicted_downtime_ms: u64,
+}
+
+/// What was measured of a migration that succeeded. Durations only: two hosts' clocks are never compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measured {
+    /// By its source.
+    pub source: Option<SourceReport>,
+    /// By its target: from "complete and licensed" to "runs", in microseconds.
+    pub resume_us: Option<u64>,
+}
+
+/// What the source measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// From the order to the end, in microseconds.
+    pub total_us: u64,
+    /// From asking the guest to stand still to the end of the last scan.
+    pub pause_us: u64,
+    /// From there until everything was at the target: device state, last pages.
+    pub state_us: u64,
+    /// What of the commit stuck out behind that.
+    pub commit_us: u64,
+    /// Rounds, the last one with the guest paused included.
+    pub rounds: u16,
+    /// Bytes of UDP payload sent.
+    pub wire_bytes: u64,
+    /// Pages sent with their bytes.
+    pub raw_pages: u64,
+    /// Pages sent as zeros.
+    pub zero_pages: u64,
+    /// Pages that a round left out because they had been written again.
+    pub skipped_pages: u64,
+    /// Pages of the last round, sent while the guest stood still.
+    pub last_round_pages: u64,
+    /// Downtime as it was predicted when the guest was stopped, in microseconds.
+    pub predicted_downtime_us: u64,
+}

@@ -1,0 +1,547 @@
+//! What an operator and a node say to each other over the admin socket: one JSON object per line.
+//!
+//! ```text
+//!   {"v":1,"id":"…","do":"migrate","guest":"default/vm1","to":"node-b"}  ──▶
+//!         ◀── {"id":"…","event":{…}}       none, one or many
+//!         ◀── {"id":"…","ok":{…}}   or   {"id":"…","error":{"code","rule","message","try"}}
+//! ```
+//!
+//! Always true: no line is above [`LINE_BYTES_MAX`]; units stand in the names of keys; a count above 2^53 - 1, which many
+//! readers of JSON round, is refused; each request gets exactly one last line.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use godwit_domain::progress::{Measured, Progress};
+use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::handoff::{Stats, Verified};
+
+/// The version of this protocol.
+pub const ADMIN_VERSION: u16 = 1;
+/// Longest request, in bytes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+/// Longest answer, in bytes.
+pub const REPLY_BYTES_MAX: usize = 4 << 20;
+/// Longest id of a request, in bytes.
+pub const ID_BYTES_MAX: usize = 128;
+/// Greatest count that every reader of JSON takes as it stands.
+pub const COUNT_MAX: u64 = (1 << 53) - 1;
+
+/// What an operator asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`ADMIN_VERSION`].
+    pub v: u16,
+    /// Chosen by whoever asks, returned with every answer.
+    pub id: String,
+    /// What is asked.
+    #[serde(flatten)]
+    pub act: Act,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Act {
+    /// The node's version. Answer: [`Version`].
+    Version,
+    /// The cluster at a glance. Answer: [`Status`].
+    Status,
+    /// How the asked node's voter and the group stand. Answered by the node that is asked. Answer: [`ControlStatus`].
+    ControlStatus,
+    /// Every node. Answer: list of [`NodeRow`].
+    NodeList,
+    /// One node, with what is on it. Answer: [`NodeDetail`].
+    NodeShow {
+        /// Which.
+        node: NodeName,
+    },
+    /// Vouch that a node is off. Answer: [`Fenced`].
+    NodeFence {
+        /// Which.
+        node: NodeName,
+        /// Fence it though it answers: it will stop its guests by itself.
+        #[serde(default)]
+        although_reachable: bool,
+    },
+    /// Forget a node that holds nothing. Answer: [`Done`].
+    NodeRemove {
+        /// Which.
+        node: NodeName,
+    },
+    /// Make a guest; answered when it runs. Answer: [`GuestDetail`].
+    GuestCreate {
+        /// Its name.
+        guest: GuestName,
+        /// Where; the node with most free memory if not said.
+        node: Option<NodeName>,
+        /// What it is like.
+        spec: GuestSpec,
+    },
+    /// Every guest. Answer: list of [`GuestRow`].
+    GuestList,
+    /// One guest. Answer: [`GuestDetail`].
+    GuestShow {
+        /// Which.
+        guest: GuestName,
+    },
+    /// Compare a guest's memory with what it must hold. Answer: [`Verified`].
+    GuestVerify {
+        /// Which.
+        guest: GuestName,
+    },
+    /// How a guest does, from its runner. Answer: [`GuestStats`].
+    GuestStats {
+        /// Which.
+        guest: GuestName,
+    },
+    /// End a guest for good; answered when it is gone everywhere it can be reached. Answer: [`Done`].
+    GuestStop {
+        /// Which.
+        guest: GuestName,
+    },
+    /// Run a lost guest again from the copy that is kept. Answer: [`GuestDetail`].
+    GuestRecover {
+        /// Which.
+        guest: GuestName,
+        /// It may be an older copy of the guest: needed.
+        #[serde(default)]
+        accept_rollback: bool,
+        /// Which copy; needed only where there are two.
+        instance: Option<InstanceId>,
+    },
+    /// Move a guest; answered when the migration is agreed on, at once. Answer: [`MigrationDetail`].
+    Migrate {
+        /// Which.
+        guest: GuestName,
+        /// The migration's name; made from the guest's if not said.
+        migration: Option<MigrationId>,
+        /// Where to; anywhere if not said.
+        to: Option<NodeName>,
+        /// Its settings above the cluster's.
+        #[serde(default)]
+        overrides: Overrides,
+    },
+    /// Every migration that is kept. Answer: list of [`MigrationRow`].
+    MigrationList,
+    /// One migration. Answer: [`MigrationDetail`].
+    MigrationShow {
+        /// Which.
+        migration: MigrationId,
+    },
+    /// One migration until it is over. Events and answer: [`MigrationDetail`].
+    MigrationWatch {
+        /// Which.
+        migration: MigrationId,
+    },
+    /// Change a migration's settings, at once. Answer: [`MigrationDetail`].
+    MigrationSet {
+        /// Which.
+        migration: MigrationId,
+        /// What is set; the rest stays.
+        overrides: Overrides,
+    },
+    /// End a migration before its hand-over. Answer: [`MigrationDetail`].
+    MigrationCancel {
+        /// Which.
+        migration: MigrationId,
+    },
+}
+
+/// One line of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's.
+    pub id: String,
+    /// What is answered.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// What a line of an answer says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Body {
+    /// More follows.
+    Event(Value),
+    /// Done.
+    Ok(Value),
+    /// Not done, or not known.
+    Error(Problem),
+}
+
+/// Why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// What kind.
+    pub code: Code,
+    /// The rule that it breaks, in a few words.
+    pub rule: String,
+    /// For people.
+    pub message: String,
+    /// What would satisfy the rule.
+    #[serde(rename = "try")]
+    pub try_: String,
+}
+
+/// Kinds of problems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The line is no request.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// A rule forbids it; nothing has changed.
+    Refused,
+    /// It was tried and failed.
+    Failed,
+    /// Nobody can be asked who would know; nothing was proposed.
+    Unavailable,
+    /// It may or may not be done, now or later.
+    Unknown,
+}
+
+impl Code {
+    /// The exit code of a command that ends with it: 1 refused or failed, 2 usage, 3 outcome unknown.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::NotFound | Self::Refused | Self::Failed => 1,
+            Self::Invalid => 2,
+            Self::Unavailable | Self::Unknown => 3,
+        }
+    }
+}
+
+/// Answer to [`Act::Version`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The node.
+    pub node: NodeName,
+    /// Its version.
+    pub version: String,
+}
+
+/// Nothing more to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// A sentence about what follows from it, if something does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+}
+
+/// The cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Who answers.
+    pub answered_by: NodeName,
+    /// Nobody leads: this is what the answering node has seen agreed so far, maybe not the latest.
+    pub stale: bool,
+    /// Who leads, in which term.
+    pub leader: Option<NodeName>,
+    /// The term.
+    pub term: u64,
+    /// Up to which entry the answer is.
+    pub applied: u64,
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Nodes.
+    pub nodes: Vec<NodeRow>,
+    /// Guests by what they are: running, migrating, lost and so on.
+    pub guests: BTreeMap<String, u64>,
+    /// Migrations that are not over.
+    pub migrations: Vec<MigrationRow>,
+}
+
+/// How a voter and its group stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node that answers.
+    pub node: NodeName,
+    /// What it is: leader, follower, candidate, halted, or none if it does not vote.
+    pub role: String,
+    /// The term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeName>,
+    /// Every voter.
+    pub voters: Vec<NodeName>,
+    /// Up to which entry its state is.
+    pub applied: u64,
+    /// Up to which entry the log is agreed.
+    pub committed: u64,
+    /// First and last entry in its log.
+    pub log: (u64, u64),
+    /// How long ago a quorum was asked that has answered, in milliseconds. The leader alone knows.
+    pub quorum_age_ms: Option<u64>,
+    /// `running`, or why it takes no part.
+    pub condition: String,
+    /// With whom this node's session is, if it has one.
+    pub session: Option<NodeName>,
+}
+
+/// A node in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its name.
+    pub name: NodeName,
+    /// `reachable`, `unreachable` or `fenced`.
+    pub state: String,
+    /// Since when it has not been heard, as the leader counts, in milliseconds.
+    pub unreachable_for_ms: Option<u64>,
+    /// Whether it votes, and leads: `leader`, `voter` or `-`.
+    pub control: String,
+    /// Control address.
+    pub control_address: SocketAddr,
+    /// Migration address.
+    pub migration_address: SocketAddr,
+    /// Guests that run there or are to.
+    pub guests: u64,
+    /// Memory that it offers.
+    pub memory_bytes: u64,
+    /// Memory that no guest and no reservation takes.
+    pub free_memory_bytes: u64,
+    /// Migrations that leave it.
+    pub outbound: u64,
+    /// Migrations that enter it.
+    pub inbound: u64,
+}
+
+/// A node with what is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: NodeRow,
+    /// Its boot, as it said.
+    pub boot: String,
+    /// Instances that a fence waits for, if it is fenced.
+    pub fence_waits_for: Vec<InstanceId>,
+    /// Guests that the cluster places there.
+    pub placed: Vec<GuestRow>,
+    /// Migrations that wait to leave it or are leaving it, in order.
+    pub leaving: Vec<MigrationRow>,
+    /// Runners that it has, if it answers.
+    pub runners: Option<Vec<RunnerRow>>,
+}
+
+/// A runner on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerRow {
+    /// Its guest.
+    pub guest: GuestName,
+    /// Itself.
+    pub instance: InstanceId,
+    /// What it does, in a word.
+    pub state: String,
+    /// Its folder on that node.
+    pub dir: String,
+    /// The transfer that it is part of.
+    pub transfer: Option<String>,
+}
+
+/// Answer to [`Act::NodeFence`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The node.
+    pub node: NodeName,
+    /// Guests that are lost by it, with whether a copy is kept that `guest recover` can go back to.
+    pub lost: Vec<LostGuest>,
+    /// What the operator must know.
+    pub note: String,
+}
+
+/// A guest that a fence has made Lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostGuest {
+    /// Its name.
+    pub guest: GuestName,
+    /// Where an older copy of it is kept, if there is one.
+    pub kept_on: Option<NodeName>,
+}
+
+/// A guest in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRow {
+    /// Its name.
+    pub name: GuestName,
+    /// `creating`, `running`, `migrating`, `unreachable`, `lost`, `stopping`.
+    pub state: String,
+    /// Who owns it: where it runs, or will in a moment.
+    pub node: Option<NodeName>,
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// RAM.
+    pub memory_bytes: u64,
+    /// Its unfinished migration.
+    pub migration: Option<MigrationId>,
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: GuestRow,
+    /// Its number, used for no other guest.
+    pub uid: String,
+    /// The runner that owns it.
+    pub instance: Option<InstanceId>,
+    /// If it is lost: the copies that are kept, the last owner first.
+    pub copies: Vec<CopyRow>,
+    /// How often an older copy of it was run.
+    pub rollbacks: u32,
+    /// What the built-in runner was told.
+    pub spec: GuestSpec,
+    /// Migrations, oldest first, the present one last.
+    pub migrations: Vec<MigrationRow>,
+}
+
+/// A copy of a lost guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRow {
+    /// Where.
+    pub node: NodeName,
+    /// The runner.
+    pub instance: InstanceId,
+    /// What it is: `last owner` or `kept source`.
+    pub what: String,
+}
+
+/// Answer to [`Act::GuestStats`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// Where it runs.
+    pub node: NodeName,
+    /// The folder of its runner there, with its ticks.
+    pub dir: String,
+    /// The numbers.
+    pub stats: Stats,
+}
+
+/// A migration in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRow {
+    /// Its name.
+    pub name: MigrationId,
+    /// Its guest.
+    pub guest: GuestName,
+    /// `Pending`, `Scheduling`, `PreparingTarget`, `TargetReady`, `Running`, `Cancelling`, `Succeeded`, `Failed` or `Cancelled`.
+    pub phase: String,
+    /// More about the phase: `PreCopy round 3`, `SwitchingOver`, `PostCopy`; why it waits; why it ended.
+    pub detail: Option<String>,
+    /// From where.
+    pub source: Option<NodeName>,
+    /// Where to, once that is known.
+    pub target: Option<NodeName>,
+    /// When it was asked for, in milliseconds since the Unix epoch.
+    pub asked_ms: u64,
+    /// Its place in the queue, if it waits; 1 is the first.
+    pub queue_position: Option<u64>,
+}
+
+/// One migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: MigrationRow,
+    /// Whether it has ended.
+    pub over: bool,
+    /// The node that was asked for.
+    pub asked_target: Option<NodeName>,
+    /// Nodes whose permits it holds: cluster, outbound and inbound.
+    pub permits_held: bool,
+    /// How often it was called off after a pause.
+    pub call_offs: u8,
+    /// Its settings above the cluster's.
+    pub overrides: Overrides,
+    /// Per node why it can not take the guest, if it waits for a target.
+    pub obstacles: BTreeMap<NodeName, String>,
+    /// The phases that it came through, with replicated time.
+    pub steps: Vec<StepRow>,
+    /// How it does, as its source said last.
+    pub progress: Option<Progress>,
+    /// What was measured of it.
+    pub measured: Measured,
+}
+
+/// A phase that a migration entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The phase.
+    pub phase: String,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// The greatest count in a value, if it is above [`COUNT_MAX`].
+pub fn count_too_large(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64().filter(|count| *count > COUNT_MAX),
+        Value::Array(items) => items.iter().find_map(count_too_large),
+        Value::Object(fields) => fields.values().find_map(count_too_large),
+        Value::Null | Value::Bool(_) | Value::String(_) => None,
+    }
+}
+
+impl Problem {
+    /// With all that it says.
+    pub fn new(
+        code: Code,
+        rule: impl Into<String>,
+        message: impl Into<String>,
+        try_: impl Into<String>,
+    ) -> Self {
+        Self { code, rule: rule.into(), message: message.into(), try_: try_.into() }
+    }
+}
+
+impl Verified {
+    /// Whether every page holds what it must.
+    pub fn is_whole(&self) -> bool {
+        self.wrong == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_documentation_says() {
+        let line = r#"{"v":1,"id":"x","do":"migrate","guest":"default/vm1","to":"node-b"}"#;
+        let request: Request = serde_json::from_str(line).expect("a request");
+        let Act::Migrate { guest, to, migration, overrides } = request.act else { panic!("{request:?}") };
+        assert_eq!(
+            (guest.to_string().as_str(), to.map(|to| to.to_string())),
+            ("default/vm1", Some("node-b".into()))
+        );
+        assert_eq!((migration, overrides), (None, Overrides::default()));
+        let reply = Reply { id: "x".into(), body: Body::Ok(Value::from(1)) };
+        assert_eq!(serde_json::to_string(&reply).expect("JSON"), r#"{"id":"x","ok":1}"#);
+        let problem = Problem::new(Code::NotFound, "guest", "no guest", "create it");
+        let reply = Reply { id: "x".into(), body: Body::Error(problem) };
+        assert_eq!(
+            serde_json::to_string(&reply).expect("JSON"),
+            r#"{"id":"x","error":{"code":"not-found","rule":"guest","message":"no guest","try":"create it"}}"#
+        );
+    }
+
+    #[test]
+    fn a_count_that_readers_round_is_found_wherever_it_stands() {
+        let value = serde_json::json!({"a": [1, {"b": 9_007_199_254_740_992_u64}]});
+        assert_eq!(count_too_large(&value), Some(1 << 53));
+        assert_eq!(count_too_large(&serde_json::json!({"a": 9_007_199_254_740_991_u64})), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! What nodes say to each other on the control address: the group's messages, and a node's session with the leader.
+//!
+//! ```text
+//!   peer     voter ── greeting, Hello ──▶ voter          then raft's messages as frames, one way
+//!   session  node  ── greeting, Hello ──▶ leader
+//!                  ◀── Welcome, then Push … ──            the first stream, as long as the session lives
+//!            node  ── Ask ──▶ leader ◀── Answer …         one stream a question, as many as there are questions
+//!            leader ── NodeAsk ──▶ node ◀── NodeAnswer
+//! ```
+//!
+//! Always true: every frame is capped before it is decoded; who speaks says the certificate, never a frame; an answer
+//! that does not come means that nobody knows.
+
+use std::collections::BTreeSet;
+
+use core::net::SocketAddr;
+
+use godwit_domain::ownership::Ownership;
+use godwit_domain::progress::Progress;
+use godwit_domain::registry::{Command, GuestUid, Node};
+use godwit_domain::{GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Settings};
+use serde::{Deserialize, Serialize};
+
+use crate::handoff::{Stats, Verified};
+
+/// Largest body of a question or a small answer, in bytes: a proposal with all that it may hold.
+pub const ASK_BYTES_MAX: usize = 64 << 10;
+/// Largest body of what is pushed or answered, in bytes: a few hundred guests at once.
+pub const PUSH_BYTES_MAX: usize = 4 << 20;
+/// Largest body of one of raft's messages, in bytes.
+pub const PEER_BYTES_MAX: usize = (1 << 20) + 64;
+/// Guests in one push. The next follow in the next.
+pub const GUESTS_PER_PUSH_MAX: usize = 256;
+/// Longest cluster name, in bytes.
+pub const CLUSTER_BYTES_MAX: usize = 63;
+
+/// Who calls, and for which cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The cluster that the caller means.
+    pub cluster: String,
+    /// The caller; its certificate must bear this name.
+    pub name: NodeName,
+    /// In a session: what the node is.
+    pub node: Option<Node>,
+}
+
+/// The leader's, or any voter's, answer to a session's [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Welcome {
+    /// It leads, in this term; pushes follow.
+    Leads {
+        /// The term.
+        term: u64,
+    },
+    /// Another one leads, as far as it knows.
+    Elsewhere {
+        /// Who.
+        leader: Option<NodeName>,
+    },
+    /// The caller is not welcome.
+    Refused {
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// What the leader tells unasked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Push {
+    /// If the node is fenced: what it must stop before it takes any order.
+    pub fenced: Option<BTreeSet<InstanceId>>,
+    /// Guests that concern the node, those that have changed.
+    pub guests: Vec<GuestView>,
+    /// Everything that concerns the node has been pushed at least once since the session began.
+    pub complete: bool,
+}
+
+/// What a node is told of one guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestView {
+    /// The guest, for all time.
+    pub uid: GuestUid,
+    /// Its name.
+    pub name: GuestName,
+    /// What it is like.
+    pub spec: GuestSpec,
+    /// Who may run it.
+    pub ownership: Ownership,
+    /// What holds for its present migration.
+    pub settings: Settings,
+    /// The migration address of its target, if it has one.
+    pub target_address: Option<SocketAddr>,
+}
+
+/// A node's question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// Agree on this.
+    Propose(Command),
+    /// How long ago did a quorum answer?
+    Quorum,
+    /// How a migration does that leaves this node. For those who look on.
+    Progress {
+        /// The migration.
+        migration: MigrationId,
+        /// The numbers.
+        progress: Progress,
+    },
+    /// The target prepares its runner.
+    Prepares {
+        /// The migration.
+        migration: MigrationId,
+    },
+    /// An operator's request, one JSON object.
+    Admin(String),
+}
+
+/// An answer of the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Agreed on and applied.
+    Applied,
+    /// Agreed on, and refused when it was applied: it changed nothing.
+    Refused {
+        /// Why, for people.
+        why: String,
+    },
+    /// It is not known what became of it, or it was not taken; to be asked again.
+    Unknown {
+        /// Why, for people.
+        why: String,
+    },
+    /// How long ago a quorum answered, in milliseconds; `None`: not since the leader leads.
+    QuorumAge(Option<u64>),
+    /// Noted.
+    Noted,
+    /// A line for the operator; others may follow.
+    Line(String),
+}
+
+/// What the leader asks of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeAsk {
+    /// Compare a guest's memory with what it must hold.
+    Verify(GuestUid),
+    /// Say how a guest does.
+    Stats(GuestUid),
+    /// Say how things stand on the node, for people.
+    Show,
+}
+
+/// A node's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum NodeAnswer {
+    /// To [`NodeAsk::Verify`].
+    Verified(Verified),
+    /// To [`NodeAsk::Stats`].
+    Stats {
+        /// The numbers.
+        stats: Stats,
+        /// The folder of its runner, on that node.
+        dir: String,
+    },
+    /// To [`NodeAsk::Show`].
+    Here(Vec<Here>),
+    /// It could not be done.
+    Failed {
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// A runner on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Here {
+    /// Its guest.
+    pub guest: GuestName,
+    /// Itself.
+    pub instance: InstanceId,
+    /// What it does, in a word.
+    pub state: String,
+    /// Its folder.
+    pub dir: String,
+    /// The transfer that it is part of, in words.
+    pub transfer: Option<String>,
+}
