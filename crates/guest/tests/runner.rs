@@ -231,7 +231,7 @@ fn what_can_not_be_is_refused_at_the_start() {
     let dir = tempfile::tempdir().expect("folder");
     let try_run = |change: fn(&mut RunnerConfig)| {
         let workload = Workload::new(options()).expect("fits");
-        let role = Role::Fresh { workload, epoch: Epoch(1) };
+        let role = Role::Fresh { workload };
         let mut config = config(dir.path().join("vm1"), "node-a", PAGES, role);
         change(&mut config);
         run(config).expect_err("refused").to_string()

@@ -84,13 +84,9 @@ impl Machine {
         Self { identity, descriptors, host, core, attached: AtomicU64::new(0) }
     }
 
-    /// Runs a new guest, whose RAM is filled, for the first time.
-    pub(super) fn run_fresh(&self, program: Program, epoch: Epoch) -> std::io::Result<()> {
-        let program = Arc::new(program);
-        threads::start(&program, &self.host)?;
-        program.gate().open();
-        self.lock().life = Life::Running(Stint { epoch, program });
-        Ok(())
+    /// Holds a new guest, whose RAM is filled. It is as if it had been loaded: no epoch was sealed before it.
+    pub(super) fn hold_fresh(&self, program: Program) {
+        self.lock().life = Life::Incoming(Some(Stint { epoch: Epoch(0), program: Arc::new(program) }));
     }
 
     /// Makes a connection the newest: the older one is shut and nothing more that it said is carried out.
@@ -324,7 +320,8 @@ mod tests {
         let instance = InstanceId::from_random([1; 16]);
         let identity = Identity { guest: "vm1".parse().expect("a name"), instance, node };
         let machine = Machine::new(identity, Descriptors { memory, uffd, pagemap }, host);
-        machine.run_fresh(Program::new(Workload::new(options).expect("fits")), Epoch(1)).expect("starts");
+        machine.hold_fresh(Program::new(Workload::new(options).expect("fits")));
+        machine.start(&mut machine.lock(), Epoch(1)).expect("starts");
         let program = Arc::clone(&machine.lock().life.stint().expect("a guest").program);
         (machine, program)
     }

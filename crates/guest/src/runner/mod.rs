@@ -43,7 +43,7 @@ use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use godwit_domain::{Epoch, GuestName, InstanceId, NodeName, PageCount};
+use godwit_domain::{GuestName, InstanceId, NodeName, PageCount};
 use godwit_memory::uffd::{UffdError, open_own_pagemap};
 use godwit_memory::{Memfd, Ram, Userfaultfd};
 use rustix::fs::FlockOperation;
@@ -82,12 +82,11 @@ pub struct RunnerConfig {
 /// How a runner's guest comes to be.
 #[derive(Debug, Clone)]
 pub enum Role {
-    /// A new guest. It runs, with its RAM filled, before the socket appears.
+    /// A new guest. Its RAM is filled before the socket appears, and the first `resume` runs it: who may run it is
+    /// agreed on by others.
     Fresh {
         /// What it does.
         workload: Workload,
-        /// The epoch that it runs under first.
-        epoch: Epoch,
     },
     /// An empty machine that waits for a guest to be moved in.
     Incoming,
@@ -107,9 +106,6 @@ pub enum RunnerError {
         /// Pages of the runner.
         memory: u32,
     },
-    /// Epoch 0 means "never ran".
-    #[error("option epoch is 0; a guest runs under epoch 1 or above")]
-    EpochZero,
     /// Ticks would come too fast.
     #[error("option tick-interval is {0:?}; it must be {TICK_INTERVAL_MIN:?} or more")]
     TickInterval(Duration),
@@ -151,9 +147,6 @@ pub enum RunnerError {
     /// No pagemap.
     #[error("open /proc/self/pagemap")]
     Pagemap(#[source] io::Error),
-    /// No threads.
-    #[error("start the guest's threads")]
-    Threads(#[source] io::Error),
     /// No socket.
     #[error("make the hand-off socket {}", path.display())]
     Socket {
@@ -182,11 +175,11 @@ pub fn run(config: RunnerConfig) -> Result<(), RunnerError> {
         tick_interval,
     };
     let machine = Machine::new(Identity { guest: guest.clone(), instance, node }, descriptors, host.clone());
-    if let Role::Fresh { workload, epoch } = role {
+    if let Role::Fresh { workload } = role {
         let (begun, program) = (Instant::now(), Program::new(workload));
         program.fill(&host.ram);
         tracing::info!(%guest, %instance, took = ?begun.elapsed(), "memory filled");
-        machine.run_fresh(program, epoch).map_err(RunnerError::Threads)?;
+        machine.hold_fresh(program);
     }
     let socket = |source| RunnerError::Socket { path: dir.join(server::SOCKET_NAME), source };
     Server::bind(&dir, machine).map_err(socket)?.serve();
@@ -201,13 +194,10 @@ fn check(config: &RunnerConfig) -> Result<(), RunnerError> {
     if config.tick_interval < TICK_INTERVAL_MIN {
         return Err(RunnerError::TickInterval(config.tick_interval));
     }
-    if let Role::Fresh { workload, epoch } = &config.role {
+    if let Role::Fresh { workload } = &config.role {
         let (workload, memory) = (workload.options().memory, config.memory);
         if workload != memory {
             return Err(RunnerError::MemoryDiffers { workload: workload.0, memory: memory.0 });
-        }
-        if *epoch == Epoch(0) {
-            return Err(RunnerError::EpochZero);
         }
     }
     Ok(())

@@ -13,7 +13,7 @@ use godwit_guest::runner::{
     Role, RunnerConfig, RunnerError, Tick, Workload, WorkloadOptions, read_ticks, run,
 };
 use godwit_memory::{Memfd, Userfaultfd};
-use godwit_wire::handoff::{Answer, Command, Hello, Hex, Outcome, Refusal, Reply, Stats, Verified};
+use godwit_wire::handoff::{Answer, Command, Hello, RunState, Standing, Hex, Outcome, Refusal, Reply, Stats, Verified};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 /// No wait here takes longer unless something is broken.
@@ -48,7 +48,12 @@ impl Runner {
 
     pub(crate) fn fresh(options: WorkloadOptions) -> Self {
         let (memory, workload) = (options.memory, Workload::new(options).expect("fits"));
-        Self::start("node-a", memory, Role::Fresh { workload, epoch: Epoch(1) })
+        let runner = Self::start("node-a", memory, Role::Fresh { workload });
+        let mut node = runner.connect();
+        let held = Standing { state: RunState::Incoming, epoch: Epoch(0), loaded: Some(Epoch(0)) };
+        assert_eq!(node.hello.standing, held, "a new guest waits to be run");
+        assert_eq!(node.ask(Command::Resume { epoch: Epoch(1) }), Ok(Answer::Done));
+        runner
     }
 
     pub(crate) fn incoming() -> Self {

@@ -19,9 +19,9 @@ use std::error::Error;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use godwit_domain::Epoch;
 use godwit_domain::ownership::{Entry, Ownership};
-use godwit_wire::orders::{Progress, Report, Settings};
+use godwit_domain::progress::{Progress, SourceReport};
+use godwit_domain::{Epoch, Settings};
 use quinn::SendStream;
 
 /// How long the peer may take to read what is said to it. The control stream has room for hundreds of frames.
@@ -59,6 +59,8 @@ pub enum Told {
     Settings(Settings),
     /// What is agreed about the guest.
     View(Box<Ownership>),
+    /// A quorum of the control group has answered a question that was asked so long ago (source only).
+    Quorum(Duration),
     /// Stop, for this reason.
     Cancel(String),
     /// The other side has connected (target only).
@@ -72,8 +74,34 @@ pub enum Tells {
     Proposal(Entry),
     /// How it goes.
     Progress(Progress),
-    /// What this side measured. The last thing it tells.
+    /// The guest was handed over under the epoch after this one, and no byte of `Final` has left, nor ever will.
+    Withheld(Epoch),
+    /// How it ended. The last thing it tells.
     Ended(Report),
+}
+
+/// How a side of a migration ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Report {
+    /// The source's: it succeeded.
+    Source(SourceReport),
+    /// The target's: it succeeded.
+    Target {
+        /// From "complete and licensed" to "runs", in microseconds.
+        resume_us: u64,
+    },
+    /// The log has ended it otherwise.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The target can not go on and has started nothing; the log does not know yet.
+    GaveUp {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The process that drove it is going; nothing is known about the migration.
+    Stopped,
 }
 
 /// Time since the driver began, as the sessions count it.

@@ -3,18 +3,18 @@
 use std::time::{Duration, Instant};
 
 use godwit_domain::ownership::{Entry, Phase, Side};
-use godwit_domain::{InstanceId, MigrationId};
+use godwit_domain::progress::{Progress, SourceReport};
+use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::tracker::TrackerError;
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
-use godwit_wire::orders::{Progress, Report, Settings, SourceReport};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{Instrument, Span};
 
 use super::stream::{self, SharedLimiter};
-use super::{Clock, Runner, RunnerError, Tells, Told, chain, micros};
+use super::{Clock, Report, Runner, RunnerError, Tells, Told, chain, micros};
 use crate::control;
 use crate::limiter::Limiter;
 use crate::pages::{Encoded, Reader};
@@ -100,7 +100,17 @@ struct Driver {
     plans_open: usize,
     report: SourceReport,
     times: Times,
+    closing: Closing,
     progress_at: Duration,
+}
+
+/// Whether anything of the closing frames has left: without all of them nothing can be started at the target.
+#[derive(Debug, PartialEq, Eq)]
+enum Closing {
+    Kept,
+    Left,
+    /// Kept, and vowed to be kept.
+    Withheld,
 }
 
 /// When the steps of a switchover were reached.
@@ -153,6 +163,7 @@ impl Driver {
             plans_open: 0,
             report: SourceReport::default(),
             times: Times::default(),
+            closing: Closing::Kept,
             progress_at: Duration::ZERO,
         }
     }
@@ -171,13 +182,13 @@ impl Driver {
             tokio::select! {
                 biased;
                 order = told.recv() => match order {
-                    Some(order) => self.told(order),
+                    Some(order) => self.told(order).await,
                     // Whoever gave the order is gone; the guest stays as it is until somebody asks again.
-                    None => return Report::Failed { reason: "the node stopped".into() },
+                    None => return Report::Stopped,
                 },
                 event = events.recv() => match event {
                     Some(event) => self.happened(event),
-                    None => return Report::Failed { reason: "the pump's tasks have ended".into() },
+                    None => return Report::Stopped,
                 },
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -226,7 +237,10 @@ impl Driver {
                     self.broke(&OutOfTurn::to_string(&problem));
                 }
             }
-            Event::Scanned(written) => self.session.scanned(now, &written),
+            Event::Scanned(written) => {
+                planted::die_after_a_scan(self.session.snapshot(now).round);
+                self.session.scanned(now, &written);
+            }
             Event::Paused => self.session.paused(),
             Event::Saved(state) => self.session.saved(now, state),
             Event::Sent { raw_pages, zero_pages } => {
@@ -256,7 +270,7 @@ impl Driver {
         }
     }
 
-    fn told(&mut self, order: Told) {
+    async fn told(&mut self, order: Told) {
         match order {
             Told::Settings(Settings { bandwidth, limits }) => {
                 self.limiter.change(&self.connection, |limiter, now| limiter.set(now, bandwidth));
@@ -268,14 +282,40 @@ impl Driver {
                 {
                     self.times.committed.get_or_insert(self.clock.now());
                 }
+                if matches!(phase, Some(Phase::HandedOver { source, .. }) if source.instance == self.instance)
+                {
+                    self.testify(ownership.epoch).await;
+                }
                 self.session.view(&ownership);
             }
+            Told::Quorum(age) => self.session.quorum_answered(self.clock.now().saturating_sub(age)),
             Told::Cancel(reason) => self.session.fail(reason),
             Told::Linked(_) => tracing::error!("a source was handed an inbound connection"),
         }
     }
 
+    /// Handed over, and `Final` has not left: then it never will, and the guest may come back by this testimony.
+    async fn testify(&mut self, epoch: godwit_domain::Epoch) {
+        if self.closing == Closing::Kept {
+            self.closing = Closing::Withheld;
+            let sealed = godwit_domain::Epoch(epoch.0.saturating_sub(1));
+            let _ = self.tells.send(Tells::Withheld(sealed)).await;
+        }
+    }
+
     async fn say(&mut self, frame: SourceFrame) {
+        match frame {
+            SourceFrame::Round { .. } => {}
+            SourceFrame::State(_)
+            | SourceFrame::Digests { .. }
+            | SourceFrame::Required { .. }
+            | SourceFrame::Final(_) => {
+                if self.closing == Closing::Withheld {
+                    return;
+                }
+                self.closing = Closing::Left;
+            }
+        }
         if let SourceFrame::Round { round, pages } = &frame {
             self.report.rounds = round.0;
             tracing::debug!(%round, pages, "round begins");
@@ -318,8 +358,8 @@ impl Driver {
         let snapshot = self.session.snapshot(now);
         let progress = Progress {
             round: snapshot.round.0,
-            switching_over: false,
-            waits_for_quorum: false,
+            switching_over: snapshot.switching_over,
+            waits_for_quorum: snapshot.waits_for_quorum,
             left_bytes: snapshot.left.bytes(),
             dirty_bytes: snapshot.dirty.bytes(),
             wire_bytes: self.connection.stats().udp_tx.bytes,
@@ -490,6 +530,21 @@ mod planted {
             }
         }
     }
+
+    /// Dies with SIGKILL between a later scan and the first byte of its round, once per file that is named.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn die_after_a_scan(round: godwit_domain::Round) {
+        if round.0 < 3 || !crate::planted::is_on("die-after-scan") {
+            return;
+        }
+        let once = std::env::var_os("GODWIT_PLANTED_ONCE").unwrap_or_default();
+        if std::fs::File::options().write(true).create_new(true).open(once).is_ok() {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn die_after_a_scan(_: godwit_domain::Round) {}
 
     #[cfg(not(feature = "planted-bugs"))]
     pub(super) fn drop_one_in_ten_thousand(_: &mut PageSet) {}

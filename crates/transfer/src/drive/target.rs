@@ -2,19 +2,18 @@
 
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Side};
+use godwit_domain::ownership::Entry;
 use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_memory::Memfd;
 use godwit_wire::batch::Batch;
 use godwit_wire::migration::{Preamble, SourceFrame, TargetFrame};
-use godwit_wire::orders::Report;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
 
 use super::stream::Delivered;
-use super::{Clock, Runner, RunnerError, Tells, Told, chain, micros, stream};
+use super::{Clock, Report, Runner, RunnerError, Tells, Told, chain, micros, stream};
 use crate::target::{Action, TargetSession, Violation, Write};
 use crate::{control, pages};
 
@@ -28,6 +27,9 @@ const EVENTS_MAX: usize = 16;
 
 /// How long after a failed start of a licensed guest it is tried again.
 const RUN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a copy waits for its source to come, or to come back: `recoveryTimeout`.
+const SOURCE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a closed connection tells the peer that it broke the protocol.
 const BROKE_PROTOCOL: u32 = 2;
@@ -114,6 +116,8 @@ struct Driver {
     runner_jobs: mpsc::Sender<RunnerJob>,
     tells: mpsc::Sender<Tells>,
     tasks: JoinSet<()>,
+    /// Since when there is no connection.
+    alone_since: Duration,
     run_asked: Duration,
     run_epoch: Epoch,
     resume: Duration,
@@ -152,6 +156,7 @@ impl Driver {
             runner_jobs,
             tells,
             tasks,
+            alone_since: Duration::ZERO,
             run_asked: Duration::ZERO,
             run_epoch: Epoch(0),
             resume: Duration::ZERO,
@@ -172,16 +177,20 @@ impl Driver {
                     return report;
                 }
             }
+            let patience = self.clock.instant(self.alone_since + SOURCE_PATIENCE);
             // In this order, so that answers never pile up behind batches.
             tokio::select! {
                 biased;
                 order = told.recv() => match order {
                     Some(order) => self.told(order),
-                    None => return Report::Failed { reason: "the node stopped".into() },
+                    None => return Report::Stopped,
                 },
                 Some(answer) = answers.recv() => self.happened(answer).await,
                 Some(event) = events.recv() => self.happened(event).await,
                 Some((link, batch, payload)) = batches.recv() => self.delivered(link, &batch, payload).await,
+                () = tokio::time::sleep_until(patience), if self.link.is_none() && self.session.needs_the_source() => {
+                    self.session.fail(format!("no source has come for {} s", SOURCE_PATIENCE.as_secs()));
+                }
             }
         }
     }
@@ -207,10 +216,9 @@ impl Driver {
             Action::ProposeAllPages(epoch) => {
                 self.propose(Entry::AllPages { migration: self.migration.clone(), epoch }).await;
             }
-            Action::ProposeEnd(reason) => {
+            Action::GiveUp(reason) => {
                 tracing::warn!(reason, "giving up");
-                self.propose(Entry::End { migration: self.migration.clone(), side: Side::Target, reason })
-                    .await;
+                return Some(Report::GaveUp { reason });
             }
             Action::Finish(Ok(())) => return Some(Report::Target { resume_us: micros(self.resume) }),
             Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),
@@ -220,10 +228,13 @@ impl Driver {
 
     fn told(&mut self, order: Told) {
         match order {
-            Told::View(ownership) => self.session.view(&ownership),
+            Told::View(ownership) => {
+                self.session.view(&ownership);
+                self.check_source();
+            }
             Told::Cancel(reason) => self.session.fail(reason),
             Told::Linked(inbound) => self.linked(*inbound),
-            Told::Settings(_) => {}
+            Told::Settings(_) | Told::Quorum(_) => {}
         }
     }
 
@@ -302,16 +313,33 @@ impl Driver {
             link.connection.close(BROKE_PROTOCOL.into(), rule.as_bytes());
         }
         self.link_is_gone(rule);
+        // A peer that breaks the protocol will break it again.
+        if self.session.needs_the_source() {
+            self.session.fail(format!("connection to the source lost: {rule}"));
+        }
     }
 
-    /// Once the guest is loaded, nothing more is needed of the source but its proposal, which the log brings.
+    /// Once the guest is loaded, nothing more is needed of the source but its proposal, which the log brings. Before, a
+    /// source that was restarted may come back and send everything again.
     fn link_is_gone(&mut self, reason: &str) {
         if self.link.take().is_none() {
             return;
         }
         self.session.link_lost();
+        self.alone_since = self.clock.now();
         if self.session.needs_the_source() {
-            self.session.fail(format!("connection to the source lost: {reason}"));
+            tracing::info!(reason, "connection to the source lost; waiting for it to come back");
+        }
+        self.check_source();
+    }
+
+    /// A guest that was handed over stands still until it is whole here, or back at its source: without a connection
+    /// the latter is faster.
+    fn check_source(&mut self) {
+        if self.link.is_none() && self.session.is_licensed() && self.session.needs_the_source() {
+            self.session.fail(
+                "handed over, and the connection to the source is lost before everything had come".into(),
+            );
         }
     }
 

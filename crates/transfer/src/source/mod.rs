@@ -12,6 +12,8 @@
 //! - a page that was written again before it was sent leaves the round (`rounds`);
 //! - once sealed, the guest runs here only when the licence, in a later epoch, names this instance. No time-out
 //!   and no lost connection resumes it;
+//! - it is not stopped unless a quorum of the control group has answered within the last second: without one nobody
+//!   could say where it goes on. Until then rounds go on;
 //! - a lost connection loses nothing: what the target holds is asked for, and all else is sent again in a
 //!   *new* round, so that whatever still arrives late is older than what follows;
 //! - `Final` is made of the present stamps and of the one device state that was saved at the pause.
@@ -41,6 +43,9 @@ pub use standing::Snapshot;
 /// of the connection's window. More would only be pages that are likely written again before they arrive; less would leave
 /// a long link idle.
 pub const BATCHES_IN_FLIGHT_MAX: u64 = 7;
+
+/// How long ago a quorum may have answered when the guest is stopped: the pause is as long as the quorum is silent.
+pub const QUORUM_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// What a session is told at its birth.
 #[derive(Debug, Clone)]
@@ -131,6 +136,9 @@ pub struct SourceSession {
     scans_due: u8,
     final_round: Option<Round>,
     target_complete: bool,
+    /// When the newest question was put to the control group that a quorum has answered.
+    quorum_asked: Option<Duration>,
+    waits_for_quorum: bool,
     predicted_downtime: Duration,
     /// When the guest was told to stand still.
     stopped_at: Duration,
@@ -148,6 +156,8 @@ impl SourceSession {
             scans_due: 0,
             final_round: None,
             target_complete: false,
+            quorum_asked: None,
+            waits_for_quorum: false,
             predicted_downtime: Duration::ZERO,
             stopped_at: Duration::ZERO,
             actions: VecDeque::new(),
@@ -256,6 +266,11 @@ impl SourceSession {
         }
     }
 
+    /// A quorum of the control group has answered a question that was asked then.
+    pub fn quorum_answered(&mut self, asked: Duration) {
+        self.quorum_asked = self.quorum_asked.max(Some(asked));
+    }
+
     /// Other limits hold from now on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.setup.limits = limits;
@@ -276,7 +291,7 @@ impl SourceSession {
         if matches!(self.stage, Stage::Copying)
             && self.is_up()
             && self.scans_due == 0
-            && self.rounds.scan_is_due(now)
+            && self.rounds.scan_is_due(now, self.waits_for_quorum)
         {
             self.ask_for_scan();
         }
@@ -286,7 +301,7 @@ impl SourceSession {
 
     /// When to poll again though nothing happened.
     pub fn wake_at(&self, now: Duration) -> Duration {
-        self.rounds.next_scan_at().max(now).min(now + Duration::from_millis(100))
+        self.rounds.next_scan_at(self.waits_for_quorum).max(now).min(now + Duration::from_millis(100))
     }
 
     /// Whether the target owns the guest by now, as far as this side knows.
@@ -335,6 +350,9 @@ impl SourceSession {
 
     fn held(&mut self, now: Duration, segment: u32, stamps: &Blob, last: bool) -> Result<(), OutOfTurn> {
         let comparing = matches!(self.link, Link::Comparing);
+        if planted::bitmap_is_trusted() && comparing {
+            self.rounds.trust(segment, &stamps.0);
+        }
         let answers_final = self.setup.mode == Mode::PostCopy && self.final_round.is_some();
         if !comparing && !answers_final {
             return Err(OutOfTurn { frame: "Held", problem: "unasked" });
@@ -405,7 +423,10 @@ impl SourceSession {
     fn judge(&mut self, now: Duration) {
         let standing = self.standing(now);
         self.rounds.ended_with(standing.left_bytes);
-        match precopy::judge_round(&self.setup.limits, &standing) {
+        let verdict = precopy::judge_round(&self.setup.limits, &standing);
+        self.waits_for_quorum = verdict == Verdict::SwitchOver && !self.quorum_is_there(now);
+        match verdict {
+            _ if self.waits_for_quorum => self.begin_round(now),
             Verdict::AnotherRound => self.begin_round(now),
             Verdict::GiveUp(why) => self.fail(why.to_string()),
             Verdict::SwitchOver => {
@@ -415,6 +436,10 @@ impl SourceSession {
                 self.actions.push_back(Action::Pause(self.setup.epoch));
             }
         }
+    }
+
+    fn quorum_is_there(&self, now: Duration) -> bool {
+        self.quorum_asked.is_some_and(|asked| now.saturating_sub(asked) <= QUORUM_AGE_MAX)
     }
 
     /// Everything about the paused guest is known: the last round begins.
@@ -475,4 +500,17 @@ impl SourceSession {
 /// Bytes of so many runs' pages.
 fn bytes_of(runs: &[PageRun]) -> u64 {
     runs.iter().map(|run| u64::from(run.count.0) * PAGE_BYTES).sum()
+}
+
+/// A bug that tests switch on, to show that `verify` finds it. Always off in a real build.
+mod planted {
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn bitmap_is_trusted() -> bool {
+        crate::planted::is_on("resume-by-bitmap")
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn bitmap_is_trusted() -> bool {
+        false
+    }
 }

@@ -30,6 +30,10 @@ pub struct Snapshot {
     pub send_rate: u64,
     /// Bytes per second that the guest writes.
     pub dirty_rate: u64,
+    /// The guest stands still, or is about to.
+    pub switching_over: bool,
+    /// It would be stopped if a quorum of the control group answered.
+    pub waits_for_quorum: bool,
     /// How long it would stand still if stopped now; from the switchover on, what was predicted there.
     pub predicted_downtime: Duration,
 }
@@ -45,6 +49,8 @@ impl SourceSession {
             last_round_pages: self.rounds.begun_with(),
             send_rate: self.rounds.send_rate(now),
             dirty_rate: self.rounds.dirty_rate(),
+            switching_over: !matches!(self.stage, Stage::Copying),
+            waits_for_quorum: self.waits_for_quorum,
             predicted_downtime: match self.stage {
                 Stage::Copying => self.standing(now).predicted_downtime(),
                 _ => self.predicted_downtime,

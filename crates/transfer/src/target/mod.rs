@@ -43,8 +43,8 @@ pub enum Action {
     ProposeRunning(Epoch),
     /// Propose that every page is here: the source may let go.
     ProposeAllPages(Epoch),
-    /// Propose the end of this migration.
-    ProposeEnd(String),
+    /// It can not go on and has started nothing: bury the instance, then say so. Nothing follows.
+    GiveUp(String),
     /// It is over. An instance that never ran is discarded.
     Finish(Result<(), String>),
 }
@@ -157,9 +157,10 @@ impl TargetSession {
     pub fn linked(&mut self, connection: u64, session: SessionId) {
         self.link = Some(Link { connection, received: 0, written: 0, written_pages: 0, acknowledged: 0 });
         self.closing = Closing::default();
-        let held = self.session == Some(session);
+        let held = self.session == Some(session) || planted::sessions_are_one();
+        let known = self.session.replace(session).is_some();
+        let held = held && known;
         if !held {
-            self.session = Some(session);
             self.stamps = Stamps::none(self.pages);
             if matches!(self.stage, Stage::Loading(_) | Stage::Loaded(_)) && self.missing.is_none() {
                 self.stage = Stage::Receiving;
@@ -275,12 +276,13 @@ impl TargetSession {
         }
     }
 
-    /// It can not go on, for this reason. Only before a hand-over can that end the migration.
+    /// It can not go on, for this reason. Once the guest was told to run, nothing is given up.
     pub fn fail(&mut self, reason: String) {
         match self.stage {
             Stage::Receiving | Stage::Punching | Stage::Loading(_) | Stage::Loaded(_) => {
                 self.actions.push_back(Action::Send(TargetFrame::Failed { message: reason.clone() }));
-                self.actions.push_back(Action::ProposeEnd(reason));
+                self.actions.push_back(Action::GiveUp(reason));
+                self.stage = Stage::Over;
             }
             Stage::Starting | Stage::Running(_) | Stage::Whole | Stage::Over => {}
         }
@@ -311,6 +313,11 @@ impl TargetSession {
     /// Whether pages or the device state are still to come, so that a lost connection matters.
     pub fn needs_the_source(&self) -> bool {
         matches!(self.stage, Stage::Receiving | Stage::Punching)
+    }
+
+    /// Whether the guest is this instance's to run, as far as this side knows.
+    pub fn is_licensed(&self) -> bool {
+        self.licence.is_some()
     }
 
     /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
@@ -477,6 +484,16 @@ mod planted {
     #[cfg(feature = "planted-bugs")]
     pub(super) fn punch_is_forgotten() -> bool {
         crate::planted::is_on("forget-punch")
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn sessions_are_one() -> bool {
+        crate::planted::is_on("resume-by-bitmap")
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn sessions_are_one() -> bool {
+        false
     }
 
     #[cfg(not(feature = "planted-bugs"))]

@@ -38,6 +38,7 @@ pub(crate) struct World {
     dirty: PageSet,
     pub(crate) source_runs: bool,
     sealed: Epoch,
+    quorum: Duration,
     pausing: bool,
     saving: bool,
     scans: VecDeque<PageSet>,
@@ -100,6 +101,7 @@ impl World {
             dirty: PageSet::empty(PAGES),
             source_runs: true,
             sealed: Epoch(0),
+            quorum: Duration::ZERO,
             pausing: false,
             saving: false,
             scans: VecDeque::new(),
@@ -172,6 +174,11 @@ impl World {
     }
 
     fn source_acts(&mut self) {
+        // Most of the time a quorum answers.
+        if self.random.u32(0..8) > 0 {
+            self.source.quorum_answered(self.now);
+            self.quorum = self.now;
+        }
         let room = self.reading.len() < 2;
         let Some(action) = self.source.poll(self.now, room) else { return };
         self.note(|| format!("source: {}", short(&action)));
@@ -188,6 +195,8 @@ impl World {
             }
             source::Action::Pause(epoch) => {
                 assert_eq!(epoch, self.log.epoch.min(epoch), "pauses an epoch that is known");
+                let silent = self.now.saturating_sub(self.quorum);
+                assert!(silent <= source::QUORUM_AGE_MAX, "paused without a quorum for {silent:?}");
                 self.sealed = epoch;
                 self.pausing = true;
             }
@@ -296,13 +305,7 @@ impl World {
             target::Action::ProposeAllPages(epoch) => {
                 self.proposals.push(Entry::AllPages { migration: self.migration.clone(), epoch });
             }
-            target::Action::ProposeEnd(reason) => {
-                self.proposals.push(Entry::End {
-                    migration: self.migration.clone(),
-                    side: Side::Target,
-                    reason,
-                });
-            }
+            target::Action::GiveUp(reason) => panic!("the target gave up: {reason}"),
             target::Action::Finish(outcome) => self.target_done = Some(outcome),
         }
     }
