@@ -63,6 +63,8 @@ pub struct Arrived {
 pub struct Tombstone {
     /// The runner.
     pub instance: InstanceId,
+    /// Why it was given up, for people.
+    pub reason: String,
 }
 
 /// What is on a node of one guest.
@@ -256,8 +258,8 @@ fn absences(me: &NodeName, view: &Ownership, local: &Local) -> Vec<Duty> {
 
 /// What an absent runner's node says: that it never started, if it can prove it; else only that it is gone.
 fn absence(view: &Ownership, local: &Local, instance: InstanceId) -> Entry {
-    let buried = local.tombstones.iter().any(|tombstone| tombstone.instance == instance)
-        || planted::is_on("absent-never-started");
+    let tombstone = local.tombstones.iter().find(|tombstone| tombstone.instance == instance);
+    let buried = tombstone.is_some() || planted::is_on("absent-never-started");
     if let (true, Some(attempt)) = (buried, &view.attempt) {
         let (migration, epoch) = (attempt.migration.clone(), view.epoch);
         match &attempt.phase {
@@ -265,7 +267,7 @@ fn absence(view: &Ownership, local: &Local, instance: InstanceId) -> Entry {
                 return Entry::HandBack { migration, epoch, testimony: Testimony::NeverStarted };
             }
             Phase::Copying { target, .. } if target.instance == instance => {
-                let reason = "the target gave up before the guest ran there".to_owned();
+                let reason = tombstone.map_or_else(String::new, |tombstone| tombstone.reason.clone());
                 return Entry::End { migration, side: Side::Target, reason };
             }
             Phase::Pending

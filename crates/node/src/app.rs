@@ -1,34 +1,47 @@
-//! A node from its start to its end: test the kernel, lock the folder, bind, find runners, serve.
+//! A node from its start to its end: test the kernel, lock the folder, bind, vote, find runners, serve.
 //!
 //! ```text
-//!   stdin: Order, one JSON object a line ──▶ node actor ──▶ stdout: Fact, one a line
+//!   kernel ─▶ lock ─▶ identity ─▶ fabric ─▶ voter (if it is one) ─▶ node actor ─▶ runners found ─▶ session
+//!                                    └─▶ calls: peers, sessions, migrations                └─▶ admin socket: ready
 //! ```
 //!
-//! Always true: nothing is served before everything that can fail at the start has not failed; the end of stdin is
-//! the end of the node, and of no runner.
+//! Always true: nothing is served before everything that can fail at the start has not failed; the end of the node is
+//! the end of no runner; a voter's disk is closed in order.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use actix::{Actor, System};
-use futures_util::StreamExt;
+use actix::{Actor, Addr, System};
+use godwit_admin::{AdminSocket, BindError};
+use godwit_control::{
+    Config as ControlConfig, ControlHandle, GroupError, Identity as Voter, NodeId, SledFolder, StartError,
+    Voters,
+};
+use godwit_domain::NodeName;
+use godwit_domain::registry::{BootId, Node};
 use godwit_memory::probe::{self, ProbeError};
-use godwit_transfer::drive::chain;
-use godwit_wire::orders::{Fact, LINE_BYTES_MAX, Order};
-use tokio::io::AsyncWriteExt;
+use godwit_transfer::drive::target::Inbound;
+use godwit_wire::migration::Role;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, LinesCodec};
 
-use crate::actor::{Attachment, Called, NodeActor, Ordered};
+use crate::actor::{Called, Found, NodeActor};
 use crate::config::NodeConfig;
-use crate::fabric::{Fabric, FabricError};
+use crate::fabric::{ControlCall, Fabric, FabricError};
+use crate::files;
+use crate::front::Front;
+use crate::group::{self, Group, voter_id};
 use crate::identity::{Identity, IdentityError};
 use crate::local::Runners;
+use crate::peers::{self, Peers};
+use crate::records::Records;
+use crate::replica::{Bells, Replica};
+use crate::session::{self, Seeker};
 
-/// Facts that may wait to be written. Whoever reads them is a process on this host.
-const FACTS_MAX: usize = 256;
-/// Calls of peers that may wait for the actor.
+/// Calls of peers that may wait to be taken.
 const CALLS_MAX: usize = 16;
 /// Threads that serve connections. Two: one for each side of what a small host has to do at once.
 const WORKER_THREADS: usize = 2;
@@ -59,12 +72,21 @@ pub enum AppError {
     /// There is no endpoint.
     #[error(transparent)]
     Fabric(#[from] FabricError),
-    /// The runtime could not be made.
-    #[error("start the runtime")]
-    Runtime(#[source] io::Error),
+    /// The voters of the config are none.
+    #[error("the voters in the config")]
+    Voters(#[from] GroupError),
+    /// The voter did not start.
+    #[error("this node's voter")]
+    Voter(#[from] StartError),
+    /// The admin socket can not be had.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// The runtime could not be made, or the host can not be asked about itself.
+    #[error("{0}")]
+    Host(&'static str, #[source] io::Error),
 }
 
-/// Runs a node until its stdin ends. Blocks.
+/// Runs a node until it is told to end (SIGTERM, SIGINT). Blocks.
 pub fn run(config: &NodeConfig) -> Result<(), AppError> {
     let kernel = probe::self_test()?;
     let _lock = lock(&config.state)?;
@@ -84,85 +106,147 @@ pub fn run(config: &NodeConfig) -> Result<(), AppError> {
 }
 
 async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError> {
+    let host = |what| move |error| AppError::Host(what, error);
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(host("signals"))?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(host("signals"))?;
+    // Before anything is said to anybody: the socket says whether another node is served here.
+    let admin = AdminSocket::bind(&config.admin.socket)?;
     let fabric = Fabric::bind(config, identity)?;
-    let migration_address = fabric.address().map_err(AppError::Runtime)?;
-    let (facts, told) = mpsc::channel(FACTS_MAX);
+    let node = about(config, &fabric).map_err(host("what this host is"))?;
+    let voter = start_voter(config, &fabric)?;
+    let group = voter.as_ref().map(|(_, group)| group.clone());
+
+    let (place, leader) = session::place();
     let runners = Runners::new(&config.state, config.name.clone());
+    let state = |source| AppError::State { path: config.state.clone(), source };
+    let records = Records::load(&config.state).map_err(state)?;
+    // Before any view is read: what is here is here whatever the log says.
     let found = runners.find().await;
-    let actor = NodeActor::new(config.name.clone(), fabric.clone(), runners, facts.clone()).start();
-    let writer = tokio::spawn(write_facts(told));
-    let ready = Fact::Ready {
-        node: config.name.clone(),
-        migration_address,
-        pid: std::process::id(),
-        state: config.state.display().to_string(),
-    };
-    let _ = facts.send(ready).await;
-    for attached in found {
-        let guest = attached.hello.guest.clone();
-        let _ = actor.send(Attachment { guest, arriving: None, result: Ok(attached) }).await;
+    let name = config.name.clone();
+    let actor = NodeActor::new(name.clone(), fabric.clone(), runners, leader.clone(), records).start();
+    for (about, attached) in found {
+        let _ = actor.send(Found(about, attached)).await;
     }
-    let (calls, mut called) = mpsc::channel(CALLS_MAX);
-    let server = tokio::spawn(fabric.serve(calls));
+    take_calls(&fabric, config, &actor, voter.as_ref());
+    let voters = config.control.voters.clone();
+    let front = Front {
+        node: name.clone(),
+        cluster: config.cluster.clone(),
+        voters: voters.keys().cloned().collect(),
+        leader,
+        group,
+    };
+    let seeker =
+        Seeker { fabric: fabric.clone(), name, cluster: config.cluster.clone(), node: node.clone(), voters };
+    let seeking = tokio::spawn(seeker.seek(actor, place));
+    let answering = tokio::spawn(admin.serve(Arc::new(front)));
+    tracing::info!(
+        node = %config.name,
+        control_address = %node.control,
+        migration_address = %node.migration,
+        admin_socket = %config.admin.socket.display(),
+        "serving"
+    );
+    tokio::select! {
+        _ = interrupted.recv() => {}
+        _ = terminated.recv() => {}
+    }
+    tracing::info!(node = %config.name, "told to end; its runners go on");
+    seeking.abort();
+    answering.abort();
+    // Dropped, so that the socket's file goes.
+    let _ = answering.await;
+    if let Some((handle, _)) = voter {
+        let closed = tokio::task::spawn_blocking(move || handle.stop()).await;
+        if !matches!(closed, Ok(Ok(()))) {
+            tracing::error!("the control log was not closed in order");
+        }
+    }
+    Ok(())
+}
+
+/// What this node tells of itself when it joins.
+fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let digits: String = boot.chars().filter(char::is_ascii_hexdigit).collect();
+    let boot = u128::from_str_radix(&digits, 16).map_err(io::Error::other)?;
+    Ok(Node {
+        control: fabric.control_address()?,
+        migration: fabric.migration_address()?,
+        boot: BootId(boot),
+        memory_bytes: config.memory_offered_bytes()?,
+        fenced: None,
+    })
+}
+
+type StartedVoter = (ControlHandle<Replica>, Group);
+
+fn start_voter(config: &NodeConfig, fabric: &Fabric) -> Result<Option<StartedVoter>, AppError> {
+    let names: BTreeMap<NodeId, NodeName> =
+        config.control.voters.keys().map(|name| (voter_id(name), name.clone())).collect();
+    let voters = Voters::new(names.clone())?;
+    if !config.control.voters.contains_key(&config.name) {
+        return Ok(None);
+    }
+    let me = voter_id(&config.name);
+    let identity = Voter::new(config.cluster.clone(), me, voters.clone())?;
+    let folder = SledFolder::new(config.state.join("control"), identity);
+    let addresses = config.control.voters.iter();
+    let peers: BTreeMap<_, _> = addresses
+        .filter(|(name, _)| **name != config.name)
+        .map(|(name, address)| (voter_id(name), (name.clone(), *address)))
+        .collect();
+    let peers = Peers::start(fabric.clone(), config.name.clone(), config.cluster.clone(), peers);
+    let seed =
+        files::random().map(u64::from_ne_bytes).map_err(|error| AppError::Host("random numbers", error))?;
+    let bells = Arc::new(Bells::default());
+    let replica = Replica::new(Arc::clone(&bells));
+    let control = ControlConfig::new(me, voters, seed);
+    let handle = ControlHandle::start(control, replica, Box::new(folder), peers)?;
+    let (addr, view) = (handle.addr().clone(), handle.view());
+    let group = Group::new(config.name.clone(), config.cluster.clone(), names, addr, view, bells);
+    tokio::spawn(group::lead(group.clone()));
+    Ok(Some((handle, group)))
+}
+
+/// Calls go to whom they are for.
+fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, voter: Option<&StartedVoter>) {
+    let (migrations, mut called) = mpsc::channel::<Inbound>(CALLS_MAX);
+    let (control, mut calls) = mpsc::channel::<ControlCall>(CALLS_MAX);
+    tokio::spawn(fabric.clone().serve(migrations, control));
     let callee = actor.clone();
     tokio::spawn(async move {
         while let Some(inbound) = called.recv().await {
             let _ = callee.send(Called(inbound)).await;
         }
     });
-    tracing::info!(node = %config.name, %migration_address, "serving");
-    read_orders(&actor, &facts).await;
-    tracing::info!(node = %config.name, "orders have ended; so does the node");
-    server.abort();
-    writer.abort();
-    Ok(())
-}
-
-async fn read_orders(actor: &actix::Addr<NodeActor>, facts: &mpsc::Sender<Fact>) {
-    let codec = LinesCodec::new_with_max_length(LINE_BYTES_MAX);
-    let mut lines = FramedRead::new(tokio::io::stdin(), codec);
-    let mut was_broken = false;
-    loop {
-        let line = match lines.next().await {
-            Some(line) => line,
-            // After a line that can not be read the reader says "no more" once, and then goes on.
-            None if was_broken => {
-                was_broken = false;
+    let name = config.name.clone();
+    let voter = voter.map(|(handle, group)| (handle.addr().clone(), group.clone()));
+    tokio::spawn(async move {
+        while let Some(call) = calls.recv().await {
+            let Some((control, group)) = voter.clone() else {
+                let reason = format!("node {name} does not vote");
+                call.connection.close(1_u32.into(), reason.as_bytes());
                 continue;
-            }
-            None => return,
-        };
-        was_broken = line.is_err();
-        let order = match &line {
-            Ok(line) => serde_json::from_str::<Order>(line).map_err(|error| error.to_string()),
-            Err(error) => Err(chain(error)),
-        };
-        match order {
-            Ok(order) => {
-                let _ = actor.send(Ordered(order)).await;
-            }
-            Err(message) => {
-                tracing::warn!(message, "not an order");
-                let _ = facts.send(Fact::Refused { about: "order".into(), message }).await;
+            };
+            match call.role {
+                Role::Session => {
+                    tokio::spawn(group::serve(group, call));
+                }
+                Role::Peer => {
+                    let from = voter_id(&call.hello.name);
+                    if group.voters().contains(&call.hello.name) {
+                        tokio::spawn(peers::hear(call, from, control.recipient()));
+                    } else {
+                        let reason = format!("node {} is no voter here", call.hello.name);
+                        call.connection.close(1_u32.into(), reason.as_bytes());
+                    }
+                }
+                // The fabric hands out control calls of these two alone.
+                Role::Migration => {}
             }
         }
-    }
-}
-
-async fn write_facts(mut facts: mpsc::Receiver<Fact>) {
-    let mut stdout = tokio::io::stdout();
-    while let Some(fact) = facts.recv().await {
-        let Ok(mut line) = serde_json::to_vec(&fact) else { continue };
-        line.push(b'\n');
-        let written = async {
-            stdout.write_all(&line).await?;
-            stdout.flush().await
-        };
-        if written.await.is_err() {
-            // Nobody listens any more; orders will end too.
-            return;
-        }
-    }
+    });
 }
 
 /// Makes the state folder this process's own for as long as the file is open.

@@ -1,9 +1,9 @@
 //! What a node is told by its operator, read once from a TOML file and checked once.
 //!
 //! ```text
-//!   node.toml ──64 KiB at most──▶ text ──▶ Written: known keys, right kinds ──▶ Raw ──▶ NodeConfig
-//!                                              │                                 │
-//!                                              └──────── ConfigError ◀───────────┘
+//!   node.toml ──64 KiB at most──▶ text ──▶ Written: known keys, right kinds ──▶ Raw ──values──▶ NodeConfig
+//!                                              │                                       │
+//!                                              └───────────── ConfigError ◀────────────┘
 //!                                         file, line, key, rule, corrected line
 //! ```
 //!
@@ -14,37 +14,30 @@ mod error;
 mod keys;
 #[cfg(test)]
 mod tests;
+mod values;
 mod written;
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use godwit_domain::{NodeName, Quantity};
 use serde::Deserialize;
-use tracing_subscriber::EnvFilter;
 
 pub use error::ConfigError;
-use keys::Key;
 use written::Written;
 
 /// Largest config file, in bytes. A full one with every comment is a tenth of it.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Smallest UDP payload that QUIC works with (RFC 9000, 14).
-const UDP_PAYLOAD_BYTES_MIN: u16 = 1200;
-/// Largest UDP payload: up to 10 packets leave in one call as one datagram for the kernel to cut (GSO), and
-/// 10 x 6,550 is just below 65,507, the most that one IPv4 datagram carries.
-const UDP_PAYLOAD_BYTES_MAX: u16 = 6550;
-/// What fits a link of 1,500 bytes with IPv6 and UDP headers (40 + 8).
-const UDP_PAYLOAD_BYTES_DEFAULT: u16 = 1452;
-
-/// Enough for 3 ms at 10 Gbit/s: a receiver that loses the processor for that long loses no packet.
-const SOCKET_BUFFER_DEFAULT: Quantity = Quantity::from_bytes(4 << 20);
-/// Largest socket buffer: the kernel keeps twice the number in a signed 32-bit integer.
-const SOCKET_BUFFER_MAX: Quantity = Quantity::from_bytes(1 << 30);
-
-const FILTER_DEFAULT: &str = "info";
+/// What a host keeps for itself where `memory` is left out: the kernel, this node and what guests cost beside their
+/// memory. A tenth, because the latter grows with the host, and never less than this.
+const MEMORY_KEPT_BYTES_MIN: u64 = 1 << 30;
+/// Part of a host's memory that it keeps for itself.
+const MEMORY_KEPT_PART: u64 = 10;
+/// Largest answer of the kernel about its memory, in bytes. A usual one is a thirtieth of it.
+const MEMINFO_BYTES_MAX: u64 = 64 << 10;
 
 /// All that a node is told by its operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,12 +46,20 @@ pub struct NodeConfig {
     pub file: PathBuf,
     /// This node's name in the cluster.
     pub name: NodeName,
+    /// The cluster's name, one DNS label. Whoever names another is not listened to.
+    pub cluster: String,
+    /// Memory offered to guests, in bytes; `None`: what [`Self::memory_offered_bytes`] takes from the host.
+    pub memory_bytes: Option<u64>,
     /// The folder that holds what must outlive the process. Absolute.
     pub state: PathBuf,
     /// Who the node is, and whom it believes.
     pub identity: IdentityFiles,
     /// Where pages come in, and how they leave.
     pub migration: MigrationConfig,
+    /// Where nodes speak of what is agreed, and who agrees.
+    pub control: ControlConfig,
+    /// How the operator speaks to this node.
+    pub admin: AdminConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -85,6 +86,32 @@ pub struct MigrationConfig {
     pub socket_buffer_bytes: Quantity,
 }
 
+/// Where nodes speak of what is agreed, and who agrees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlConfig {
+    /// The UDP address for the group's messages and sessions. Port 0, never of a voter: the kernel chooses.
+    pub listen: SocketAddr,
+    /// The 3 or 5 voters and where the other nodes reach them. If this node is one of them, `listen` is its address
+    /// here, or any address with its port.
+    pub voters: BTreeMap<NodeName, SocketAddr>,
+}
+
+/// How the operator speaks to this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// The Unix socket. Absolute, 107 bytes at most.
+    pub socket: PathBuf,
+}
+
+/// One of the two addresses that a node listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// `listen` in `[migration]`.
+    Migration,
+    /// `listen` in `[control]`.
+    Control,
+}
+
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
@@ -108,11 +135,17 @@ pub enum LogFormat {
 #[serde(deny_unknown_fields)]
 struct Raw {
     name: Option<String>,
+    cluster: Option<String>,
     state: Option<String>,
+    memory: Option<String>,
     #[serde(default)]
     identity: RawIdentity,
     #[serde(default)]
     migration: RawMigration,
+    #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
+    admin: RawAdmin,
     #[serde(default)]
     log: RawLog,
 }
@@ -131,6 +164,19 @@ struct RawMigration {
     listen: Option<String>,
     udp_payload_bytes_max: Option<i64>,
     socket_buffer_bytes: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    listen: Option<String>,
+    voters: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAdmin {
+    socket: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -162,156 +208,82 @@ impl NodeConfig {
     pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigError> {
         let written = Written::parse(text, file)?;
         let raw: Raw = toml::from_str(text).map_err(|error| written.syntax(&error))?;
-        Ok(Self {
-            file: file.to_owned(),
-            name: name(&written, raw.name)?,
-            state: state(&written, raw.state)?,
-            identity: IdentityFiles {
-                ca: path(&written, &keys::CA, raw.identity.ca, file)?,
-                certificate: path(&written, &keys::CERTIFICATE, raw.identity.certificate, file)?,
-                key: path(&written, &keys::KEY, raw.identity.key, file)?,
-            },
-            migration: MigrationConfig {
-                listen: listen(&written, raw.migration.listen)?,
-                udp_payload_bytes_max: udp_payload(&written, raw.migration.udp_payload_bytes_max)?,
-                socket_buffer_bytes: socket_buffer(&written, raw.migration.socket_buffer_bytes)?,
-            },
-            log: LogConfig {
-                format: format(&written, raw.log.format)?,
-                filter: filter(&written, raw.log.filter)?,
-            },
-        })
+        let name = values::name(&written, raw.name)?;
+        let cluster = values::cluster(&written, raw.cluster)?;
+        let state = values::state(&written, raw.state)?;
+        let memory_bytes = values::memory(&written, raw.memory)?;
+        let identity = IdentityFiles {
+            ca: values::path(&written, &keys::CA, raw.identity.ca, file)?,
+            certificate: values::path(&written, &keys::CERTIFICATE, raw.identity.certificate, file)?,
+            key: values::path(&written, &keys::KEY, raw.identity.key, file)?,
+        };
+        let migration = MigrationConfig {
+            listen: values::migration_listen(&written, raw.migration.listen)?,
+            udp_payload_bytes_max: values::udp_payload(&written, raw.migration.udp_payload_bytes_max)?,
+            socket_buffer_bytes: values::socket_buffer(&written, raw.migration.socket_buffer_bytes)?,
+        };
+        let control = values::control(&written, raw.control, &name, migration.listen)?;
+        let admin = AdminConfig { socket: values::socket(&written, raw.admin.socket)? };
+        let log = LogConfig {
+            format: values::format(&written, raw.log.format)?,
+            filter: values::filter(&written, raw.log.filter)?,
+        };
+        let file = file.to_owned();
+        Ok(Self { file, name, cluster, memory_bytes, state, identity, migration, control, admin, log })
+    }
+
+    /// Memory offered to guests, in bytes: what the operator says, or else what the host has (`MemTotal` in
+    /// `/proc/meminfo`) less a tenth or 1 GiB, whichever is more.
+    ///
+    /// # Errors
+    /// If the operator says nothing and the kernel does not say what there is.
+    pub fn memory_offered_bytes(&self) -> io::Result<u64> {
+        if let Some(bytes) = self.memory_bytes {
+            return Ok(bytes);
+        }
+        let text = crate::files::read_capped(Path::new("/proc/meminfo"), MEMINFO_BYTES_MAX)?;
+        let total = total_memory_bytes(&String::from_utf8_lossy(&text)).ok_or_else(|| {
+            let rule = "/proc/meminfo has no line `MemTotal: NUMBER kB`; set `memory` in the config";
+            io::Error::new(io::ErrorKind::InvalidData, rule)
+        })?;
+        Ok(offered_of_bytes(total))
     }
 
     /// The error for an endpoint that found its address taken.
-    pub fn address_in_use(&self) -> ConfigError {
-        let address = self.migration.listen;
-        let mut other = address;
-        other.set_port(address.port().checked_add(1).unwrap_or(address.port() - 1));
-        ConfigError::AddressInUse {
-            file: self.file.clone(),
-            key: keys::LISTEN.name,
-            address,
-            corrected: keys::LISTEN.line(&quoted(&other.to_string())).into(),
-        }
-    }
-}
-
-fn required(written: &Written<'_>, key: &Key, value: Option<String>) -> Result<String, ConfigError> {
-    value.ok_or_else(|| written.missing(key))
-}
-
-fn name(written: &Written<'_>, raw: Option<String>) -> Result<NodeName, ConfigError> {
-    let text = required(written, &keys::NAME, raw)?;
-    text.parse().map_err(|error: godwit_domain::ids::NameError| {
-        let tame: String = text
-            .to_lowercase()
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-            .take(63)
-            .collect();
-        let tame = tame.trim_matches('-');
-        let valid =
-            if tame.parse::<NodeName>().is_ok() { quoted(tame) } else { keys::NAME.example.to_owned() };
-        written.value(&keys::NAME, error.to_string(), &valid)
-    })
-}
-
-fn state(written: &Written<'_>, raw: Option<String>) -> Result<PathBuf, ConfigError> {
-    let path = PathBuf::from(required(written, &keys::STATE, raw)?);
-    if path.is_absolute() {
-        return Ok(path);
-    }
-    // Unlike the identity's files it is not relative to the config: state does not belong beside configs.
-    Err(written.value(&keys::STATE, "it must be an absolute path", keys::STATE.example))
-}
-
-fn path(written: &Written<'_>, key: &Key, raw: Option<String>, file: &Path) -> Result<PathBuf, ConfigError> {
-    let text = required(written, key, raw)?;
-    if text.is_empty() {
-        return Err(written.value(key, "it must not be empty", key.example));
-    }
-    Ok(file.parent().unwrap_or(Path::new("/")).join(text))
-}
-
-fn listen(written: &Written<'_>, raw: Option<String>) -> Result<SocketAddr, ConfigError> {
-    let text = required(written, &keys::LISTEN, raw)?;
-    text.parse().map_err(|_| {
-        let valid = match text.parse::<IpAddr>() {
-            Ok(ip) => quoted(&SocketAddr::new(ip, 7400).to_string()),
-            Err(_) => keys::LISTEN.example.to_owned(),
+    pub fn address_in_use(&self, listen: Listen) -> ConfigError {
+        let (key, address) = match listen {
+            Listen::Migration => (&keys::LISTEN, self.migration.listen),
+            Listen::Control => (&keys::CONTROL_LISTEN, self.control.listen),
         };
-        let rule = "it must be an IP address and a port (host names are not looked up; with port 0 the kernel \
-                    chooses)";
-        written.value(&keys::LISTEN, rule, &valid)
-    })
-}
-
-fn udp_payload(written: &Written<'_>, raw: Option<i64>) -> Result<u16, ConfigError> {
-    let Some(number) = raw else { return Ok(UDP_PAYLOAD_BYTES_DEFAULT) };
-    let range = UDP_PAYLOAD_BYTES_MIN..=UDP_PAYLOAD_BYTES_MAX;
-    u16::try_from(number).ok().filter(|bytes| range.contains(bytes)).ok_or_else(|| {
-        let valid = match number {
-            ..=0 => UDP_PAYLOAD_BYTES_DEFAULT,
-            _ if number < i64::from(UDP_PAYLOAD_BYTES_MIN) => UDP_PAYLOAD_BYTES_MIN,
-            _ => UDP_PAYLOAD_BYTES_MAX,
+        // On a host with several nodes the next port may well be the next node's.
+        let known = [self.migration.listen, self.control.listen];
+        let taken = |other: SocketAddr| {
+            known.iter().chain(self.control.voters.values()).any(|known| known.port() == other.port())
         };
-        let rule = format!(
-            "it must be {UDP_PAYLOAD_BYTES_MIN} to {UDP_PAYLOAD_BYTES_MAX} (QUIC needs the least; ten of the \
-             most leave as one datagram)"
-        );
-        written.value(&keys::UDP_PAYLOAD, rule, &valid.to_string())
-    })
-}
-
-fn socket_buffer(written: &Written<'_>, raw: Option<String>) -> Result<Quantity, ConfigError> {
-    let Some(text) = raw else { return Ok(SOCKET_BUFFER_DEFAULT) };
-    let refused = |rule: String, valid: Quantity| {
-        written.value(&keys::SOCKET_BUFFER, rule, &quoted(&valid.to_string()))
-    };
-    let rule = format!("it must be more than 0 and at most {SOCKET_BUFFER_MAX}");
-    match text.parse::<Quantity>() {
-        Err(error) => Err(refused(error.to_string(), SOCKET_BUFFER_DEFAULT)),
-        Ok(quantity) if quantity.bytes() == 0 => Err(refused(rule, SOCKET_BUFFER_DEFAULT)),
-        Ok(quantity) if quantity > SOCKET_BUFFER_MAX => Err(refused(rule, SOCKET_BUFFER_MAX)),
-        Ok(quantity) => Ok(quantity),
+        let other = values::another_port(address, taken);
+        let line = key.line(&values::quoted(&other.to_string()));
+        let voter = self.control.voters.get(&self.name).filter(|_| listen == Listen::Control);
+        let (advice, corrected) = match voter {
+            None => ("take another port, or 0 and the kernel chooses one", line),
+            Some(own) => {
+                let own = values::quoted(&SocketAddr::new(own.ip(), other.port()).to_string());
+                let line = format!("{line}\n  [{}]\n  {} = {own}", keys::VOTERS.table(), self.name);
+                ("take another port, here and in `voters` of every node", line)
+            }
+        };
+        let (file, corrected) = (self.file.clone(), corrected.into());
+        ConfigError::AddressInUse { file, section: key.section, key: key.name, address, advice, corrected }
     }
 }
 
-fn format(written: &Written<'_>, raw: Option<String>) -> Result<LogFormat, ConfigError> {
-    match raw.as_deref() {
-        None => Ok(LogFormat::default()),
-        Some("text") => Ok(LogFormat::Text),
-        Some("json") => Ok(LogFormat::Json),
-        Some(other) => {
-            let valid =
-                if other.to_lowercase().contains("json") { r#""json""# } else { keys::FORMAT.example };
-            Err(written.value(&keys::FORMAT, r#"it must be "text" or "json""#, valid))
-        }
-    }
+/// What a host with so much memory offers.
+fn offered_of_bytes(total: u64) -> u64 {
+    total.saturating_sub(MEMORY_KEPT_BYTES_MIN.max(total / MEMORY_KEPT_PART))
 }
 
-fn filter(written: &Written<'_>, raw: Option<String>) -> Result<String, ConfigError> {
-    let Some(text) = raw else { return Ok(FILTER_DEFAULT.to_owned()) };
-    // The filter's own reader takes an empty text for "errors only", which nobody would mean by it.
-    if text.trim().is_empty() {
-        return Err(written.value(
-            &keys::FILTER,
-            r#"it must not be empty ("off" logs nothing)"#,
-            keys::FILTER.example,
-        ));
-    }
-    match EnvFilter::try_new(&text) {
-        Ok(_) => Ok(text),
-        Err(error) => {
-            let rule =
-                format!("it must be a level, or `target=level` pairs with commas between them ({error})");
-            Err(written.value(&keys::FILTER, rule, keys::FILTER.example))
-        }
-    }
-}
-
-/// Text as TOML writes it.
-fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+/// `MemTotal` of `/proc/meminfo`.
+fn total_memory_bytes(meminfo: &str) -> Option<u64> {
+    let rest = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = rest.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
+    kib.checked_mul(1024)
 }

@@ -1,12 +1,14 @@
-//! Who acts: what a node is told, who it is, and how it speaks to its operator.
+//! Who acts: a host's node, from its config to what it does about its guests; and, where it votes, its part in the group.
 //!
 //! ```text
-//!   ca ──▶ node.pem, node.key ──▶ identity       whom to believe, and how to be believed
-//!   node.toml ──────────────────▶ config         read once, checked once
-//!                                 telemetry      one line per event, to standard error
+//!   config, identity (ca) ─▶ app ─▶ fabric ── peers ──▶ other voters
+//!                                     │ └──── session ─▶ the leader ─▶ group (serve, lead, desk), on replica
+//!                                     └────── migrations ─▶ actor ─▶ local runners, outbound transfers, records
+//!   admin socket ─▶ front ─▶ leader
 //! ```
 //!
-//! Always true: a file is read under a size cap, and a secret has mode 0600 from its first byte.
+//! Always true: a file is read under a size cap, a secret has mode 0600 from its first byte, and whoever speaks on a
+//! connection has been authenticated before it is heard.
 
 pub mod actor;
 pub mod app;
@@ -14,8 +16,14 @@ pub mod ca;
 pub mod config;
 pub mod fabric;
 mod files;
+pub mod front;
+pub mod group;
 pub mod identity;
 pub mod local;
 pub mod outbound;
 mod owed;
+pub mod peers;
+pub mod records;
+pub mod replica;
+pub mod session;
 pub mod telemetry;

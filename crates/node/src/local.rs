@@ -14,14 +14,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
+use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, NodeName};
 use godwit_guest::client::{self, Attached, ClientError};
 use godwit_transfer::drive::{self, RunnerError};
 use godwit_wire::handoff::RunState;
-use godwit_wire::orders::GuestSpec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::process::Command;
+
+use crate::records::About;
 
 /// Folders of stopped runners that are kept.
 const STOPPED_KEPT_MAX: usize = 16;
@@ -71,6 +72,25 @@ pub enum Role<'a> {
     Incoming(u64),
 }
 
+/// [`Role`], as it travels into a task.
+#[derive(Debug, Clone)]
+pub enum OwnedRole {
+    /// As there.
+    Fresh(GuestSpec),
+    /// As there.
+    Incoming(u64),
+}
+
+impl OwnedRole {
+    /// The role itself.
+    pub fn borrow(&self) -> Role<'_> {
+        match self {
+            Self::Fresh(spec) => Role::Fresh(spec),
+            Self::Incoming(bytes) => Role::Incoming(*bytes),
+        }
+    }
+}
+
 /// Where this node keeps its runners.
 #[derive(Debug, Clone)]
 pub struct Runners {
@@ -89,11 +109,13 @@ impl Runners {
         &self,
         guest: &GuestName,
         instance: InstanceId,
+        about: &About,
         role: Role<'_>,
     ) -> Result<Attached, LocalError> {
         let dir = self.dir.join(instance.to_string());
         let folder = |source| LocalError::Folder { path: dir.clone(), source };
         fs::create_dir_all(&dir).map_err(folder)?;
+        about.write(&dir).map_err(folder)?;
         let log = fs::File::create(dir.join("runner.log")).map_err(folder)?;
         let program = std::env::current_exe().map_err(LocalError::Start)?;
         let mut command = Command::new(program);
@@ -148,7 +170,7 @@ impl Runners {
     }
 
     /// Attaches to every runner that is there, as after a restart. What does not answer has ended.
-    pub async fn find(&self) -> Vec<Attached> {
+    pub async fn find(&self) -> Vec<(About, Attached)> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let dir = entry.path();
@@ -156,7 +178,12 @@ impl Runners {
                 continue;
             }
             match attach(dir.clone()).await {
-                Ok(attached) => found.push(attached),
+                Ok(attached) => match About::read(&dir) {
+                    Ok(about) => found.push((about, attached)),
+                    Err(error) => {
+                        tracing::error!(dir = %dir.display(), %error, "a runner lives here and nobody knows whose it is");
+                    }
+                },
                 Err(LocalError::Client(ClientError::Socket { source, .. }))
                     if source.kind() == io::ErrorKind::ConnectionRefused =>
                 {
@@ -226,6 +253,22 @@ impl Process {
         let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let limit = Timespec::try_from(limit).ok();
         poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Waits until a process has ended.
+pub async fn until_ended(process: OwnedFd) {
+    let interest = tokio::io::Interest::READABLE;
+    #[expect(deprecated, reason = "an OwnedFd keeps what its unsafe successor wants to be promised")]
+    let watched = tokio::io::unix::AsyncFd::with_interest(process, interest);
+    match watched {
+        Ok(process) => {
+            let _ = process.readable().await;
+        }
+        Err(error) => {
+            tracing::error!(%error, "the end of a process will not be seen");
+            std::future::pending::<()>().await;
+        }
     }
 }
 

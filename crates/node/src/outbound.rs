@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase, Side};
-use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName, PAGE_BYTES};
+use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName, PAGE_BYTES, Settings};
 use godwit_guest::client::Attached;
 use godwit_transfer::drive::source::{self, Source};
-use godwit_transfer::drive::{Tells, Told, chain};
+use godwit_transfer::drive::{Report, Tells, Told, chain};
 use godwit_transfer::source::Setup;
 use godwit_wire::migration::{Mode, Preamble, SessionId};
-use godwit_wire::orders::{Report, Settings};
 use tokio::sync::mpsc;
 
 use crate::fabric::Fabric;
@@ -34,6 +33,8 @@ pub struct Outbound {
     pub epoch: Epoch,
     /// The first limits.
     pub settings: Settings,
+    /// How long a commit takes: the hand-over is proposed when what is left takes as long.
+    pub commit_estimate: Duration,
     /// The page session, drawn for this attempt.
     pub session: SessionId,
     /// The guest.
@@ -58,8 +59,8 @@ pub async fn run(outbound: Outbound, mut told: mpsc::Receiver<Told>, tells: mpsc
 }
 
 async fn prepare(outbound: Outbound) -> Result<Source<Handle>, String> {
-    let Outbound { migration, source, target, address, token, epoch, settings, session, guest, fabric } =
-        outbound;
+    let Outbound { migration, source, target, address, token, epoch, settings, session, .. } = outbound;
+    let (guest, fabric, commit_estimate) = (outbound.guest, outbound.fabric, outbound.commit_estimate);
     let pages = guest.pages();
     let preamble = Preamble {
         migration: migration.clone(),
@@ -85,9 +86,7 @@ async fn prepare(outbound: Outbound) -> Result<Source<Handle>, String> {
         session,
         pages,
         limits: settings.limits,
-        // Proposed when everything is there: the last rows of the hand-over's table, which let a target that
-        // never got its pages hand the guest back, are not built yet.
-        commit_estimate: Duration::ZERO,
+        commit_estimate,
         mode: Mode::StopAndCopy,
     };
     let runner = Handle(guest.runner.clone());

@@ -1,4 +1,4 @@
-//! What a node owes a guest that no transfer is at: that the owner's runner runs, and that this is known.
+//! Small things that a node owes: that the owner's runner runs, a fresh instance id, a look at what memory is free.
 
 use std::error::Error;
 
@@ -6,9 +6,14 @@ use godwit_domain::{Epoch, InstanceId};
 use godwit_guest::client::Attached;
 use godwit_wire::handoff::RunState;
 
+use crate::files;
+
 /// The owner's runner runs under the present epoch: resumed if it stands still, relabelled if it runs. One that has
 /// never run is sealed first: no other writer after the guest's own first store.
-pub(crate) async fn resume_if_behind(attached: &Attached, epoch: Epoch) -> Result<(), Box<dyn Error>> {
+pub(crate) async fn resume_if_behind(
+    attached: &Attached,
+    epoch: Epoch,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let standing = attached.runner.stats().await?.standing;
     if standing.epoch >= epoch {
         return Ok(());
@@ -17,18 +22,18 @@ pub(crate) async fn resume_if_behind(attached: &Attached, epoch: Epoch) -> Resul
         attached.memory()?.seal_against_other_writers()?;
     }
     let Err(error) = attached.runner.resume(epoch).await else { return Ok(()) };
-    // Each view is looked at by a task of its own: the one of another view may have been faster.
+    // A transfer's own resume may have been faster.
     if attached.runner.stats().await?.standing.epoch >= epoch { Ok(()) } else { Err(error.into()) }
 }
 
-pub(crate) fn random(bytes: &mut [u8]) -> std::io::Result<()> {
-    // The kernel gives up to 256 bytes whole.
-    rustix::rand::getrandom(bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(())
+pub(crate) fn fresh_instance() -> std::io::Result<InstanceId> {
+    files::random().map(InstanceId::from_random)
 }
 
-pub(crate) fn fresh_instance() -> std::io::Result<InstanceId> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    Ok(InstanceId::from_random(bytes))
+/// Memory that the kernel could give to a new process, in bytes (`MemAvailable`); `None`: it does not say.
+pub(crate) fn free_memory_bytes() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().ok()?;
+    kib.checked_mul(1024)
 }

@@ -13,6 +13,11 @@ pub enum ControlError {
     /// The bytes are no greeting of ours.
     #[error(transparent)]
     Greeting(#[from] GreetingError),
+    /// The peer wants something that is not done here.
+    #[error(
+        "it asks for a {0} on the migration address, which answers migrations only; dial the control address"
+    )]
+    Role(Role),
     /// The bytes are no frame.
     #[error(transparent)]
     Frame(#[from] CodecError),
@@ -36,12 +41,15 @@ pub async fn greet(stream: &mut SendStream, preamble: &Preamble) -> Result<(), C
     Ok(())
 }
 
-/// Hears who is speaking and what for.
+/// Hears who is speaking and what for; for anything but a migration nobody listens here.
 pub async fn hear_greeting(stream: &mut RecvStream) -> Result<Preamble, ControlError> {
     let mut greeting = [0; GREETING_BYTES];
     let read = |source| ControlError::Read { what: "the greeting", source };
     stream.read_exact(&mut greeting).await.map_err(read)?;
-    let Role::Migration = Role::read_greeting(greeting)?;
+    match Role::read_greeting(greeting)? {
+        Role::Migration => {}
+        other @ (Role::Peer | Role::Session) => return Err(ControlError::Role(other)),
+    }
     let body = read_body(stream, "the preamble", PREAMBLE_BYTES_MAX).await?;
     Ok(codec::decode_body("preamble", &body)?)
 }

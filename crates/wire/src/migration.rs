@@ -14,6 +14,8 @@
 //! Always true: the greeting's layout never changes, so any version can refuse any other by name; no frame's
 //! body is above [`FRAME_BYTES_MAX`]; long things come in pieces.
 
+use std::fmt;
+
 use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName, Round};
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +46,22 @@ pub const GREETING_BYTES: usize = 8;
 /// What a connection is for. 0 is never valid, so zeroed bytes greet nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A migration's control stream and page streams.
+    /// A migration's control stream and page streams, on the migration address.
     Migration,
+    /// One voter's messages to another, on the control address; see [`crate::session`].
+    Peer,
+    /// A node and the voter that leads, on the control address; see [`crate::session`].
+    Session,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Migration => "migration",
+            Self::Peer => "peer",
+            Self::Session => "session",
+        })
+    }
 }
 
 /// Why a greeting was refused.
@@ -58,17 +74,22 @@ pub enum GreetingError {
     #[error("peer speaks protocol version {0}, this node speaks {PROTOCOL_VERSION}")]
     Version(u16),
     /// A role that does not exist.
-    #[error("peer asks for role {0}; this version knows 1 (migration)")]
+    #[error("peer asks for role {0}; this version knows 1 (migration), 2 (peer) and 3 (session)")]
     Role(u16),
 }
 
 impl Role {
     /// The first bytes of a connection.
     pub fn greeting(self) -> [u8; GREETING_BYTES] {
-        let Self::Migration = self;
+        let role: u16 = match self {
+            Self::Migration => 1,
+            Self::Peer => 2,
+            Self::Session => 3,
+        };
         let [m0, m1, m2, m3] = MAGIC;
         let [v0, v1] = PROTOCOL_VERSION.to_le_bytes();
-        [m0, m1, m2, m3, v0, v1, 1, 0]
+        let [r0, r1] = role.to_le_bytes();
+        [m0, m1, m2, m3, v0, v1, r0, r1]
     }
 
     /// Reads the first bytes of a connection.
@@ -79,6 +100,8 @@ impl Role {
         let role = u16::from_le_bytes([r0, r1]);
         match (magic, version, role) {
             (MAGIC, PROTOCOL_VERSION, 1) => Ok(Self::Migration),
+            (MAGIC, PROTOCOL_VERSION, 2) => Ok(Self::Peer),
+            (MAGIC, PROTOCOL_VERSION, 3) => Ok(Self::Session),
             (MAGIC, PROTOCOL_VERSION, other) => Err(GreetingError::Role(other)),
             (MAGIC, other, _) => Err(GreetingError::Version(other)),
             (other, ..) => Err(GreetingError::Magic(other)),
@@ -232,12 +255,19 @@ mod tests {
 
     #[test]
     fn a_greeting_of_anything_else_is_refused_by_name() {
-        let good = Role::Migration.greeting();
-        assert_eq!(Role::read_greeting(good), Ok(Role::Migration));
-        assert_eq!(good, *b"GDWT\x01\x00\x01\x00");
+        for (role, bytes) in [
+            (Role::Migration, *b"GDWT\x01\x00\x01\x00"),
+            (Role::Peer, *b"GDWT\x01\x00\x02\x00"),
+            (Role::Session, *b"GDWT\x01\x00\x03\x00"),
+        ] {
+            assert_eq!(role.greeting(), bytes);
+            assert_eq!(Role::read_greeting(bytes), Ok(role));
+        }
         assert_eq!(Role::read_greeting([0; 8]), Err(GreetingError::Magic([0; 4])));
         assert_eq!(Role::read_greeting(*b"GDWT\x02\x00\x01\x00"), Err(GreetingError::Version(2)));
         assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x00\x00"), Err(GreetingError::Role(0)));
+        assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x04\x00"), Err(GreetingError::Role(4)));
+        assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x01\x01"), Err(GreetingError::Role(0x101)));
     }
 
     #[test]

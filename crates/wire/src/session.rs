@@ -148,6 +148,8 @@ pub enum NodeAsk {
     Stats(GuestUid),
     /// Say how things stand on the node, for people.
     Show,
+    /// Say why a guest's runner was not made, if that was tried.
+    WhyNot(GuestUid),
 }
 
 /// A node's answer.
@@ -164,6 +166,8 @@ pub enum NodeAnswer {
     },
     /// To [`NodeAsk::Show`].
     Here(Vec<Here>),
+    /// To [`NodeAsk::WhyNot`].
+    Why(Option<String>),
     /// It could not be done.
     Failed {
         /// Why, for people.

@@ -103,7 +103,11 @@ impl Host {
         };
         Local {
             runners: self.processes.iter().map(|process| process.runner.clone()).collect(),
-            tombstones: self.tombstones.iter().map(|instance| Tombstone { instance: *instance }).collect(),
+            tombstones: self
+                .tombstones
+                .iter()
+                .map(|instance| Tombstone { instance: *instance, reason: "given up".into() })
+                .collect(),
             withheld: self.withheld.iter().copied().collect(),
             transfers,
         }

@@ -1,7 +1,7 @@
 //! `godwit lab`: node processes on this machine, a guest that writes its memory, moves under load, each verified.
 //!
 //! ```text
-//!   folder, mark ─▶ sweeper ─▶ nodes ─▶ guest ─▶ move, ticks, verify ─▶ move back, … ─▶ table or JSON
+//!   folder, mark ─▶ sweeper ─▶ nodes ─▶ leader ─▶ guest ─▶ move, ticks, verify ─▶ move on, … ─▶ table or JSON
 //! ```
 //!
 //! Always true: what the lab reports, it has seen: ticks are read from the runners' own files, memory is compared
@@ -19,33 +19,35 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use godwit_domain::precopy::{self, Limits};
+use godwit_domain::precopy;
+use godwit_domain::progress::SourceReport;
 use godwit_domain::units::rate_of;
-use godwit_domain::{Bandwidth, GuestName, NodeName, PAGE_BYTES, Quantity};
+use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, PAGE_BYTES, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
 use godwit_transfer::drive::chain;
 use godwit_wire::handoff::{Stats, Verified};
-use godwit_wire::orders::{Fact, GuestSpec, Order, Report, Settings, SourceReport};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
-use cluster::{Cluster, ClusterError, Event, Moved, NodeSpec, STEP_TIMEOUT, progress_of};
+use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
 use render::{LabReport, Live, Move, millis};
 use sweeper::Sweeper;
 
 /// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
 /// guest that is starved proves little.
 const WRITTEN_PERCENT_MIN: u64 = 90;
-/// How long a comparison of all memory may take; 1 GiB takes well under a second.
-const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often a guest is asked whether it has ticked at its target yet.
+const ASK_INTERVAL: Duration = Duration::from_millis(2);
+/// Nodes that vote: three, or five where there are as many.
+const VOTERS: [usize; 2] = [3, 5];
 /// Ticks that the guest must have written at the target, so that none of the first is missed.
 const TICKS_AFTER: usize = 20;
 
 /// What a lab is like.
 #[derive(Debug, Args)]
 pub struct LabArgs {
-    /// Node processes
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(2..=16))]
+    /// Node processes; the first three (of five or more: five) vote in the control group
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=16))]
     nodes: u8,
     /// Moves: to the next node each time, and round again
     #[arg(long, default_value_t = 2)]
@@ -107,6 +109,8 @@ pub fn main(arguments: LabArgs) -> ExitCode {
     let mut report = LabReport {
         ok: false,
         nodes: usize::from(arguments.nodes),
+        leader: None,
+        term: 0,
         node_rss_bytes_max: 0,
         migrations: Vec::new(),
         error: None,
@@ -183,7 +187,7 @@ struct Lab {
     moves: usize,
     guest: GuestName,
     spec: GuestSpec,
-    settings: Settings,
+    overrides: Overrides,
     limit: Duration,
 }
 
@@ -193,11 +197,13 @@ impl Lab {
         let workload = &arguments.workload;
         let memory_bytes = workload.memory.bytes();
         let working_set_bytes = workload.working_set_bytes();
-        let limits = Limits {
-            downtime_max: Duration::from_millis(arguments.max_downtime_ms),
-            ..Limits::defaults_for(memory_bytes)
+        let overrides = Overrides {
+            bandwidth_per_migration: Some(arguments.bandwidth),
+            max_downtime_ms: Some(arguments.max_downtime_ms),
+            ..Overrides::default()
         };
-        let bandwidth = Bandwidth::from_setting(arguments.bandwidth.bytes());
+        let settings = overrides.effective(memory_bytes);
+        let (bandwidth, limits) = (settings.bandwidth, settings.limits);
         precopy::outruns(bandwidth, workload.dirty_rate.bytes(), working_set_bytes, &limits)?;
         let names = ('a'..='z').take(usize::from(arguments.nodes)).map(|letter| format!("node-{letter}"));
         let nodes =
@@ -216,7 +222,7 @@ impl Lab {
         };
         let moves = usize::try_from(arguments.moves).unwrap_or(usize::MAX);
         let limit = limits.completion_timeout.unwrap_or_default() + STEP_TIMEOUT;
-        Ok(Self { nodes, moves, guest, spec, settings: Settings { bandwidth, limits }, limit })
+        Ok(Self { nodes, moves, guest, spec, overrides, limit })
     }
 
     async fn moves(
@@ -226,13 +232,22 @@ impl Lab {
         mark: &str,
         report: &mut LabReport,
     ) -> Result<(), LabError> {
-        let mut cluster = Cluster::new(program, dir, mark)?;
+        let voting = VOTERS.into_iter().rev().find(|count| *count <= self.nodes.len()).unwrap_or_default();
+        let voters = self.nodes.get(..voting).unwrap_or_default();
+        let mut cluster = Cluster::new(program, dir, mark, voters)?;
+        cluster.start_nodes(self.nodes.iter().map(|node| cluster.spec(node)).collect()).await?;
+        let (leader, term) = cluster.leader().await?;
+        cluster.are_reachable(&self.nodes).await?;
         for node in &self.nodes {
-            cluster.start_node(NodeSpec::on_loopback(node.clone())).await?;
-            if let Some(process) = cluster.node(node) {
-                talk(&format!("{node}: process {}, migration address {}", process.pid, process.address));
-            }
+            let part = match (*node == leader, voters.contains(node)) {
+                (true, _) => format!("leads the control group, term {term}"),
+                (false, true) => "votes".to_owned(),
+                (false, false) => "does not vote".to_owned(),
+            };
+            let pid = cluster.node(node).map_or(0, |process| process.pid);
+            talk(&format!("{node}: process {pid}, {part}"));
         }
+        (report.leader, report.term) = (Some(leader.to_string()), term);
         let outcome = self.moves_between(&mut cluster, report).await;
         cluster.shut_down().await;
         outcome
@@ -263,20 +278,25 @@ impl Lab {
         let before = cluster.stats(&self.guest).await?;
         let since_ns = monotonic_ns();
         let live = Live::start(format!("{source} → {target}"), self.spec.memory_bytes);
-        let mut look = FirstLook::default();
-        let watch = async |cluster: &mut Cluster, _: &_, event: &Event| {
-            if let Some(progress) = progress_of(event) {
+        let mut look = None;
+        let watch = async |cluster: &mut Cluster, seen: &cluster::Watched| {
+            if let Some(progress) = &seen.progress {
                 live.show(progress);
             }
-            look.follow(cluster, &self.guest, target, event).await;
+            if seen.row.phase == "Succeeded" && look.is_none() {
+                look = Some(first_look(cluster, &self.guest).await);
+            }
         };
-        let moved = cluster.migrate(&self.guest, target, self.settings, self.limit, watch).await?;
+        let moved = cluster.migrate(&self.guest, target, self.overrides, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us) = match moved {
             Moved::Succeeded { source, resume_us } => (source, resume_us),
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
-        let (after, asked_ns, verified) = look.finish(cluster, &self.guest, target).await?;
+        let (after, asked_ns, verified) = match look {
+            Some(looked) => looked?,
+            None => first_look(cluster, &self.guest).await?,
+        };
         let ticks = self.ticks_around(cluster, target, since_ns, asked_ns).await?;
         Ok(self.entry(source, target, &Measured { before, after, measured, resume_us, ticks, verified }))
     }
@@ -346,50 +366,21 @@ impl Lab {
 /// What is asked of a guest the moment that it runs at the target: its numbers until it has ticked there, which ends the
 /// gap that the move made, then its memory. At once, because what is wrong would be written over sooner or later, and
 /// then nobody could see it.
-#[derive(Default)]
-struct FirstLook {
-    after: Option<Stats>,
-    asked_ns: u64,
-    verified: Option<Verified>,
-}
-
-impl FirstLook {
-    async fn follow(&mut self, cluster: &mut Cluster, guest: &GuestName, target: &NodeName, event: &Event) {
-        match event {
-            Event::Fact(node, Fact::Ended { report: Report::Target { .. }, .. }) if node == target => {
-                cluster.order(target, &Order::Stats { guest: guest.clone() }).await;
-            }
-            Event::Fact(node, Fact::Stats { stats, .. }) if node == target => {
-                let has_ticked = self.after.as_ref().is_some_and(|first| stats.tick > first.tick);
-                let next = if has_ticked {
-                    self.asked_ns = monotonic_ns();
-                    Order::Verify { guest: guest.clone() }
-                } else {
-                    Order::Stats { guest: guest.clone() }
-                };
-                self.after = Some(stats.clone());
-                cluster.order(target, &next).await;
-            }
-            Event::Fact(node, Fact::Verified { result, .. }) if node == target => {
-                self.verified = Some(result.clone());
-            }
-            Event::Fact(..) | Event::Agreed(..) | Event::NodeEnded(_) => {}
+async fn first_look(cluster: &Cluster, guest: &GuestName) -> Result<(Stats, u64, Verified), LabError> {
+    let first = cluster.stats(guest).await?;
+    let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
+    loop {
+        let after = cluster.stats(guest).await?;
+        if after.tick > first.tick {
+            let asked_ns = monotonic_ns();
+            return Ok((after, asked_ns, cluster.verify(guest).await?));
         }
-    }
-
-    async fn finish(
-        mut self,
-        cluster: &mut Cluster,
-        guest: &GuestName,
-        target: &NodeName,
-    ) -> Result<(Stats, u64, Verified), LabError> {
-        loop {
-            if let (Some(after), Some(verified)) = (&self.after, &self.verified) {
-                return Ok((after.clone(), self.asked_ns, verified.clone()));
-            }
-            let event = cluster.wait(format!("verification of {guest}"), VERIFY_TIMEOUT, Some).await?;
-            self.follow(cluster, guest, target, &event).await;
+        if tokio::time::Instant::now() > deadline {
+            return Err(
+                ClusterError::Timeout { what: format!("a tick of {guest}"), limit: STEP_TIMEOUT }.into()
+            );
         }
+        tokio::time::sleep(ASK_INTERVAL).await;
     }
 }
 
@@ -423,12 +414,12 @@ fn judge(moved: &Move, target: &NodeName) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Every tick of every runner that the cluster knows of.
+/// Every tick of every runner that the cluster has had.
 fn all_ticks(cluster: &Cluster) -> Result<Vec<Tick>, LabError> {
     let mut all = Vec::new();
-    for seen in &cluster.runners {
-        let ticks = read_ticks(&seen.dir);
-        all.extend(ticks.map_err(|source| LabError::Ticks { path: seen.dir.clone(), source })?);
+    for dir in cluster.runner_dirs() {
+        let ticks = read_ticks(&dir);
+        all.extend(ticks.map_err(|source| LabError::Ticks { path: dir.clone(), source })?);
     }
     Ok(all)
 }

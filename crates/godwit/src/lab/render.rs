@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use godwit_wire::orders;
+use godwit_domain::progress::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -71,6 +71,10 @@ pub struct LabReport {
     pub ok: bool,
     /// Node processes.
     pub nodes: usize,
+    /// Who led the control group when the first move began.
+    pub leader: Option<String>,
+    /// In which term.
+    pub term: u64,
     /// The largest resident memory that any node process had.
     pub node_rss_bytes_max: u64,
     /// The moves, in order.
@@ -164,7 +168,7 @@ impl Live {
     }
 
     /// Shows how far it is.
-    pub fn show(&self, progress: &orders::Progress) {
+    pub fn show(&self, progress: &Progress) {
         let left = progress.left_bytes.saturating_add(progress.dirty_bytes);
         self.bar.set_position(self.bar.length().unwrap_or(0).saturating_sub(left));
         // Before anything has arrived there is nothing to predict from.

@@ -13,7 +13,9 @@ use godwit_guest::runner::{
     Role, RunnerConfig, RunnerError, Tick, Workload, WorkloadOptions, read_ticks, run,
 };
 use godwit_memory::{Memfd, Userfaultfd};
-use godwit_wire::handoff::{Answer, Command, Hello, RunState, Standing, Hex, Outcome, Refusal, Reply, Stats, Verified};
+use godwit_wire::handoff::{
+    Answer, Command, Hello, Hex, Outcome, Refusal, Reply, RunState, Standing, Stats, Verified,
+};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 /// No wait here takes longer unless something is broken.

@@ -78,7 +78,7 @@ pub enum ConfigError {
         /// Counted from 1.
         line: usize,
         /// The key.
-        key: &'static str,
+        key: Box<str>,
         /// Where it was written.
         place: Box<str>,
         /// As it was written.
@@ -104,17 +104,21 @@ pub enum ConfigError {
     },
     /// The address to listen on is taken. The endpoint finds out, long after the file was read.
     #[error(
-        "config {}: `{key}` in [migration]: another process on this host already uses UDP address {address}; \
-         take another port, or 0 and the kernel chooses one; corrected line:\n{corrected}",
+        "config {}: `{key}` in [{section}]: another process on this host already uses UDP address {address}; \
+         {advice}; corrected line:\n{corrected}",
         file.display()
     )]
     AddressInUse {
         /// The config file.
         file: PathBuf,
+        /// Its section.
+        section: &'static str,
         /// The key.
         key: &'static str,
         /// The address that is taken.
         address: SocketAddr,
+        /// What else could be taken.
+        advice: &'static str,
         /// A line with another port. Nothing comes after it: it is there to be pasted.
         corrected: Box<str>,
     },

@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Bytes,
     /// A whole number.
     Number,
+    /// A table of addresses, each under a name that the operator chose.
+    Addresses,
 }
 
 /// One key.
@@ -32,19 +34,45 @@ const fn key(section: &'static str, name: &'static str, kind: Kind, example: &'s
 }
 
 pub(super) const NAME: Key = key("", "name", Kind::Text, r#""node-a""#);
+pub(super) const CLUSTER: Key = key("", "cluster", Kind::Text, r#""cluster-a""#);
 pub(super) const STATE: Key = key("", "state", Kind::Text, r#""/var/lib/godwit""#);
+/// Its default is the host's; about this is what a host with 64 GiB gives.
+pub(super) const MEMORY: Key = key("", "memory", Kind::Bytes, r#""57Gi""#);
 pub(super) const CA: Key = key("identity", "ca", Kind::Text, r#""ca.pem""#);
 pub(super) const CERTIFICATE: Key = key("identity", "certificate", Kind::Text, r#""node.pem""#);
 pub(super) const KEY: Key = key("identity", "key", Kind::Text, r#""node.key""#);
 pub(super) const LISTEN: Key = key("migration", "listen", Kind::Text, r#""10.0.0.1:7400""#);
 pub(super) const UDP_PAYLOAD: Key = key("migration", "udp_payload_bytes_max", Kind::Number, "1452");
 pub(super) const SOCKET_BUFFER: Key = key("migration", "socket_buffer_bytes", Kind::Bytes, r#""4Mi""#);
+pub(super) const CONTROL_LISTEN: Key = key("control", "listen", Kind::Text, r#""10.0.0.1:7300""#);
+pub(super) const VOTERS: Key = key(
+    "control",
+    "voters",
+    Kind::Addresses,
+    r#"{ node-a = "10.0.0.1:7300", node-b = "10.0.0.2:7300", node-c = "10.0.0.3:7300" }"#,
+);
+pub(super) const SOCKET: Key = key("admin", "socket", Kind::Text, r#""/run/godwit/admin.sock""#);
 pub(super) const FORMAT: Key = key("log", "format", Kind::Text, r#""text""#);
 pub(super) const FILTER: Key = key("log", "filter", Kind::Text, r#""info""#);
 
 /// All of them, in the order of the example file.
-pub(super) const KEYS: [Key; 10] =
-    [NAME, STATE, CA, CERTIFICATE, KEY, LISTEN, UDP_PAYLOAD, SOCKET_BUFFER, FORMAT, FILTER];
+pub(super) const KEYS: [Key; 15] = [
+    NAME,
+    CLUSTER,
+    STATE,
+    MEMORY,
+    CA,
+    CERTIFICATE,
+    KEY,
+    LISTEN,
+    UDP_PAYLOAD,
+    SOCKET_BUFFER,
+    CONTROL_LISTEN,
+    VOTERS,
+    SOCKET,
+    FORMAT,
+    FILTER,
+];
 
 /// How like two words must be (Jaro-Winkler, 0 to 1) before one is offered for the other. Slips of one or two
 /// letters and missing ends lie above, words that only share some letters below.
@@ -63,11 +91,21 @@ impl Key {
             section => format!("  [{section}]\n{}", self.line(value)),
         }
     }
+
+    /// The section that holds what stands in this key's table.
+    pub(super) fn table(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
 }
 
 /// The key of this name in this section.
 pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+/// The key whose table this section is.
+pub(super) fn table(section: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.kind == Kind::Addresses && key.table() == section)
 }
 
 /// Whether a section of this name exists.

@@ -1,5 +1,8 @@
 //! Every refusal's text, and the example file against the defaults.
 
+mod control;
+
+use super::keys::Key;
 use super::*;
 
 const FILE: &str = "/etc/godwit/node.toml";
@@ -8,11 +11,15 @@ const FILE: &str = "/etc/godwit/node.toml";
 fn least(more: &str) -> String {
     format!(
         r#"name = "node-a"
+cluster = "cluster-a"
 state = "/var/lib/godwit"
 [identity]
 ca = "ca.pem"
 certificate = "node.pem"
 key = "/run/secrets/node.key"
+[control]
+listen = "10.0.0.1:7300"
+voters = {{ node-a = "10.0.0.1:7300", node-b = "10.0.0.2:7300", node-c = "10.0.0.3:7300" }}
 [migration]
 listen = "10.0.0.1:7400"
 {more}"#
@@ -52,6 +59,8 @@ fn what_is_left_out_has_its_default() {
     let config = parse(&least("")).expect("parse");
     assert_eq!(config.migration.udp_payload_bytes_max, 1452);
     assert_eq!(config.migration.socket_buffer_bytes, Quantity::from_bytes(4 << 20));
+    assert_eq!(config.memory_bytes, None);
+    assert_eq!(config.admin.socket, Path::new("/run/godwit/admin.sock"));
     assert_eq!(config.log, LogConfig { format: LogFormat::Text, filter: "info".to_owned() });
 }
 
@@ -72,7 +81,9 @@ fn the_example_file_holds_every_key_with_its_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/node.toml");
     let text = std::fs::read_to_string(&path).expect("read");
     for key in &keys::KEYS {
-        assert!(text.contains(&format!("\n{} = ", key.name)), "{}", key.name);
+        let (name, table) = (key.name, key.table());
+        let written = [format!("\n{name} = "), format!("\n# {name} = "), format!("\n[{table}]\n")];
+        assert!(written.iter().any(|written| text.contains(written)), "{name}");
     }
     let example = parse(&text).expect("the example must be accepted");
     let mut required_only = parse(&least("")).expect("parse");
@@ -96,9 +107,11 @@ fn the_table_of_keys_and_the_raw_structs_agree() {
     parse(&text).expect("every example value must be accepted");
     // The other way: what serde would accept beyond the table it must name here.
     for (text, fields) in [
-        ("x = 1", "`name`, `state`, `identity`, `migration`, `log`"),
+        ("x = 1", "`name`, `cluster`, `state`, `memory`, `identity`, `migration`, `control`, `admin`, `log`"),
         ("[identity]\nx = 1", "`ca`, `certificate`, `key`"),
         ("[migration]\nx = 1", "`listen`, `udp_payload_bytes_max`, `socket_buffer_bytes`"),
+        ("[control]\nx = 1", "`listen` or `voters`"),
+        ("[admin]\nx = 1", "`socket`"),
         ("[log]\nx = 1", "`format` or `filter`"),
     ] {
         let error = toml::from_str::<Raw>(text).err().expect("unknown").to_string();
@@ -109,29 +122,29 @@ fn the_table_of_keys_and_the_raw_structs_agree() {
 #[test]
 fn unknown_keys_are_told_with_the_line_that_was_meant() {
     refused(
-        &with("listen", "lisen"),
-        "config /etc/godwit/node.toml, line 8: unknown key `lisen` in [migration]; the nearest known key is \
+        &with("listen = \"10.0.0.1:7400\"", "lisen = \"10.0.0.1:7400\""),
+        "config /etc/godwit/node.toml, line 12: unknown key `lisen` in [migration]; the nearest known key is \
          `listen`; corrected line:\n  listen = \"10.0.0.1:7400\"",
     );
     refused(
         &least("udp-payload = 1400"),
-        "config /etc/godwit/node.toml, line 9: unknown key `udp-payload` in [migration]; the nearest known key is \
+        "config /etc/godwit/node.toml, line 13: unknown key `udp-payload` in [migration]; the nearest known key is \
          `udp_payload_bytes_max`; corrected line:\n  udp_payload_bytes_max = 1400",
     );
     refused(
-        &with("name", "Name"),
+        &with("name =", "Name ="),
         "config /etc/godwit/node.toml, line 1: unknown key `Name` at the top of the file; the nearest known key is \
          `name`; corrected line:\n  name = \"node-a\"",
     );
     // A key that is set already is not offered again.
     refused(
         &least("lisen = \"10.0.0.2:7400\""),
-        "config /etc/godwit/node.toml, line 9: unknown key `lisen` in [migration]; known keys there are `listen`, \
+        "config /etc/godwit/node.toml, line 13: unknown key `lisen` in [migration]; known keys there are `listen`, \
          `udp_payload_bytes_max`, `socket_buffer_bytes`; corrected line:\n  # lisen = \"10.0.0.2:7400\"",
     );
     refused(
         &least("colour = \"blue\""),
-        "config /etc/godwit/node.toml, line 9: unknown key `colour` in [migration]; known keys there are `listen`, \
+        "config /etc/godwit/node.toml, line 13: unknown key `colour` in [migration]; known keys there are `listen`, \
          `udp_payload_bytes_max`, `socket_buffer_bytes`; corrected line:\n  # colour = \"blue\"",
     );
 }
@@ -140,12 +153,12 @@ fn unknown_keys_are_told_with_the_line_that_was_meant() {
 fn keys_in_the_wrong_place_are_sent_home() {
     refused(
         &least("format = \"json\""),
-        "config /etc/godwit/node.toml, line 9: unknown key `format` in [migration]; it belongs in [log]; corrected \
+        "config /etc/godwit/node.toml, line 13: unknown key `format` in [migration]; it belongs in [log]; corrected \
          line:\n  [log]\n  format = \"json\"",
     );
     refused(
         &least("format = \"json\"\n[log]"),
-        "config /etc/godwit/node.toml, line 9: unknown key `format` in [migration]; it belongs in [log]; corrected \
+        "config /etc/godwit/node.toml, line 13: unknown key `format` in [migration]; it belongs in [log]; corrected \
          line:\n  format = \"json\"",
     );
     refused(
@@ -159,23 +172,23 @@ fn keys_in_the_wrong_place_are_sent_home() {
 fn unknown_sections_are_told_with_the_one_that_was_meant() {
     refused(
         &with("[migration]", "[migrations]"),
-        "config /etc/godwit/node.toml, line 7: unknown section [migrations]; the nearest known section is \
+        "config /etc/godwit/node.toml, line 11: unknown section [migrations]; the nearest known section is \
          [migration]; corrected line:\n  [migration]",
     );
     refused(
         &least("[metrics]\nlisten = 1"),
-        "config /etc/godwit/node.toml, line 9: unknown section [metrics]; known sections are [identity], \
-         [migration], [log]; take it out together with its keys; corrected line:\n  # [metrics]",
+        "config /etc/godwit/node.toml, line 13: unknown section [metrics]; known sections are [identity], \
+         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [metrics]",
     );
     refused(
         &least("[migration.tls]\nx = 1"),
-        "config /etc/godwit/node.toml, line 9: unknown section [migration.tls]; known sections are [identity], \
-         [migration], [log]; take it out together with its keys; corrected line:\n  # [migration.tls]",
+        "config /etc/godwit/node.toml, line 13: unknown section [migration.tls]; known sections are [identity], \
+         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migration.tls]",
     );
     refused(
         &least("[migrations]"),
-        "config /etc/godwit/node.toml, line 9: unknown section [migrations]; known sections are [identity], \
-         [migration], [log]; take it out together with its keys; corrected line:\n  # [migrations]",
+        "config /etc/godwit/node.toml, line 13: unknown section [migrations]; known sections are [identity], \
+         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migrations]",
     );
     refused(
         "log = \"json\"",
@@ -224,7 +237,10 @@ fn value_refused(text: &str, line: usize, key: &Key, value: &str, (rule, valid):
             "config {FILE}, line {line}: `{name}` {place} is {value}: {rule}; corrected line:\n  {name} = {valid}"
         ),
     );
-    let fixed: String = text.lines().map(|old| corrected(old, name, valid)).collect();
+    let fixed: String = (1..)
+        .zip(text.lines())
+        .map(|(at, old)| if at == line { format!("{name} = {valid}\n") } else { format!("{old}\n") })
+        .collect();
     assert!(parse(&fixed).is_ok(), "not accepted:\n{fixed}");
 }
 
@@ -244,7 +260,7 @@ fn payloads_outside_their_bounds_are_told_with_one_inside() {
         ("99999999999999999999", (kind, "1452")),
     ] {
         let text = least(&format!("udp_payload_bytes_max = {value}"));
-        value_refused(&text, 9, &keys::UDP_PAYLOAD, value, told);
+        value_refused(&text, 13, &keys::UDP_PAYLOAD, value, told);
     }
 }
 
@@ -263,7 +279,7 @@ fn buffers_outside_their_bounds_are_told_with_one_inside() {
         ("true", ("it must be a number of bytes in quotes", "\"4Mi\"")),
     ] {
         let text = least(&format!("socket_buffer_bytes = {value}"));
-        value_refused(&text, 9, &keys::SOCKET_BUFFER, value, told);
+        value_refused(&text, 13, &keys::SOCKET_BUFFER, value, told);
     }
 }
 
@@ -277,7 +293,7 @@ fn addresses_that_are_none_are_told_with_one_that_is() {
         ("\"fd00::1\"", (rule, "\"[fd00::1]:7400\"")),
         ("7400", ("it must be text in quotes", "\"10.0.0.1:7400\"")),
     ] {
-        value_refused(&with("\"10.0.0.1:7400\"", value), 8, &keys::LISTEN, value, told);
+        value_refused(&with("\"10.0.0.1:7400\"", value), 12, &keys::LISTEN, value, told);
     }
 }
 
@@ -289,16 +305,21 @@ fn names_and_paths_that_break_a_rule_are_told_with_ones_that_keep_it() {
     for (value, name, valid) in [("\"Node A\"", "Node A", "\"node-a\""), ("\"ü\"", "ü", "\"node-a\"")] {
         value_refused(&with("\"node-a\"", value), 1, &keys::NAME, value, (&label(name), valid));
     }
+    for (value, valid) in [("\"Berlin 1\"", "\"berlin-1\""), ("\"ü\"", "\"cluster-a\"")] {
+        let name = value.trim_matches('"');
+        let rule = label(name).replace("node name", "cluster name");
+        value_refused(&with("\"cluster-a\"", value), 2, &keys::CLUSTER, value, (&rule, valid));
+    }
     let absolute = ("it must be an absolute path", "\"/var/lib/godwit\"");
-    value_refused(&with("\"/var/lib/godwit\"", "\"state\""), 2, &keys::STATE, "\"state\"", absolute);
-    value_refused(&with("\"ca.pem\"", "''"), 4, &keys::CA, "''", ("it must not be empty", "\"ca.pem\""));
+    value_refused(&with("\"/var/lib/godwit\"", "\"state\""), 3, &keys::STATE, "\"state\"", absolute);
+    value_refused(&with("\"ca.pem\"", "''"), 5, &keys::CA, "''", ("it must not be empty", "\"ca.pem\""));
 }
 
 #[test]
 fn log_settings_that_break_a_rule_are_told_with_ones_that_keep_it() {
     let format = "it must be \"text\" or \"json\"";
     for (value, valid) in [("\"JSON\"", "\"json\""), ("\"xml\"", "\"text\"")] {
-        value_refused(&least(&format!("[log]\nformat = {value}")), 10, &keys::FORMAT, value, (format, valid));
+        value_refused(&least(&format!("[log]\nformat = {value}")), 14, &keys::FORMAT, value, (format, valid));
     }
     let empty = "it must not be empty (\"off\" logs nothing)";
     let level = "it must be a level, or `target=level` pairs with commas between them (error parsing level filter: \
@@ -306,17 +327,12 @@ fn log_settings_that_break_a_rule_are_told_with_ones_that_keep_it() {
     for (value, rule) in [("\"\"", empty), ("\"godwit=loud\"", level)] {
         value_refused(
             &least(&format!("[log]\nfilter = {value}")),
-            10,
+            14,
             &keys::FILTER,
             value,
             (rule, "\"info\""),
         );
     }
-}
-
-/// A file's line, or the corrected one in its place.
-fn corrected(old: &str, key: &str, value: &str) -> String {
-    if old.starts_with(&format!("{key} ")) { format!("{key} = {value}\n") } else { format!("{old}\n") }
 }
 
 #[test]
@@ -327,7 +343,7 @@ fn broken_toml_is_told_with_line_and_column() {
     );
     refused(
         &least("listen = \"10.0.0.2:1\""),
-        "config /etc/godwit/node.toml, line 9, column 1: duplicate key",
+        "config /etc/godwit/node.toml, line 13, column 1: duplicate key",
     );
     refused("[log", "config /etc/godwit/node.toml, line 1, column 5: unclosed table, expected `]`");
 }
@@ -373,7 +389,7 @@ fn files_that_can_not_be_read_are_named() {
 fn a_taken_address_is_told_with_another_port() {
     let told = |listen: &str| {
         let config = parse(&with("10.0.0.1:7400", listen)).expect("parse");
-        config.address_in_use().to_string()
+        config.address_in_use(Listen::Migration).to_string()
     };
     assert_eq!(
         told("10.0.0.1:7400"),

@@ -11,6 +11,7 @@
 
 use std::path::Path;
 
+use godwit_domain::NodeName;
 use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
@@ -43,7 +44,8 @@ enum Shape {
 pub(super) struct Written<'t> {
     file: &'t Path,
     text: &'t str,
-    /// The known sections that the file has, also those without keys.
+    /// The known sections that the file has, also those without keys. Not one that is there only because a table
+    /// in it has a head of its own: its own head may still be written.
     sections: Vec<String>,
     entries: Vec<Entry<'t>>,
 }
@@ -56,9 +58,22 @@ impl<'t> Written<'t> {
         for (name, value) in table.get_ref() {
             match value.get_ref() {
                 DeValue::Table(section) if keys::is_section(name.get_ref()) => {
-                    this.sections.push(name.get_ref().to_string());
+                    let is_head = |value: &toml::Spanned<DeValue<'_>>| {
+                        matches!(value.get_ref(), DeValue::Table(_)) && this.at(value).starts_with('[')
+                    };
+                    if is_head(value) || !section.iter().any(|(_, value)| is_head(value)) {
+                        this.sections.push(name.get_ref().to_string());
+                    }
                     for (key, value) in section {
                         this.push(name.get_ref(), (key.get_ref(), key.span().start), value);
+                        let table = format!("{}.{}", name.get_ref(), key.get_ref());
+                        if let DeValue::Table(names) = value.get_ref()
+                            && keys::table(&table).is_some()
+                        {
+                            for (key, value) in names {
+                                this.push(&table, (key.get_ref(), key.span().start), value);
+                            }
+                        }
                     }
                 }
                 _ => this.push("", (name.get_ref(), name.span().start), value),
@@ -78,7 +93,7 @@ impl<'t> Written<'t> {
             }
             _ => Shape::Other,
         };
-        let written = self.text.get(value.span()).unwrap_or_default();
+        let written = self.at(value);
         self.entries.push(Entry {
             section: section.to_owned(),
             name: name.to_owned(),
@@ -88,11 +103,27 @@ impl<'t> Written<'t> {
         });
     }
 
+    /// The text of a value; of a table with a head, its head.
+    fn at<T>(&self, value: &toml::Spanned<T>) -> &'t str {
+        self.text.get(value.span()).unwrap_or_default()
+    }
+
     fn check(&self, entry: &Entry<'_>) -> Result<(), ConfigError> {
         if let Some(key) = keys::find(&entry.section, &entry.name) {
             return match refuse_kind(key, entry) {
                 None => Ok(()),
                 Some((rule, value)) => Err(self.value(key, rule, &value)),
+            };
+        }
+        if let Some(table) = keys::table(&entry.section) {
+            return match entry.shape {
+                Shape::Text => Ok(()),
+                _ => Err(self.named(
+                    table,
+                    &entry.name,
+                    "it must be text in quotes",
+                    &self.example(table, &entry.name),
+                )),
             };
         }
         if entry.shape == Shape::Table || (entry.section.is_empty() && keys::is_section(&entry.name)) {
@@ -107,12 +138,19 @@ impl<'t> Written<'t> {
         let known = keys::sections().map(|section| format!("[{section}]")).collect::<Vec<_>>().join(", ");
         // As with keys: a section that is there already can not be what was meant.
         let free = keys::sections().filter(|section| !inner && !self.has(section));
-        let nearest = keys::nearest(&entry.name, free);
+        let tables = keys::KEYS.iter().filter(|key| {
+            inner && key.kind == Kind::Addresses && key.section == entry.section && self.entry(key).is_none()
+        });
+        let nearest = keys::nearest(&entry.name, free.chain(tables.map(|key| key.name)));
         let (hint, corrected) = match nearest {
             Some(section) if section == entry.name => {
                 ("it must be a section, not a value".to_owned(), format!("  [{section}]"))
             }
-            Some(section) => (format!("the nearest known section is [{section}]"), format!("  [{section}]")),
+            Some(section) => {
+                let head =
+                    if inner { format!("[{}.{section}]", entry.section) } else { format!("[{section}]") };
+                (format!("the nearest known section is {head}"), format!("  {head}"))
+            }
             None => {
                 let hint = format!("known sections are {known}; take it out together with its keys");
                 (hint, format!("  # [{}]", shown(&full)))
@@ -159,15 +197,54 @@ impl<'t> Written<'t> {
 
     /// The error for a known key whose value breaks a rule; `value` is one that does not.
     pub(super) fn value(&self, key: &Key, rule: impl Into<Box<str>>, value: &str) -> ConfigError {
-        let entry = self.entry(key);
+        self.refuse((key.section, key.name), None, rule.into(), key.line(value))
+    }
+
+    /// The same for a table with so many names in it.
+    pub(super) fn count(&self, key: &Key, count: usize, rule: &str) -> ConfigError {
+        let value = format!("a table of {count}").into();
+        self.refuse((key.section, key.name), Some(value), rule.into(), key.line(key.example))
+    }
+
+    /// The same for a name in a table or what stands under it; `line` is one that would be accepted.
+    pub(super) fn named(
+        &self,
+        table: &Key,
+        name: &str,
+        rule: impl Into<Box<str>>,
+        line: &str,
+    ) -> ConfigError {
+        self.refuse((&table.table(), name), None, rule.into(), format!("  {line}"))
+    }
+
+    /// A line that the table would accept for this name, or for another if this can be none.
+    pub(super) fn example(&self, table: &Key, name: &str) -> String {
+        let section = table.table();
+        let taken = |address: &String| {
+            self.entries.iter().any(|entry| entry.section == section && entry.written.contains(address))
+        };
+        let address = (1..=u8::MAX).map(|host| format!("\"10.0.0.{host}:7300\"")).find(|it| !taken(it));
+        let name = if name.parse::<NodeName>().is_ok() { name } else { "node-a" };
+        format!("{name} = {}", address.unwrap_or_default())
+    }
+
+    fn refuse(
+        &self,
+        (section, name): (&str, &str),
+        value: Option<Box<str>>,
+        rule: Box<str>,
+        corrected: String,
+    ) -> ConfigError {
+        let entry = self.entries.iter().find(|entry| entry.section == section && entry.name == name);
+        let value = value.or_else(|| entry.map(|entry| shown(entry.written))).unwrap_or_default();
         ConfigError::Value {
             file: self.file.to_owned(),
             line: entry.map_or(0, |entry| self.position(entry.start).0),
-            key: key.name,
-            place: keys::place(key.section),
-            value: entry.map_or_else(Box::default, |entry| shown(entry.written)),
-            rule: rule.into(),
-            corrected: key.line(value).into(),
+            key: shown(name),
+            place: keys::place(section),
+            value,
+            rule,
+            corrected: corrected.into(),
         }
     }
 
@@ -220,13 +297,18 @@ impl<'t> Written<'t> {
 fn refuse_kind(key: &Key, entry: &Entry<'_>) -> Option<(&'static str, String)> {
     let bare = entry.written.trim_matches(['"', '\'']);
     match (key.kind, entry.shape) {
-        (Kind::Text | Kind::Bytes, Shape::Text) | (Kind::Number, Shape::Number) => None,
+        (Kind::Text | Kind::Bytes, Shape::Text)
+        | (Kind::Number, Shape::Number)
+        | (Kind::Addresses, Shape::Table) => None,
         (Kind::Text, _) => Some(("it must be text in quotes", key.example.to_owned())),
         (Kind::Bytes, Shape::Number) => Some(("it must be text in quotes", format!("\"{bare}\""))),
         (Kind::Bytes, _) => Some(("it must be a number of bytes in quotes", key.example.to_owned())),
         (Kind::Number, _) => {
             let value = if bare.parse::<i64>().is_ok() { bare } else { key.example };
             Some(("it must be a whole number without quotes", value.to_owned()))
+        }
+        (Kind::Addresses, _) => {
+            Some(("it must be a table, NAME = \"IP:PORT\" for each", key.example.to_owned()))
         }
     }
 }

@@ -237,6 +237,12 @@ impl SourceSession {
                 self.stage = Stage::HandedOver { state }
             }
             (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
+            // A pause was called off that an earlier process had made: the guest runs on under the next epoch.
+            (Some(Phase::Copying { .. }), Stage::Copying) => {
+                self.setup.epoch = ownership.epoch;
+                self.actions.push_back(Action::Resume(ownership.epoch));
+                self.stage = Stage::Copying;
+            }
             (
                 Some(
                     Phase::Preparing { .. }

@@ -1,13 +1,18 @@
-//! One migration through the ledger: start, accept, send off, and see both sides to their end.
+//! One migration as an operator sees it: asked for, watched, and looked at when it is over.
 
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Ownership, Phase, Side};
-use godwit_domain::{GuestName, InstanceId, MigrationId, NodeName};
-use godwit_wire::orders::{Fact, Order, Report, Settings, SourceReport};
+use godwit_admin::{AskError, Client, read_as};
+use godwit_domain::progress::{Measured, SourceReport};
+use godwit_domain::{GuestName, NodeName, Overrides};
+use godwit_wire::admin::{Act, Code, MigrationDetail};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Cluster, ClusterError, Event};
+use super::{Cluster, ClusterError, LOOK_INTERVAL, STEP_TIMEOUT};
+
+/// Changes of a migration that may wait to be looked at.
+const WATCHED_MAX: usize = 64;
 
 /// How a migration ended.
 #[derive(Debug)]
@@ -23,125 +28,87 @@ pub enum Moved {
     Failed(String),
 }
 
+/// A migration as it was seen at some moment.
+pub type Watched = MigrationDetail;
+
 impl Cluster {
-    /// Moves a guest and waits for both sides to end. `watch` sees every event and may order things.
+    /// Moves a guest and waits until it is over. `watch` sees every change that is seen, and may do what it likes.
     pub async fn migrate(
         &mut self,
         guest: &GuestName,
         target: &NodeName,
-        settings: Settings,
+        overrides: Overrides,
         limit: Duration,
-        mut watch: impl AsyncFnMut(&mut Self, &MigrationId, &Event),
+        mut watch: impl AsyncFnMut(&mut Self, &Watched),
     ) -> Result<Moved, ClusterError> {
-        self.migrations += 1;
-        let migration: MigrationId = format!("migration-{}", self.migrations).parse().map_err(|_| {
-            ClusterError::Refused { about: guest.to_string(), message: "the migration's name is none".into() }
-        })?;
-        let source = self.ledger.get(guest).and_then(Ownership::owner).map(|owner| owner.instance);
-        self.begin(guest, &migration, target).await?;
+        let act = Act::Migrate { guest: guest.clone(), migration: None, to: Some(target.clone()), overrides };
+        let asked: MigrationDetail = read_as(self.ask_any(act).await?)?;
+        let name = asked.row.name.clone();
         let deadline = Instant::now() + limit;
-        let (mut source_report, mut resume_us) = (None, None);
-        // Whose memory is to go at the end: the source's runner, or the target's if it fails.
-        let (mut accepted, mut gone) = (None, Vec::new());
-        loop {
-            let Ok(event) = tokio::time::timeout_at(deadline, self.next()).await else {
-                return Err(ClusterError::Timeout { what: format!("the end of {migration}"), limit });
-            };
-            watch(self, &migration, &event).await;
-            match event {
-                Event::Agreed(of, Entry::Accept { instance, .. }) if of == *guest => {
-                    accepted = Some(instance);
-                    self.send_off(guest, &migration, target, instance, settings).await;
-                }
-                Event::Fact(_, Fact::Ended { migration: of, report }) if of == migration => match report {
-                    Report::Source(report) => source_report = Some(report),
-                    Report::Target { resume_us: took } => resume_us = Some(took),
-                    Report::Failed { .. } => {}
-                },
-                Event::Fact(_, Fact::Gone { instance, .. }) => gone.push(instance),
-                Event::NodeEnded(node) => self.mourn(guest, &migration, &node).await,
-                Event::Agreed(..) | Event::Fact(..) => {}
+        let mut last = asked;
+        while !(last.over && !last.permits_held) {
+            if Instant::now() > deadline {
+                return Err(ClusterError::Timeout { what: format!("the end of {name}"), limit });
             }
-            let Some(attempt) = self.ledger.get(guest).and_then(|ownership| ownership.attempt.as_ref())
-            else {
+            let Some(mut changes) = self.watcher(&last).await else {
+                tokio::time::sleep(LOOK_INTERVAL).await;
                 continue;
             };
-            let target_lives = self.nodes.get(target).is_some_and(|node| !node.ended);
-            match (&attempt.phase, source_report, resume_us) {
-                (Phase::Failed { reason }, ..) => {
-                    let swept = accepted.is_none_or(|instance| gone.contains(&instance));
-                    if swept || !target_lives {
-                        return Ok(Moved::Failed(reason.clone()));
-                    }
-                }
-                (Phase::Succeeded, Some(measured), Some(resume_us))
-                    if source.is_some_and(|instance| gone.contains(&instance)) =>
-                {
-                    return Ok(Moved::Succeeded { source: measured, resume_us });
-                }
-                _ => {}
+            // The stream ends with the migration, or with the node or leader that was asked: then another is.
+            while let Ok(Some(change)) = tokio::time::timeout_at(deadline, changes.recv()).await {
+                last = change;
+                watch(self, &last).await;
             }
         }
+        self.outcome(&last).await
     }
 
-    async fn begin(
-        &mut self,
-        guest: &GuestName,
-        migration: &MigrationId,
-        target: &NodeName,
-    ) -> Result<(), ClusterError> {
-        self.agree(guest, Entry::Request { migration: migration.clone() }).await?;
-        let start = Entry::Start { migration: migration.clone(), target: target.clone() };
-        if let Err(refused) = self.agree(guest, start).await {
-            let reason = refused.to_string();
-            self.agree(guest, Entry::End { migration: migration.clone(), side: Side::Control, reason })
-                .await?;
-            return Err(refused);
+    /// A stream of a migration's changes, from any node that answers.
+    async fn watcher(&self, migration: &MigrationDetail) -> Option<mpsc::Receiver<MigrationDetail>> {
+        let (changes, seen) = mpsc::channel(WATCHED_MAX);
+        let name = migration.row.name.clone();
+        for process in self.nodes.values() {
+            let Ok(mut client) = Client::connect(&process.socket).await else { continue };
+            tokio::spawn(async move {
+                let tell = |value| {
+                    if let Ok(change) = read_as::<MigrationDetail>(value) {
+                        // Whoever is slower than this many changes misses some of them.
+                        let _ = changes.try_send(change);
+                    }
+                };
+                let last = client.ask(Act::MigrationWatch { migration: name }, tell).await;
+                if let Ok(Ok(last)) = last.map(read_as::<MigrationDetail>) {
+                    let _ = changes.send(last).await;
+                }
+            });
+            return Some(seen);
         }
-        if let Some((ownership, owner)) = self.ledger.get(guest).and_then(|held| Some((held, held.owner()?)))
-        {
-            let prepare = Order::Prepare {
-                migration: migration.clone(),
-                guest: guest.clone(),
-                source: owner.node.clone(),
-                epoch: ownership.epoch,
-                memory_bytes: self.memory.get(guest).copied().unwrap_or(0),
-            };
-            self.order(target, &prepare).await;
+        None
+    }
+
+    /// How it ended, once both sides have said what they measured.
+    async fn outcome(&self, ended: &MigrationDetail) -> Result<Moved, ClusterError> {
+        if ended.row.phase != "Succeeded" {
+            let detail = ended.row.detail.clone().unwrap_or_default();
+            return Ok(Moved::Failed(detail));
         }
-        Ok(())
-    }
-
-    async fn send_off(
-        &mut self,
-        guest: &GuestName,
-        migration: &MigrationId,
-        target: &NodeName,
-        token: InstanceId,
-        settings: Settings,
-    ) {
-        let held = self.ledger.get(guest).and_then(|held| Some((held, held.owner()?.node.clone())));
-        let (Some((ownership, source)), Some(node)) = (held, self.nodes.get(target)) else { return };
-        let order = Order::Migrate {
-            migration: migration.clone(),
-            guest: guest.clone(),
-            target: target.clone(),
-            address: node.address,
-            token,
-            epoch: ownership.epoch,
-            settings,
-        };
-        self.order(&source, &order).await;
-    }
-
-    /// A node process has died: what it was part of ends, unless the guest was handed over already.
-    async fn mourn(&mut self, guest: &GuestName, migration: &MigrationId, node: &NodeName) {
-        let is_source =
-            self.ledger.get(guest).and_then(Ownership::owner).is_some_and(|owner| owner.node == *node);
-        // With its process the node's session and token are gone: it has let go, as if it had said so itself.
-        let side = if is_source { Side::Source } else { Side::Target };
-        let reason = format!("the process of node {node} has ended");
-        // Refused after a hand-over, and then the target decides.
-        let _ = self.agree(guest, Entry::End { migration: migration.clone(), side, reason }).await;
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        loop {
+            match self.migration(&ended.row.name).await {
+                Ok(MigrationDetail {
+                    measured: Measured { source: Some(source), resume_us: Some(resume_us) },
+                    ..
+                }) => return Ok(Moved::Succeeded { source, resume_us }),
+                Ok(_) => {}
+                Err(ClusterError::Ask(AskError::Problem(problem)))
+                    if problem.code == Code::Unavailable || problem.code == Code::Unknown => {}
+                Err(error) => return Err(error),
+            }
+            if Instant::now() > deadline {
+                let what = format!("the numbers of {}", ended.row.name);
+                return Err(ClusterError::Timeout { what, limit: STEP_TIMEOUT });
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 }

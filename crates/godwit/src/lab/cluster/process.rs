@@ -1,17 +1,12 @@
-//! One node process: how it is started, what it says, what the kernel says of it.
+//! One node process: how it is started, where it is asked, what the kernel says of it.
 
-use std::net::SocketAddr;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use godwit_domain::NodeName;
-use godwit_wire::orders::LINE_BYTES_MAX;
-use tokio::process::{Child, ChildStdin};
-use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, LinesCodec};
-
-use super::Heard;
+use tokio::process::Child;
 
 /// How one node is started.
 #[derive(Debug, Clone)]
@@ -19,26 +14,44 @@ pub struct NodeSpec {
     /// Its name.
     pub name: NodeName,
     /// Its migration address; port 0: the kernel chooses.
-    pub listen: SocketAddr,
+    pub migration: SocketAddr,
+    /// Its control address; that of a voter is the one that the others know.
+    pub control: SocketAddr,
+    /// Every voter's control address.
+    pub voters: BTreeMap<NodeName, SocketAddr>,
     /// A command to start it with, such as `ip netns exec NAME`.
     pub wrapper: Vec<String>,
     /// Further environment.
     pub environment: Vec<(String, String)>,
     /// Largest UDP payload it may send.
     pub udp_payload_bytes_max: u16,
+    /// Memory that it offers, in bytes; as much as the host has if not said.
+    pub memory_bytes: Option<u64>,
 }
 
 impl NodeSpec {
     /// A node on loopback. Its packets are larger than on a common network: loopback carries them.
-    pub fn on_loopback(name: NodeName) -> Self {
+    pub fn on_loopback(name: NodeName, voters: &BTreeMap<NodeName, SocketAddr>) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
+            control: voters.get(&name).copied().unwrap_or(any),
             name,
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            migration: any,
+            voters: voters.clone(),
             wrapper: Vec::new(),
             environment: Vec::new(),
             udp_payload_bytes_max: 6550,
+            memory_bytes: None,
         }
     }
+}
+
+/// Control addresses on loopback for so many voters. The ports were free a moment ago; somebody may be faster.
+pub fn free_addresses(names: &[NodeName]) -> std::io::Result<BTreeMap<NodeName, SocketAddr>> {
+    let sockets: Vec<UdpSocket> =
+        names.iter().map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    let addresses = sockets.iter().map(UdpSocket::local_addr);
+    names.iter().cloned().zip(addresses).map(|(name, address)| Ok((name, address?))).collect()
 }
 
 /// A running node process.
@@ -46,42 +59,34 @@ impl NodeSpec {
 pub struct NodeProcess {
     pub(super) spec: NodeSpec,
     pub(super) child: Child,
-    pub(super) stdin: ChildStdin,
-    pub(super) ended: bool,
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Its admin socket.
+    pub socket: PathBuf,
     /// Its process id, for people and for those who kill.
     pub pid: u32,
 }
 
-/// Reads a node's facts until it ends.
-pub(super) async fn listen(
-    node: NodeName,
-    stdout: tokio::process::ChildStdout,
-    hear: mpsc::Sender<(NodeName, Heard)>,
-) {
-    let mut lines = FramedRead::new(stdout, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
-    while let Some(Ok(line)) = lines.next().await {
-        match serde_json::from_str(&line) {
-            Ok(fact) => {
-                if hear.send((node.clone(), Heard::Fact(fact))).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => tracing::warn!(%node, %error, line, "not a fact"),
-        }
+impl NodeProcess {
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
-    let _ = hear.send((node, Heard::Ended)).await;
 }
 
-pub(super) fn config_of(spec: &NodeSpec, dir: &Path) -> String {
+/// A node's config.
+pub(super) fn config_of(cluster: &str, spec: &NodeSpec, dir: &Path, socket: &Path) -> String {
+    let memory = spec.memory_bytes.map(|bytes| format!("memory = \"{bytes}\"\n")).unwrap_or_default();
+    let voters: String =
+        spec.voters.iter().map(|(name, address)| format!("{name} = \"{address}\"\n")).collect();
     format!(
-        "name = \"{}\"\nstate = {:?}\n\n[identity]\nca = \"ca.pem\"\ncertificate = \"node.pem\"\nkey = \"node.key\"\n\n\
-         [migration]\nlisten = \"{}\"\nudp_payload_bytes_max = {}\n",
+        "cluster = \"{cluster}\"\nname = \"{}\"\nstate = {:?}\n{memory}\n[identity]\nca = \"ca.pem\"\n\
+         certificate = \"node.pem\"\nkey = \"node.key\"\n\n[control]\nlisten = \"{}\"\n\n[control.voters]\n\
+         {voters}\n[migration]\nlisten = \"{}\"\nudp_payload_bytes_max = {}\n\n[admin]\nsocket = {:?}\n",
         spec.name,
         dir.display().to_string(),
-        spec.listen,
-        spec.udp_payload_bytes_max
+        spec.control,
+        spec.migration,
+        spec.udp_payload_bytes_max,
+        socket.display().to_string(),
     )
 }
 

@@ -1,0 +1,271 @@
+//! What this host owes about one guest now, and the doing of it.
+//!
+//! ```text
+//!   look ─▶ a transfer is at it? its session decides ─▶ nothing
+//!        ─▶ a step of a migration (migrate) ─▶ done for now
+//!        ─▶ duties ─▶ Make, Run, Seal, Destroy: a task each; Propose
+//! ```
+//!
+//! Always true: looking twice is as looking once; a runner has one task at a time.
+
+use std::collections::BTreeSet;
+
+use actix::{AsyncContext, Context, Handler, Message};
+use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
+use godwit_domain::registry::{Command, GuestUid};
+use godwit_domain::{Epoch, GuestName, InstanceId};
+use godwit_transfer::drive::chain;
+use godwit_wire::handoff::{RunState, Standing};
+use tracing::Instrument;
+
+use super::proposals::until_answered;
+use super::{Here, MAKE_AGAIN_AFTER, NodeActor};
+use crate::local::{LocalError, OwnedRole};
+use crate::owed::resume_if_behind;
+use crate::records::{About, Buried};
+
+/// A runner's task has ended; this is how it stands now, or it does not answer.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Refreshed(pub(super) InstanceId, pub(super) Option<Standing>);
+
+/// A runner was ended by this node.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Gone(pub(super) InstanceId);
+
+/// A runner's process has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Died(pub(super) InstanceId);
+
+/// The fence was answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct FenceAnswered;
+
+impl NodeActor {
+    /// See the module.
+    pub(super) fn look(&mut self, ctx: &mut Context<Self>, uid: GuestUid) {
+        if !self.complete {
+            return;
+        }
+        if self.fenced.is_some() {
+            return self.obey_fence(ctx);
+        }
+        let Some(view) = self.views.get(&uid).cloned() else { return };
+        let has_transfer = self.transfers.values().any(|transfer| transfer.uid == uid);
+        let is_busy = self.starting.contains(&uid) || self.runners_of(uid).any(|(_, here)| here.busy);
+        if has_transfer || is_busy || self.step(ctx, &view) {
+            return;
+        }
+        for duty in agent::duties(&self.name, &view.ownership, &self.local(uid)) {
+            self.act(ctx, uid, &view.name, duty);
+        }
+    }
+
+    /// What is here of a guest, as the tables know it.
+    fn local(&self, uid: GuestUid) -> Local {
+        let transfers = self.transfers.iter().filter(|(_, transfer)| transfer.uid == uid);
+        let buried = self.records.buried(uid);
+        Local {
+            runners: self.runners_of(uid).map(|(instance, here)| as_known(*instance, here)).collect(),
+            tombstones: buried
+                .map(|buried| Tombstone { instance: buried.instance, reason: buried.reason.clone() })
+                .collect(),
+            withheld: self.records.withheld(uid).collect(),
+            transfers: transfers.map(|(migration, _)| migration.clone()).collect(),
+        }
+    }
+
+    fn act(&mut self, ctx: &mut Context<Self>, uid: GuestUid, name: &GuestName, duty: Duty) {
+        match duty {
+            Duty::Make => {
+                let recently = |tried: &(String, std::time::Instant)| tried.1.elapsed() < MAKE_AGAIN_AFTER;
+                let Some(view) = self.views.get(&uid) else { return };
+                let (role, made) = (OwnedRole::Fresh(view.spec.clone()), view.ownership.epoch);
+                if !self.not_made.get(&uid).is_some_and(recently) {
+                    self.start_runner(ctx, name.clone(), About { uid, made, arriving: None }, role);
+                }
+            }
+            Duty::Run(instance, epoch) => self.run(ctx, instance, epoch),
+            Duty::Seal(instance) => self.seal(ctx, instance),
+            Duty::Destroy(instance) => self.destroy(ctx, instance),
+            Duty::Propose(entry) => self.propose(ctx, uid, entry),
+        }
+    }
+
+    fn run(&mut self, ctx: &mut Context<Self>, instance: InstanceId, epoch: Epoch) {
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        (here.busy, here.run_sent) = (true, true);
+        let (attached, home) = (here.attached.clone(), ctx.address());
+        let span = tracing::info_span!("run", guest = %attached.hello.guest, %instance, %epoch);
+        let task = async move {
+            if let Err(error) = resume_if_behind(&attached, epoch).await {
+                tracing::error!(error = chain(&*error), "the guest was not resumed");
+            }
+            let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
+            let _ = home.send(Refreshed(instance, standing)).await;
+        };
+        tokio::spawn(task.instrument(span));
+    }
+
+    pub(super) fn seal(&mut self, ctx: &mut Context<Self>, instance: InstanceId) {
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        here.busy = true;
+        let (attached, epoch, home) = (here.attached.clone(), here.standing.epoch, ctx.address());
+        tracing::warn!(guest = %attached.hello.guest, %instance, %epoch, "vouched to be off: sealed and paused");
+        tokio::spawn(async move {
+            if let Err(error) = attached.runner.pause(epoch).await {
+                tracing::error!(%instance, error = chain(&error), "a guest that was vouched to be off was not paused");
+            }
+            let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
+            let _ = home.send(Refreshed(instance, standing)).await;
+        });
+    }
+
+    pub(super) fn destroy(&mut self, ctx: &mut Context<Self>, instance: InstanceId) {
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        here.busy = true;
+        let (attached, runners, home) = (here.attached.clone(), self.runners.clone(), ctx.address());
+        tokio::spawn(async move {
+            runners.discard(&attached).await;
+            let _ = home.send(Gone(instance)).await;
+        });
+    }
+
+    /// Tombstone, then kill, then, by its duty, the statement. Only of a runner that stands `Incoming`.
+    pub(super) fn give_up(&mut self, ctx: &mut Context<Self>, instance: InstanceId, reason: String) {
+        let Some(here) = self.here.get(&instance) else { return };
+        if here.standing.state != RunState::Incoming || here.run_sent {
+            return tracing::error!(%instance, reason, "not given up: it may have run");
+        }
+        tracing::info!(guest = %here.attached.hello.guest, %instance, reason, "given up before it ran");
+        let buried = Buried { instance, uid: here.about.uid, reason };
+        match self.records.bury(buried) {
+            Ok(()) => self.destroy(ctx, instance),
+            // Without the proof nothing may be said; it is tried again at the next look.
+            Err(error) => tracing::error!(%instance, %error, "no tombstone could be written"),
+        }
+    }
+
+    /// Starts a runner; how it went comes home.
+    pub(super) fn start_runner(
+        &mut self,
+        ctx: &mut Context<Self>,
+        guest: GuestName,
+        about: About,
+        role: OwnedRole,
+    ) {
+        self.starting.insert(about.uid);
+        let (runners, home) = (self.runners.clone(), ctx.address());
+        let span = tracing::info_span!("runner", %guest);
+        let start = async move {
+            let result = match crate::owed::fresh_instance() {
+                Ok(instance) => runners.start(&guest, instance, &about, role.borrow()).await,
+                Err(source) => Err(LocalError::Start(source)),
+            };
+            let _ = home.send(super::messages::Started { about, result }).await;
+        };
+        tokio::spawn(start.instrument(span));
+    }
+
+    /// A fenced node stops what the fence names and says so. Until that is agreed it does nothing else.
+    pub(super) fn obey_fence(&mut self, ctx: &mut Context<Self>) {
+        let named: BTreeSet<InstanceId> = self.fenced.clone().unwrap_or_default();
+        let mut all_stand_still = true;
+        for instance in named {
+            let Some(here) = self.here.get(&instance) else { continue };
+            all_stand_still &= here.standing.state != RunState::Running && !here.busy;
+            if here.standing.state == RunState::Running && !here.busy {
+                self.seal(ctx, instance);
+            }
+        }
+        if all_stand_still && !self.fence_answered {
+            self.fence_answered = true;
+            let (leader, node, home) = (self.leader.clone(), self.name.clone(), ctx.address());
+            tokio::spawn(async move {
+                tracing::warn!(%node, "fenced; all that the fence names stands still");
+                until_answered(&leader, Command::FenceSeen { node }, None).await;
+                let _ = home.send(FenceAnswered).await;
+            });
+        }
+    }
+}
+
+/// A runner as the tables know it.
+fn as_known(instance: InstanceId, here: &Here) -> agent::Runner {
+    let Standing { state, epoch, loaded } = here.standing;
+    let state = match state {
+        RunState::Running => RunnerState::Running(epoch),
+        RunState::Paused => RunnerState::Paused(epoch),
+        RunState::Incoming => {
+            let migration = here.about.arriving.clone();
+            RunnerState::Incoming { arrived: loaded.map(|sealed| Arrived { migration, sealed }) }
+        }
+    };
+    // Without post-copy whatever has run has every page.
+    let whole = here.whole || here.about.arriving.is_none() || !matches!(state, RunnerState::Incoming { .. });
+    agent::Runner { instance, state, made: here.about.made, whole }
+}
+
+impl Handler<Refreshed> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, Refreshed(instance, standing): Refreshed, ctx: &mut Self::Context) {
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        here.busy = false;
+        // One that does not answer has died, which its process descriptor tells, or is asked again at the next look.
+        if let Some(standing) = standing {
+            here.standing = standing;
+        }
+        let uid = here.about.uid;
+        self.look(ctx, uid);
+    }
+}
+
+impl Handler<Gone> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, Gone(instance): Gone, ctx: &mut Self::Context) {
+        if let Some(here) = self.here.remove(&instance) {
+            self.look(ctx, here.about.uid);
+        }
+    }
+}
+
+impl Handler<Died> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, Died(instance): Died, ctx: &mut Self::Context) {
+        // One that this node is ending comes home as `Gone`.
+        let Some(here) = self.here.get(&instance).filter(|here| !here.busy) else { return };
+        let (uid, state) = (here.about.uid, here.standing.state);
+        tracing::warn!(guest = %here.attached.hello.guest, %instance, ?state, "a runner has died");
+        let owns = self.views.get(&uid).is_some_and(|view| view.ownership.licenses(instance));
+        if state == RunState::Incoming && !here.run_sent && !owns {
+            let reason = "its runner has died before it ran".to_owned();
+            if let Err(error) = self.records.bury(Buried { instance, uid, reason }) {
+                tracing::error!(%instance, %error, "no tombstone could be written");
+            }
+        }
+        self.here.remove(&instance);
+        for transfer in self.transfers.values().filter(|transfer| transfer.instance == instance) {
+            let told = godwit_transfer::drive::Told::Cancel("the guest's runner has died".to_owned());
+            transfer.actor.do_send(godwit_transfer::actor::Order(told));
+        }
+        self.look(ctx, uid);
+    }
+}
+
+impl Handler<FenceAnswered> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, _: FenceAnswered, _: &mut Self::Context) {
+        // The next push says that the fence is gone; if it does not, the question was not answered.
+        self.fence_answered = false;
+        if self.fenced.is_some() {
+            tracing::debug!("the fence is answered");
+        }
+    }
+}

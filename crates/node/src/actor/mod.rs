@@ -1,0 +1,143 @@
+//! The node actor: knows the runners and transfers of this host, sees what is agreed, and does what it owes.
+//!
+//! ```text
+//!   Pushed (views) ─┐
+//!   runners ────────┼─▶ look(guest) ─▶ duties (godwit_domain::agent) ─▶ tasks: run, seal, destroy, make
+//!   a second passes ┘        │                                    └──▶ proposals, until they are answered
+//!                            └─▶ TransferActor, one per migration and side
+//! ```
+//!
+//! Always true:
+//! - a handler answers at once; whatever waits for a runner or the network is a task whose end comes home as a message;
+//! - nothing is done before everything that concerns this node was seen once, and, while it is fenced, nothing but
+//!   stopping what the fence names;
+//! - beside a transfer the view and the runners alone decide, by the tables of the hand-over: a lost message or a
+//!   restart costs time, never correctness.
+
+mod look;
+mod messages;
+mod migrate;
+mod proposals;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Addr, AsyncContext, Context};
+use godwit_domain::registry::GuestUid;
+use godwit_domain::{InstanceId, MigrationId, NodeName};
+use godwit_guest::client::Attached;
+use godwit_transfer::actor::TransferActor;
+use godwit_transfer::admit::Expected;
+use godwit_wire::handoff::Standing;
+use godwit_wire::session::GuestView;
+
+pub use messages::{Called, Found, Pushed, Questioned, QuorumAnswered, SessionEnded};
+use proposals::Proposals;
+
+use crate::fabric::Fabric;
+use crate::local::Runners;
+use crate::records::{About, Records};
+use crate::session::Leader;
+
+/// How often every guest is looked at though nothing was heard.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// After how long a runner that could not be made is tried again.
+const MAKE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// A runner on this host.
+#[derive(Debug)]
+struct Here {
+    about: About,
+    attached: Arc<Attached>,
+    standing: Standing,
+    /// Every page of its guest is here, as far as this process has seen.
+    whole: bool,
+    /// A task is at it; it is looked at again when that has ended.
+    busy: bool,
+    /// This process may have told it to run.
+    run_sent: bool,
+}
+
+/// One side of a migration.
+#[derive(Debug)]
+struct Transfer {
+    uid: GuestUid,
+    instance: InstanceId,
+    actor: Addr<TransferActor>,
+    /// What a target waits for; `None`: this side is the source.
+    expected: Option<Expected>,
+    settings: godwit_domain::Settings,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct NodeActor {
+    name: NodeName,
+    fabric: Fabric,
+    runners: Runners,
+    leader: Leader,
+    records: Records,
+    views: BTreeMap<GuestUid, GuestView>,
+    /// Everything that concerns this node was pushed since the session began.
+    complete: bool,
+    fenced: Option<BTreeSet<InstanceId>>,
+    fence_answered: bool,
+    here: BTreeMap<InstanceId, Here>,
+    transfers: BTreeMap<MigrationId, Transfer>,
+    /// Guests for which a runner is being started.
+    starting: BTreeSet<GuestUid>,
+    /// Why a runner was not made, and when that was.
+    not_made: BTreeMap<GuestUid, (String, Instant)>,
+    proposals: Proposals,
+    /// When the newest question was asked that a quorum has answered.
+    quorum_asked: Option<Instant>,
+    telling: BTreeSet<MigrationId>,
+}
+
+impl NodeActor {
+    /// The actor of a node.
+    pub fn new(name: NodeName, fabric: Fabric, runners: Runners, leader: Leader, records: Records) -> Self {
+        Self {
+            name,
+            fabric,
+            runners,
+            leader,
+            records,
+            views: BTreeMap::new(),
+            complete: false,
+            fenced: None,
+            fence_answered: false,
+            here: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            starting: BTreeSet::new(),
+            not_made: BTreeMap::new(),
+            proposals: Proposals::default(),
+            quorum_asked: None,
+            telling: BTreeSet::new(),
+        }
+    }
+
+    fn runners_of(&self, uid: GuestUid) -> impl Iterator<Item = (&InstanceId, &Here)> {
+        self.here.iter().filter(move |(_, here)| here.about.uid == uid)
+    }
+
+    fn look_at_all(&mut self, ctx: &mut Context<Self>) {
+        let here = self.here.values().map(|here| here.about.uid);
+        let all: BTreeSet<GuestUid> = self.views.keys().copied().chain(here).collect();
+        for uid in all {
+            self.look(ctx, uid);
+        }
+    }
+}
+
+impl Actor for NodeActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(LOOK_INTERVAL, |actor, ctx| {
+            actor.proposals.forget_refusals();
+            actor.look_at_all(ctx);
+        });
+    }
+}

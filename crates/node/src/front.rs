@@ -1,0 +1,160 @@
+//! The admin socket's desk on every node: what the node knows itself is answered here, all else by the leader.
+//!
+//! ```text
+//!   Request ─▶ version, control status ─▶ this node
+//!          └─▶ session? ─yes─▶ leader, line by line
+//!                       └─no─▶ only looks, and this node votes? ─▶ its replica, said to be stale
+//!                                                          └─▶ "no leader"
+//! ```
+//!
+//! Always true: a request is forwarded once; if the session breaks after that, the outcome is unknown and said so.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use godwit_admin::Desk;
+use godwit_domain::NodeName;
+use godwit_transfer::drive::chain;
+use godwit_wire::admin::{Act, Body, Code, ControlStatus, Problem, Reply, Request, Version};
+use godwit_wire::session::{Answer, Ask, PUSH_BYTES_MAX};
+use tokio::sync::mpsc;
+
+use crate::fabric::frames;
+use crate::group::{Group, desk};
+use crate::session::{AskError, Leader};
+
+/// How long a request waits for a leader: an election takes two seconds at most.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Front {
+    /// This node.
+    pub node: NodeName,
+    /// Its cluster.
+    pub cluster: String,
+    /// Every voter.
+    pub voters: Vec<NodeName>,
+    /// Its session.
+    pub leader: Leader,
+    /// Its voter, if it votes.
+    pub group: Option<Group>,
+}
+
+impl Desk for Front {
+    fn ask(&self, request: Request, replies: mpsc::Sender<Body>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let front = self.clone();
+        Box::pin(async move {
+            let last = match request.act {
+                Act::Version => front.version(),
+                Act::ControlStatus => front.control_status().await,
+                _ => front.forward(&request, &replies).await,
+            };
+            // Whoever asked may have gone.
+            let _ = replies.send(last).await;
+        })
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Body {
+    match serde_json::to_value(value) {
+        Ok(value) => Body::Ok(value),
+        Err(error) => Body::Error(Problem::new(Code::Failed, "an answer is JSON", error.to_string(), "")),
+    }
+}
+
+impl Front {
+    fn version(&self) -> Body {
+        json(&Version { node: self.node.clone(), version: env!("CARGO_PKG_VERSION").to_owned() })
+    }
+
+    async fn control_status(&self) -> Body {
+        let mut answer = ControlStatus {
+            cluster: self.cluster.clone(),
+            node: self.node.clone(),
+            role: "none".to_owned(),
+            term: 0,
+            leader: self.leader.name(),
+            voters: self.voters.clone(),
+            applied: 0,
+            committed: 0,
+            log: (0, 0),
+            quorum_age_ms: None,
+            condition: "does not vote".to_owned(),
+            session: self.leader.name(),
+        };
+        let Some(group) = &self.group else { return json(&answer) };
+        match group.status().await {
+            Some(status) => {
+                answer.role = format!("{:?}", status.view.role).to_lowercase();
+                answer.term = status.view.term;
+                answer.leader = group.leader();
+                answer.applied = status.view.applied;
+                answer.committed = status.committed;
+                answer.log = status.log;
+                let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                answer.quorum_age_ms = status.quorum_age.map(ms);
+                answer.condition = status.view.condition.to_string();
+            }
+            None => answer.condition = "its voter has stopped".to_owned(),
+        }
+        json(&answer)
+    }
+
+    async fn forward(&self, request: &Request, replies: &mpsc::Sender<Body>) -> Body {
+        let looks = desk::only_looks(&request.act);
+        // Whoever only looks is told at once what is known, and that it may be old.
+        let patience = if looks && self.group.is_some() { LEADER_TIMEOUT / 4 } else { LEADER_TIMEOUT };
+        if !self.leader.wait(patience).await {
+            return self.without_leader(request).await;
+        }
+        match self.at_leader(request, replies).await {
+            Body::Error(problem) if problem.code == Code::Unavailable && looks => {
+                self.without_leader(request).await
+            }
+            body => body,
+        }
+    }
+
+    async fn without_leader(&self, request: &Request) -> Body {
+        if let Some(group) = self.group.as_ref().filter(|_| desk::only_looks(&request.act)) {
+            return desk::look(group, request.act.clone()).await.map_or_else(Body::Error, Body::Ok);
+        }
+        let message = format!("node {} knows no leader of cluster {}", self.node, self.cluster);
+        let hint = "nothing was asked of anybody; godwit control status on each voter says how it stands";
+        Body::Error(Problem::new(Code::Unavailable, "a quorum of voters must have a leader", message, hint))
+    }
+
+    async fn at_leader(&self, request: &Request, replies: &mpsc::Sender<Body>) -> Body {
+        let unknown = |why: String| {
+            let hint = "look how things stand (status, show), and ask again if it was not done";
+            Body::Error(Problem::new(Code::Unknown, "the leader must stay until it has answered", why, hint))
+        };
+        let Ok(line) = serde_json::to_string(request) else {
+            return unknown("the request is no JSON".to_owned());
+        };
+        let mut answers = match self.leader.begin(&Ask::Admin(line)).await {
+            Ok(answers) => answers,
+            Err(AskError::NoSession) => return self.without_leader(request).await,
+            Err(AskError::Lost(why)) => return unknown(why),
+        };
+        loop {
+            let line = match frames::read::<Answer>(&mut answers, "answer", PUSH_BYTES_MAX).await {
+                Ok(Some(Answer::Line(line))) => line,
+                Ok(Some(other)) => return unknown(format!("the leader answered {other:?}")),
+                Ok(None) => return unknown("the leader ended without an answer".to_owned()),
+                Err(error) => return unknown(chain(&error)),
+            };
+            match serde_json::from_str::<Reply>(&line) {
+                Ok(Reply { body: event @ Body::Event(_), .. }) => {
+                    if replies.send(event).await.is_err() {
+                        return unknown("whoever asked has gone".to_owned());
+                    }
+                }
+                Ok(Reply { body, .. }) => return body,
+                Err(error) => return unknown(error.to_string()),
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Where operators' requests are answered: at the leader, or, when nobody leads, from a replica and said to be stale.
+//!
+//! ```text
+//!   Request ─▶ look (rows) ───────────────────────────▶ ok
+//!          ├─▶ propose ─▶ wait until it shows ─────────▶ ok | error
+//!          └─▶ ask the node that has the guest ────────▶ ok | error
+//! ```
+//!
+//! Always true: what is acknowledged is agreed; an outcome that nobody knows is said to be unknown; a refusal names the
+//! rule and what would satisfy it.
+
+mod acts;
+mod problem;
+
+use std::time::Duration;
+
+use godwit_domain::ownership::Life;
+use godwit_domain::registry::{Guest, GuestUid, Registry};
+use godwit_domain::{GuestName, MigrationId, NodeName};
+use godwit_wire::admin::{Act, Body, Problem, Reply, Request, Status};
+use godwit_wire::session::{ASK_BYTES_MAX, Answer, NodeAnswer, NodeAsk, PUSH_BYTES_MAX};
+use quinn::{RecvStream, SendStream};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::rows::{self, Beside};
+use super::{Group, NotAgreed};
+use crate::fabric::frames;
+use problem::{gone, no_guest, no_migration, no_node};
+
+/// How long ago a quorum must have answered for a leader's word to be the present truth.
+const QUORUM_AGE_MAX: Duration = Duration::from_secs(2);
+/// How often a migration that is watched is looked at though nothing was agreed: its progress is the leader's alone.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a node may take to answer something quick.
+const NODE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to compare all of a guest's memory.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How an answer ends.
+pub type Answered = Result<Value, Problem>;
+
+type Work = std::pin::Pin<Box<dyn Future<Output = Answered> + Send>>;
+
+/// Answers a forwarded request on its stream.
+pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: RecvStream) {
+    let Ok(request) = serde_json::from_str::<Request>(&line) else {
+        return tracing::warn!("a forwarded request is none");
+    };
+    let id = request.id.clone();
+    let (events, mut told) = mpsc::channel(16);
+    let mut work: Work = Box::pin(async move { handle(&group, request.act, events).await });
+    loop {
+        let (body, last) = tokio::select! {
+            Some(event) = told.recv() => (Body::Event(event), false),
+            answered = &mut work => (answered.map_or_else(Body::Error, Body::Ok), true),
+        };
+        let reply = Reply { id: id.clone(), body };
+        let Ok(line) = serde_json::to_string(&reply) else { return };
+        // Whoever has gone away hears nothing more, and what was begun for him alone ends here.
+        if frames::write(&mut send, "answer", &Answer::Line(line), PUSH_BYTES_MAX).await.is_err() {
+            return;
+        }
+        if last {
+            let _ = send.finish();
+            return;
+        }
+    }
+}
+
+/// Answers a request, at the leader.
+pub async fn handle(group: &Group, act: Act, events: mpsc::Sender<Value>) -> Answered {
+    if !group.leads() || group.quorum_age().await.is_none_or(|age| age > QUORUM_AGE_MAX) {
+        return Err(problem::no_quorum());
+    }
+    match act {
+        Act::Version | Act::ControlStatus => Err(problem::not_here()),
+        Act::Status | Act::NodeList | Act::GuestList | Act::MigrationList => look(group, act).await,
+        Act::NodeShow { node } => acts::node_show(group, node).await,
+        Act::GuestShow { guest } => guest_detail(group, guest).await,
+        Act::MigrationShow { migration } => migration_detail(group, migration).await,
+        Act::MigrationWatch { migration } => watch(group, migration, events).await,
+        Act::NodeFence { node, although_reachable } => acts::fence(group, node, although_reachable).await,
+        Act::NodeRemove { node } => acts::remove(group, node).await,
+        Act::GuestCreate { guest, node, spec } => acts::create(group, guest, node, spec).await,
+        Act::GuestVerify { guest } => acts::verify(group, guest).await,
+        Act::GuestStats { guest } => acts::stats(group, guest).await,
+        Act::GuestStop { guest } => acts::stop(group, guest).await,
+        Act::GuestRecover { guest, accept_rollback, instance } => {
+            acts::recover(group, guest, accept_rollback, instance).await
+        }
+        Act::Migrate { guest, migration, to, overrides } => {
+            acts::migrate(group, guest, migration, to, overrides).await
+        }
+        Act::MigrationSet { migration, overrides } => acts::set(group, migration, overrides).await,
+        Act::MigrationCancel { migration } => acts::cancel(group, migration).await,
+    }
+}
+
+/// Whether a request only looks, so that a replica may answer it when nobody leads.
+pub fn only_looks(act: &Act) -> bool {
+    matches!(
+        act,
+        Act::Status
+            | Act::NodeList
+            | Act::NodeShow { .. }
+            | Act::GuestList
+            | Act::GuestShow { .. }
+            | Act::MigrationList
+            | Act::MigrationShow { .. }
+    )
+}
+
+/// Answers from what this voter has seen agreed so far, whoever leads.
+pub async fn look(group: &Group, act: Act) -> Answered {
+    let beside = Beside::of(group).await;
+    let (cluster, me, view, leads) =
+        (group.cluster().to_owned(), group.me().clone(), group.view(), group.leads());
+    let found = group.read(move |registry| match act {
+        Act::Status => {
+            let head = (cluster, me, view, leads);
+            json(&status(registry, &beside, head))
+        }
+        Act::NodeList => {
+            let nodes = registry.nodes.iter();
+            json(&nodes.map(|(name, node)| rows::node_row(registry, &beside, name, node)).collect::<Vec<_>>())
+        }
+        Act::NodeShow { node } => match rows::node_detail(registry, &beside, &node) {
+            Some(detail) => json(&detail),
+            None => Err(no_node(&node)),
+        },
+        Act::GuestList => {
+            json(&living(registry).map(|(_, guest)| rows::guest_row(&beside, guest)).collect::<Vec<_>>())
+        }
+        Act::GuestShow { guest } => match registry.guest_named(&guest) {
+            Some((uid, found)) => json(&rows::guest_detail(registry, &beside, uid, found)),
+            None => Err(no_guest(&guest)),
+        },
+        Act::MigrationList => json(&migrations(registry, &beside)),
+        Act::MigrationShow { migration } => detail_of(registry, &beside, &migration),
+        _ => Err(problem::not_here()),
+    });
+    found.await.unwrap_or_else(|| Err(gone()))
+}
+
+fn json<T: Serialize>(value: &T) -> Answered {
+    serde_json::to_value(value).map_err(|error| problem::failed("answer", error.to_string()))
+}
+
+fn living(registry: &Registry) -> impl Iterator<Item = (&GuestUid, &Guest)> {
+    registry.guests.iter().filter(|(_, guest)| guest.ownership.life != Life::Purged)
+}
+
+fn migrations(registry: &Registry, beside: &Beside) -> Vec<godwit_wire::admin::MigrationRow> {
+    let of = |guest: &Guest| {
+        let kept = guest.finished.iter().map(|finished| finished.attempt.migration.clone());
+        kept.chain(guest.ownership.attempt.iter().map(|attempt| attempt.migration.clone()))
+            .collect::<Vec<_>>()
+    };
+    let all = registry.guests.values().flat_map(|guest| {
+        of(guest).into_iter().filter_map(move |name| rows::migration_row(registry, beside, guest, &name))
+    });
+    let mut rows: Vec<_> = all.collect();
+    rows.sort_by(|a, b| (a.asked_ms, &a.name).cmp(&(b.asked_ms, &b.name)));
+    rows
+}
+
+fn status(
+    registry: &Registry,
+    beside: &Beside,
+    (cluster, answered_by, view, leads): (String, NodeName, godwit_control::View, bool),
+) -> Status {
+    let mut guests = std::collections::BTreeMap::new();
+    for (_, guest) in living(registry) {
+        *guests.entry(rows::guest_row(beside, guest).state).or_insert(0) += 1;
+    }
+    let nodes = registry.nodes.iter();
+    let open = |row: &godwit_wire::admin::MigrationRow| {
+        !matches!(row.phase.as_str(), "Succeeded" | "Failed" | "Cancelled")
+    };
+    Status {
+        cluster,
+        answered_by,
+        stale: !leads,
+        leader: beside.leader.clone(),
+        term: view.term,
+        applied: view.applied,
+        time_ms: registry.time_ms,
+        nodes: nodes.map(|(name, node)| rows::node_row(registry, beside, name, node)).collect(),
+        guests,
+        migrations: migrations(registry, beside).into_iter().filter(open).collect(),
+    }
+}
+
+fn detail_of(registry: &Registry, beside: &Beside, migration: &MigrationId) -> Answered {
+    let found = registry
+        .guest_of(migration)
+        .and_then(|(_, guest)| rows::migration_detail(registry, beside, guest, migration));
+    match found {
+        Some(detail) => json(&detail),
+        None => Err(no_migration(migration)),
+    }
+}
+
+async fn guest_detail(group: &Group, guest: GuestName) -> Answered {
+    look(group, Act::GuestShow { guest }).await
+}
+
+async fn migration_detail(group: &Group, migration: MigrationId) -> Answered {
+    look(group, Act::MigrationShow { migration }).await
+}
+
+/// Every change of a migration, until it is over and holds nothing any more.
+async fn watch(group: &Group, migration: MigrationId, events: mpsc::Sender<Value>) -> Answered {
+    let mut last = Value::Null;
+    loop {
+        let now = migration_detail(group, migration.clone()).await?;
+        let flag = |name: &str| now.get(name).and_then(Value::as_bool).unwrap_or(false);
+        if flag("over") && !flag("permits_held") {
+            return Ok(now);
+        }
+        if now != last {
+            last = now.clone();
+            if events.send(now).await.is_err() {
+                return Ok(last);
+            }
+        }
+        let mut view = group.watch();
+        view.mark_unchanged();
+        let _ = tokio::time::timeout(WATCH_INTERVAL, view.changed()).await;
+        if !group.leads() {
+            return Err(problem::leadership_lost());
+        }
+    }
+}
+
+/// Asks a node something.
+async fn ask_node(group: &Group, node: &NodeName, ask: NodeAsk) -> Result<NodeAnswer, Problem> {
+    let limit = match ask {
+        NodeAsk::Verify(_) => VERIFY_TIMEOUT,
+        NodeAsk::Stats(_) | NodeAsk::Show | NodeAsk::WhyNot(_) => NODE_TIMEOUT,
+    };
+    let Some(connection) = group.floor().session(node) else { return Err(problem::unreachable(node)) };
+    let exchange = async {
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
+        let told = frames::write(&mut send, "question", &ask, ASK_BYTES_MAX).await;
+        told.map_err(|error| error.to_string())?;
+        let _ = send.finish();
+        let answer = frames::read::<NodeAnswer>(&mut receive, "answer", PUSH_BYTES_MAX).await;
+        answer.map_err(|error| error.to_string())?.ok_or_else(|| "it ended without an answer".to_owned())
+    };
+    match tokio::time::timeout(limit, exchange).await {
+        Ok(Ok(NodeAnswer::Failed { message })) => Err(problem::failed("node", message)),
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(why)) => Err(problem::failed("node", format!("node {node}: {why}"))),
+        Err(_) => {
+            Err(problem::failed("node", format!("node {node} did not answer within {} s", limit.as_secs())))
+        }
+    }
+}

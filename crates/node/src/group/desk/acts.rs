@@ -1,0 +1,365 @@
+//! Requests that change something, or that a node has to answer.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use godwit_domain::ownership::{Entry, Licence, Life, Phase, Side};
+use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Registry};
+use godwit_domain::{GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides, PageCount};
+use godwit_wire::admin::{Act, Code, Done, Fenced, GuestStats, LostGuest, NodeDetail, Problem, RunnerRow};
+use godwit_wire::handoff::RunState;
+use godwit_wire::session::{NodeAnswer, NodeAsk};
+
+use super::super::Group;
+use super::problem::{self, gone, no_guest, no_migration, no_node, refused};
+use super::rows::{self, Beside};
+use super::{Answered, ask_node, guest_detail, json, look, migration_detail};
+use crate::files;
+
+/// How long a new guest may take to run, beside a second for every 128 MiB that are filled.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a stopped guest is waited for before it is said who still holds it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest part of a guest's name in the name of its migration: with a number it stays below 63.
+const STEM_BYTES_MAX: usize = 40;
+/// How often a runner is asked whether it runs yet.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Waits for something to be agreed.
+async fn until<R: Send + 'static>(
+    group: &Group,
+    limit: Duration,
+    look: impl Fn(&Registry) -> Option<R> + Clone + Send + 'static,
+) -> Result<Option<R>, Problem> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let mut view = group.watch();
+    loop {
+        view.mark_unchanged();
+        if let Some(found) = group.read(look.clone()).await.ok_or_else(gone)? {
+            return Ok(Some(found));
+        }
+        if !group.leads() {
+            return Err(problem::leadership_lost());
+        }
+        if tokio::time::timeout_at(deadline, view.changed()).await.is_err() {
+            return Ok(None);
+        }
+    }
+}
+
+/// A guest by its name.
+async fn named<R: Send + 'static>(
+    group: &Group,
+    name: &GuestName,
+    of: impl FnOnce(GuestUid, &Guest, &Registry) -> R + Send + 'static,
+) -> Result<R, Problem> {
+    let asked = name.clone();
+    let found = group.read(move |registry| {
+        let (uid, guest) = registry.guest_named(&asked)?;
+        Some(of(uid, guest, registry))
+    });
+    found.await.ok_or_else(gone)?.ok_or_else(|| no_guest(name))
+}
+
+pub(super) async fn node_show(group: &Group, node: NodeName) -> Answered {
+    let beside = Beside::of(group).await;
+    let name = node.clone();
+    let found =
+        group.read(move |registry| rows::node_detail(registry, &beside, &name)).await.ok_or_else(gone)?;
+    let mut detail: NodeDetail = found.ok_or_else(|| no_node(&node))?;
+    // One that does not answer is shown without its runners: what is agreed about it is still known.
+    if let Ok(NodeAnswer::Here(here)) = ask_node(group, &node, NodeAsk::Show).await {
+        let row = |here: godwit_wire::session::Here| RunnerRow {
+            guest: here.guest,
+            instance: here.instance,
+            state: here.state,
+            dir: here.dir,
+            transfer: here.transfer,
+        };
+        detail.runners = Some(here.into_iter().map(row).collect());
+    }
+    json(&detail)
+}
+
+/// What a fence of a node would be about: its boot, its runners, and the guests that are lost by it.
+type Vouch = (BootId, BTreeSet<InstanceId>, Vec<LostGuest>);
+
+fn vouch_for(registry: &Registry, node: &NodeName) -> Option<Vouch> {
+    let boot = registry.nodes.get(node)?.boot;
+    let owned = registry
+        .guests
+        .values()
+        .filter(|guest| guest.ownership.owner().is_some_and(|owner| owner.node == *node));
+    let lost = owned.map(|guest| {
+        let phase = guest.ownership.attempt.as_ref().map(|attempt| &attempt.phase);
+        let kept = phase.and_then(Phase::kept_source).map(|kept| kept.node.clone());
+        LostGuest { guest: guest.name.clone(), kept_on: kept.filter(|kept| kept != node) }
+    });
+    Some((boot, registry.instances_on(node), lost.collect()))
+}
+
+pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: bool) -> Answered {
+    if group.floor().session(&node).is_some() && !although_reachable {
+        let message = format!("node {node} answers: it is not off");
+        let hint = "move its guests away instead; to fence it all the same, so that it stops its guests itself: --although-reachable";
+        return Err(refused("a node that is fenced is off", message, hint));
+    }
+    let name = node.clone();
+    let vouch = group.read(move |registry| vouch_for(registry, &name)).await.ok_or_else(gone)?;
+    let (boot, instances, lost) = vouch.ok_or_else(|| no_node(&node))?;
+    group.propose(Command::Fence { node: node.clone(), boot, instances }).await?;
+    tracing::warn!(%node, %boot, lost = lost.len(), "fenced: an operator vouches that it is off");
+    let note = if lost.is_empty() {
+        format!("node {node} is fenced. No guest was there")
+    } else {
+        format!(
+            "node {node} is fenced and its guests are lost. Nothing is started in their place by itself: where an older \
+             copy is kept, `godwit guest recover NAME --accept-rollback` runs it"
+        )
+    };
+    json(&Fenced { node, lost, note })
+}
+
+pub(super) async fn remove(group: &Group, node: NodeName) -> Answered {
+    if group.floor().session(&node).is_some() {
+        let message = format!("node {node} has a session with the leader");
+        return Err(refused("a node that is removed has stopped", message, "stop its process first"));
+    }
+    if group.voters().contains(&node) {
+        let message = format!("node {node} votes in the control group");
+        return Err(refused(
+            "a voter is not removed",
+            message,
+            "voters are fixed by the config in this version",
+        ));
+    }
+    group.propose(Command::RemoveNode { node }).await?;
+    json(&Done::default())
+}
+
+pub(super) async fn create(
+    group: &Group,
+    name: GuestName,
+    node: Option<NodeName>,
+    spec: GuestSpec,
+) -> Answered {
+    if PageCount::of_memory(spec.memory_bytes).is_none() {
+        let message = format!("memory of {} bytes", spec.memory_bytes);
+        let rule = "memory is a whole number of 4,096-byte pages, at least one and below 16 TiB";
+        return Err(refused(rule, message, "a size such as 512Mi or 4Gi"));
+    }
+    let node = match node {
+        Some(node) => node,
+        None => roomiest(group, spec.memory_bytes).await?,
+    };
+    if group.floor().session(&node).is_none() {
+        let asked = node.clone();
+        let known = group.read(move |registry| registry.nodes.contains_key(&asked)).await.ok_or_else(gone)?;
+        return Err(if known { problem::unreachable(&node) } else { no_node(&node) });
+    }
+    let random: [u8; 8] =
+        files::random().map_err(|error| problem::failed("random numbers", error.to_string()))?;
+    let uid = GuestUid(u64::from_ne_bytes(random));
+    let memory_bytes = spec.memory_bytes;
+    let limit = CREATE_TIMEOUT + Duration::from_secs(memory_bytes >> 27);
+    group.propose(Command::CreateGuest { uid, name: name.clone(), node: node.clone(), spec }).await?;
+    match runs(group, uid, &node, limit).await {
+        Ok(()) => guest_detail(group, name).await,
+        Err(why) => {
+            // It could not be made, say, because its workload does not fit. It is not left half made.
+            let _ = group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await;
+            Err(problem::failed("the guest's runner must start", format!("guest {name} on {node}: {why}")))
+        }
+    }
+}
+
+/// Waits until a new guest runs. `Err`: why it does not.
+async fn runs(group: &Group, uid: GuestUid, node: &NodeName, limit: Duration) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + limit;
+    while tokio::time::Instant::now() < deadline {
+        match ask_node(group, node, NodeAsk::Stats(uid)).await {
+            Ok(NodeAnswer::Stats { stats, .. }) if stats.standing.state == RunState::Running => return Ok(()),
+            Ok(_) | Err(_) => {}
+        }
+        if let Ok(NodeAnswer::Why(Some(why))) = ask_node(group, node, NodeAsk::WhyNot(uid)).await {
+            return Err(why);
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Err(format!("it does not run after {} s", limit.as_secs()))
+}
+
+/// The reachable node with most free memory.
+async fn roomiest(group: &Group, memory_bytes: u64) -> Result<NodeName, Problem> {
+    let reachable = group.floor().reachable();
+    let best = group.read(move |registry| {
+        let usable =
+            registry.nodes.iter().filter(|(name, node)| node.fenced.is_none() && reachable.contains(*name));
+        let free =
+            usable.map(|(name, _)| (registry.free_memory_bytes(name), std::cmp::Reverse(name.clone())));
+        free.max()
+    });
+    match best.await.flatten() {
+        Some((free, std::cmp::Reverse(name))) if free >= memory_bytes => Ok(name),
+        Some((free, std::cmp::Reverse(name))) => {
+            let message = format!("the guest needs {memory_bytes} bytes; {name} has most free, {free} bytes");
+            Err(refused(
+                "the guest must fit into a node's free memory",
+                message,
+                "godwit node list shows what is free",
+            ))
+        }
+        None => Err(refused("a node must be reachable", "no node is", "godwit node list")),
+    }
+}
+
+/// Where a guest runs.
+async fn owner_of(group: &Group, name: &GuestName) -> Result<(GuestUid, Licence), Problem> {
+    let (uid, life) = named(group, name, |uid, guest, _| (uid, guest.ownership.life.clone())).await?;
+    match life {
+        Life::Alive(owner) => Ok((uid, owner)),
+        Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+            let message = format!("guest {name} is {}", life.name());
+            Err(refused("the guest must be alive", message, "godwit guest show NAME says how it stands"))
+        }
+    }
+}
+
+pub(super) async fn verify(group: &Group, name: GuestName) -> Answered {
+    let (uid, owner) = owner_of(group, &name).await?;
+    match ask_node(group, &owner.node, NodeAsk::Verify(uid)).await? {
+        NodeAnswer::Verified(verified) => json(&verified),
+        other => Err(problem::failed("node", format!("node {} answered {other:?}", owner.node))),
+    }
+}
+
+pub(super) async fn stats(group: &Group, name: GuestName) -> Answered {
+    let (uid, owner) = owner_of(group, &name).await?;
+    match ask_node(group, &owner.node, NodeAsk::Stats(uid)).await? {
+        NodeAnswer::Stats { stats, dir } => json(&GuestStats { node: owner.node, dir, stats }),
+        other => Err(problem::failed("node", format!("node {} answered {other:?}", owner.node))),
+    }
+}
+
+pub(super) async fn stop(group: &Group, name: GuestName) -> Answered {
+    let uid = named(group, &name, |uid, _, _| uid).await?;
+    group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await?;
+    let purged = move |registry: &Registry| {
+        let purged = registry.guests.get(&uid).is_none_or(|guest| guest.ownership.life == Life::Purged);
+        purged.then_some(())
+    };
+    if until(group, STOP_TIMEOUT, purged).await?.is_some() {
+        return json(&Done::default());
+    }
+    let left = named(group, &name, |_, guest, _| holders(guest)).await.unwrap_or_default();
+    let note = format!(
+        "nobody may run it any more; its name is free when these have said that they hold nothing of it: {left}"
+    );
+    json(&Done { note: Some(note) })
+}
+
+/// Nodes that have not said yet that they hold nothing of a deleted guest.
+fn holders(guest: &Guest) -> String {
+    match &guest.ownership.life {
+        Life::Deleting(left) => left.iter().map(NodeName::to_string).collect::<Vec<_>>().join(", "),
+        Life::Creating(_) | Life::Alive(_) | Life::Lost { .. } | Life::Purged => String::new(),
+    }
+}
+
+pub(super) async fn recover(
+    group: &Group,
+    name: GuestName,
+    accept_rollback: bool,
+    instance: Option<InstanceId>,
+) -> Answered {
+    let (uid, life) = named(group, &name, |uid, guest, _| (uid, guest.ownership.life.clone())).await?;
+    let Life::Lost { last, kept } = life else {
+        let message = format!("guest {name} is {}", life.name());
+        return Err(refused("only a lost guest is recovered", message, "godwit guest show NAME"));
+    };
+    if !accept_rollback {
+        let message = format!(
+            "guest {name} may have run on {} after the copy that is kept was made: what it did there is given up",
+            last.node
+        );
+        return Err(refused("going back to an older copy is an explicit act", message, "--accept-rollback"));
+    }
+    let copy = match (instance, kept) {
+        (Some(instance), _) => instance,
+        (None, Some(kept)) => kept.instance,
+        (None, None) => {
+            let message = format!(
+                "no older copy of {name} is kept; its last owner was {} on {}",
+                last.instance, last.node
+            );
+            let hint = format!("if that node is back and holds it: --instance {}", last.instance);
+            return Err(refused("a copy must be kept", message, hint));
+        }
+    };
+    group.propose(Command::Guest { guest: uid, entry: Entry::Recover { instance: copy } }).await?;
+    tracing::warn!(guest = %name, instance = %copy, "recovered from an older copy, by an operator");
+    guest_detail(group, name).await
+}
+
+pub(super) async fn migrate(
+    group: &Group,
+    name: GuestName,
+    migration: Option<MigrationId>,
+    to: Option<NodeName>,
+    overrides: Overrides,
+) -> Answered {
+    let (uid, asked) = named(group, &name, |uid, _, registry| (uid, registry.asked)).await?;
+    let migration = match migration {
+        Some(migration) => migration,
+        None => {
+            let stem: String = name.name().chars().take(STEM_BYTES_MAX).collect();
+            let made = format!("{}-{}", stem.trim_end_matches('-'), asked + 1);
+            made.parse().map_err(|error| problem::failed("a migration's name", format!("{made}: {error}")))?
+        }
+    };
+    let command = Command::Migrate { guest: uid, migration: migration.clone(), target: to, overrides };
+    group.propose(command).await?;
+    migration_detail(group, migration).await
+}
+
+pub(super) async fn set(group: &Group, migration: MigrationId, overrides: Overrides) -> Answered {
+    group.propose(Command::Set { migration: migration.clone(), overrides }).await?;
+    migration_detail(group, migration).await
+}
+
+pub(super) async fn cancel(group: &Group, migration: MigrationId) -> Answered {
+    let asked = migration.clone();
+    let found = group.read(move |registry| {
+        let (uid, guest) = registry.guest_of(&asked)?;
+        Some((uid, guest.migration(&asked).map(|(attempt, _)| attempt.phase.clone())))
+    });
+    let (guest, phase) = found.await.ok_or_else(gone)?.ok_or_else(|| no_migration(&migration))?;
+    match phase {
+        // Asked for again.
+        Some(Phase::Cancelled { .. }) => return migration_detail(group, migration).await,
+        Some(Phase::Succeeded | Phase::Failed { .. }) => {
+            let message = format!("migration {migration} is over");
+            return Err(refused("only what is not over is cancelled", message, "godwit migration show NAME"));
+        }
+        Some(
+            Phase::Pending
+            | Phase::Preparing { .. }
+            | Phase::Copying { .. }
+            | Phase::HandedOver { .. }
+            | Phase::PostCopy { .. },
+        )
+        | None => {}
+    }
+    let reason = "cancelled by an operator".to_owned();
+    let entry = Entry::End { migration: migration.clone(), side: Side::Operator, reason };
+    if let Err(error) = group.propose(Command::Guest { guest, entry }).await {
+        let problem = Problem::from(error);
+        let hint = "it can not be taken back; the guest is moved again when it runs there";
+        return Err(if problem.code == Code::Refused {
+            Problem { try_: hint.to_owned(), ..problem }
+        } else {
+            problem
+        });
+    }
+    look(group, Act::MigrationShow { migration }).await
+}

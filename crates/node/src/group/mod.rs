@@ -1,0 +1,166 @@
+//! A node that votes: its replica of what is agreed, and, while it leads, the floor on which the nodes' sessions stand.
+//!
+//! ```text
+//!   session ─▶ serve ─▶ Floor (who is here, since when others are not, how migrations do)
+//!                 │                      │
+//!   desk ◀────────┘        lead: next admission ─▶ propose
+//! ```
+//!
+//! Always true: what decides is in the log; the floor is the leader's own, and gone with its leadership. Nothing that is
+//! read here is told as present unless this voter leads.
+
+pub mod desk;
+mod floor;
+mod lead;
+mod rows;
+mod serve;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix::{Addr, MailboxError};
+use godwit_control::{
+    ControlActor, NodeId, Propose, ProposeError, Query, QuorumAge, Role, Status, StatusNow, View,
+};
+use godwit_domain::NodeName;
+use godwit_domain::registry::{Command, Refusal, Registry, Stamped};
+use godwit_wire::log;
+use tokio::sync::watch;
+
+pub use floor::Floor;
+pub use lead::lead;
+pub use serve::serve;
+
+use crate::replica::{Bells, Replica};
+
+/// This node's voter. Clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Group(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    me: NodeName,
+    cluster: String,
+    voters: BTreeMap<NodeId, NodeName>,
+    control: Addr<ControlActor<Replica>>,
+    view: watch::Receiver<View>,
+    bells: Arc<Bells>,
+    floor: Floor,
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAgreed {
+    /// It was agreed on and refused: nothing has changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It was not taken.
+    #[error("{0}")]
+    NotTaken(String),
+    /// Nobody knows.
+    #[error("it is not known whether it is agreed; look, or ask again")]
+    Unknown,
+}
+
+/// A voter's number: made of its name, so that nobody has to give them out.
+pub fn voter_id(name: &NodeName) -> NodeId {
+    // FNV-1a, 64 bits. 0 is nobody.
+    let hash = name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    NodeId::new(hash.max(1)).unwrap_or_else(|| unreachable!("it is at least 1"))
+}
+
+impl Group {
+    /// The voter behind this address.
+    pub fn new(
+        me: NodeName,
+        cluster: String,
+        voters: BTreeMap<NodeId, NodeName>,
+        control: Addr<ControlActor<Replica>>,
+        view: watch::Receiver<View>,
+        bells: Arc<Bells>,
+    ) -> Self {
+        Self(Arc::new(Inner { me, cluster, voters, control, view, bells, floor: Floor::default() }))
+    }
+
+    /// This node.
+    pub fn me(&self) -> &NodeName {
+        &self.0.me
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &str {
+        &self.0.cluster
+    }
+
+    /// Every voter.
+    pub fn voters(&self) -> Vec<NodeName> {
+        let mut names: Vec<NodeName> = self.0.voters.values().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// What the voter is and how far.
+    pub fn view(&self) -> View {
+        self.0.view.borrow().clone()
+    }
+
+    /// The same, to wait for changes.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.0.view.clone()
+    }
+
+    /// Whether it leads.
+    pub fn leads(&self) -> bool {
+        self.0.view.borrow().role == Role::Leader
+    }
+
+    /// Who leads, as far as it knows.
+    pub fn leader(&self) -> Option<NodeName> {
+        let leader = self.0.view.borrow().leader?;
+        self.0.voters.get(&leader).cloned()
+    }
+
+    /// Agrees on a command, with this leader's time.
+    pub async fn propose(&self, command: Command) -> Result<(), NotAgreed> {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let time_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let entry = log::encode_entry(&Stamped { time_ms, command })
+            .map_err(|error| NotAgreed::NotTaken(error.to_string()))?;
+        match self.0.control.send(Propose::<Result<(), Refusal>>::new(entry)).await {
+            Ok(Ok(applied)) => Ok(applied?),
+            Ok(Err(ProposeError::Unknown)) | Err(MailboxError::Timeout) => Err(NotAgreed::Unknown),
+            Ok(Err(refused)) => Err(NotAgreed::NotTaken(refused.to_string())),
+            Err(MailboxError::Closed) => Err(NotAgreed::NotTaken("this voter has stopped".to_owned())),
+        }
+    }
+
+    /// Looks at what is agreed, as far as this voter has applied it. `None`: it has stopped.
+    pub async fn read<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Registry) -> R + Send + 'static,
+    ) -> Option<R> {
+        self.0.control.send(Query::new(|replica: &Replica| look(replica.registry()))).await.ok()
+    }
+
+    /// How long ago a quorum was asked that has answered since.
+    pub async fn quorum_age(&self) -> Option<Duration> {
+        self.0.control.send(QuorumAge).await.ok().flatten()
+    }
+
+    /// Everything about the voter.
+    pub async fn status(&self) -> Option<Status> {
+        self.0.control.send(StatusNow).await.ok()
+    }
+
+    /// The leader's floor.
+    pub fn floor(&self) -> &Floor {
+        &self.0.floor
+    }
+
+    fn bells(&self) -> &Bells {
+        &self.0.bells
+    }
+}

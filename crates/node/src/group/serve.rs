@@ -1,0 +1,181 @@
+//! The leader's end of a node's session.
+//!
+//! ```text
+//!   Hello ─▶ leads? ─no─▶ Elsewhere
+//!              └─yes─▶ Join agreed ─▶ Leads ─▶ pushes, as the bell rings
+//!                                       └────▶ questions, each on a stream of its own
+//! ```
+//!
+//! Always true: a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
+//! said that it has stopped what it must; a session ends with the leadership.
+
+use godwit_domain::NodeName;
+use godwit_domain::registry::{Command, GuestUid, Node, Registry};
+use godwit_wire::session::{
+    ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, GuestView, PUSH_BYTES_MAX, Push, Welcome,
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::task::JoinSet;
+
+use super::{Group, NotAgreed, desk};
+use crate::fabric::{ControlCall, frames};
+
+/// Serves a session until it ends.
+pub async fn serve(group: Group, call: ControlCall) {
+    let ControlCall { connection, stream: (mut send, _receive), hello, .. } = call;
+    let node = hello.name;
+    let welcome = greet(&group, &node, hello.node).await;
+    let leads = matches!(welcome, Welcome::Leads { .. });
+    if frames::write(&mut send, "welcome", &welcome, ASK_BYTES_MAX).await.is_err() {
+        return;
+    }
+    if !leads {
+        let _ = send.finish();
+        // The node closes when it has read.
+        connection.closed().await;
+        return;
+    }
+    let number = group.floor().enter(&node, connection.clone());
+    tracing::info!(%node, session = number, "session begins");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(push(group.clone(), node.clone(), number, send));
+    // Ends with the connection, which ends with the leadership.
+    while let Ok((send, receive)) = connection.accept_bi().await {
+        let (group, node) = (group.clone(), node.clone());
+        tasks.spawn(answer(group, node, send, receive));
+        while tasks.try_join_next().is_some() {}
+    }
+    group.floor().leave(&node, number);
+    group.bells().take_down(&node, number);
+    tasks.shutdown().await;
+    tracing::info!(%node, session = number, reason = %closed(&connection), "session ends");
+}
+
+fn closed(connection: &Connection) -> String {
+    connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default()
+}
+
+async fn greet(group: &Group, name: &NodeName, node: Option<Node>) -> Welcome {
+    let view = group.view();
+    if !group.leads() {
+        return Welcome::Elsewhere { leader: group.leader() };
+    }
+    let Some(node) = node else {
+        return Welcome::Refused { message: "a session's Hello says what the node is".to_owned() };
+    };
+    let (known, asked) = (name.clone(), node.clone());
+    let is_known = group.read(move |registry| {
+        registry.nodes.get(&known).is_some_and(|known| Node { fenced: None, ..known.clone() } == asked)
+    });
+    if is_known.await == Some(true) {
+        return Welcome::Leads { term: view.term };
+    }
+    let join = Command::Join { name: name.clone(), node: Node { fenced: None, ..node } };
+    match group.propose(join).await {
+        Ok(()) => Welcome::Leads { term: view.term },
+        Err(NotAgreed::Refused(refusal)) => Welcome::Refused { message: refusal.to_string() },
+        Err(NotAgreed::NotTaken(_) | NotAgreed::Unknown) => Welcome::Elsewhere { leader: group.leader() },
+    }
+}
+
+/// Pushes what the bell rings for, everything first.
+async fn push(group: Group, node: NodeName, number: u64, mut send: SendStream) {
+    let ear = group.bells().hang(node.clone(), number);
+    let name = node.clone();
+    let all = group.read(move |registry| {
+        let holds = registry.guests.iter().filter(|(_, guest)| guest.ownership.holders.contains(&name));
+        holds.map(|(uid, _)| *uid).collect::<Vec<_>>()
+    });
+    group.bells().ring(&node, all.await.unwrap_or_default());
+    loop {
+        let Some(rung) = group.bells().take(&node, number) else { return };
+        if rung.is_empty() {
+            ear.notified().await;
+            continue;
+        }
+        let mut guests: Vec<GuestUid> = rung.guests.into_iter().collect();
+        loop {
+            let rest = guests.split_off(guests.len().min(GUESTS_PER_PUSH_MAX));
+            let (now, name, complete) = (guests, node.clone(), rest.is_empty());
+            let Some(push) = group.read(move |registry| pushed(registry, &name, now, complete)).await else {
+                return;
+            };
+            if frames::write(&mut send, "push", &push, PUSH_BYTES_MAX).await.is_err() {
+                return;
+            }
+            if rest.is_empty() {
+                break;
+            }
+            guests = rest;
+        }
+    }
+}
+
+fn pushed(registry: &Registry, node: &NodeName, guests: Vec<GuestUid>, complete: bool) -> Push {
+    let fenced = registry.nodes.get(node).and_then(|node| node.fenced.clone());
+    let views = guests.into_iter().filter_map(|uid| view_of(registry, uid));
+    Push { fenced, guests: views.collect(), complete }
+}
+
+fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
+    let guest = registry.guests.get(&uid)?;
+    let target = guest.ownership.attempt.as_ref().and_then(|attempt| attempt.phase.target_node());
+    Some(GuestView {
+        uid,
+        name: guest.name.clone(),
+        spec: guest.spec.clone(),
+        ownership: guest.ownership.clone(),
+        settings: guest.settings(),
+        target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
+    })
+}
+
+async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive: RecvStream) {
+    let ask = match frames::read::<Ask>(&mut receive, "question", ASK_BYTES_MAX).await {
+        Ok(Some(ask)) => ask,
+        Ok(None) => return,
+        Err(error) => return tracing::warn!(%node, %error, "not a question"),
+    };
+    let answer = match ask {
+        Ask::Propose(command) => proposed(&group, &node, command).await,
+        Ask::Quorum => {
+            let age = group.quorum_age().await;
+            Answer::QuorumAge(age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
+        }
+        Ask::Progress { migration, progress } => {
+            group.floor().note(migration, progress);
+            Answer::Noted
+        }
+        Ask::Prepares { migration } => {
+            group.floor().note_preparing(migration);
+            Answer::Noted
+        }
+        Ask::Admin(line) => return desk::answer(group, line, send, receive).await,
+    };
+    if frames::write(&mut send, "answer", &answer, ASK_BYTES_MAX).await.is_ok() {
+        let _ = send.finish();
+    }
+}
+
+async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
+    let refused = |why: String| Answer::Refused { why };
+    match &command {
+        Command::FenceSeen { node: of } if of == node => {}
+        Command::Guest { .. } | Command::Measured { .. } => {
+            let name = node.clone();
+            let fenced = group
+                .read(move |registry| registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some()));
+            if fenced.await == Some(true) {
+                let why = format!("node {node} is fenced and has not said that its guests are stopped");
+                return Answer::Unknown { why };
+            }
+        }
+        other => return refused(format!("a node does not propose {other:?}")),
+    }
+    match group.propose(command).await {
+        Ok(()) => Answer::Applied,
+        Err(NotAgreed::Refused(refusal)) => refused(refusal.to_string()),
+        Err(NotAgreed::NotTaken(why)) => Answer::Unknown { why },
+        Err(NotAgreed::Unknown) => Answer::Unknown { why: NotAgreed::Unknown.to_string() },
+    }
+}

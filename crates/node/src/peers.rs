@@ -1,0 +1,318 @@
+//! The group's messages between voters: one connection out to each other voter, one in from each.
+//!
+//! ```text
+//!   Outbox::send ─ try ─▶ queue of its voter ──▶ link ── dial as peer ── one uni stream: length, bytes, … ──▶ hear
+//!                   └ full: dropped, counted        └─ lost: again after 50 ms … 1 s, without what is stale    │
+//!                                                            the control actor ◀── one FromPeer after the other ┘
+//! ```
+//!
+//! Always true: [`Outbox::send`] never waits; a voter's messages arrive in the order in which they were sent, some may
+//! be missing, and raft repeats them; the end of [`Peers`] is the end of its links. What the bytes are only the control
+//! group knows.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix::Recipient;
+use godwit_control::{FromPeer, NodeId, Outbox};
+use godwit_domain::NodeName;
+use godwit_transfer::drive::chain;
+use godwit_wire::migration::Role;
+use godwit_wire::session::{Hello, PEER_BYTES_MAX};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, WriteError};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::task::JoinSet;
+
+use crate::fabric::frames::{self, FrameError};
+use crate::fabric::{BROKE_RULE, ControlCall, DialError, Fabric, STOPPING};
+
+#[cfg(test)]
+mod tests;
+
+/// Messages that may wait for one voter. Raft has a few dozen under way to each, and a snapshot of some MiB is as many
+/// pieces again; of a larger one the pieces that are dropped come with the next attempt.
+const QUEUE: usize = 256;
+/// A message that waited longer for a connection is dropped: it is of an election that is over.
+const STALE: Duration = Duration::from_secs(2);
+/// Wait before the second attempt to connect; it doubles from one to the next.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest wait before an attempt: an election's timeout, so a voter that is back is heard of within one.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A connection that has lasted so long is one: whoever refuses does it within a round trip.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How long the other voter may take to allow the stream. It does so at once, or breaks a rule.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between two warnings about dropped messages to one voter.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Peers {
+    queues: BTreeMap<NodeId, Queue>,
+    /// Dropping it ends the links.
+    _links: JoinSet<()>,
+}
+
+/// Where messages to one voter wait.
+#[derive(Debug)]
+struct Queue {
+    node: NodeName,
+    messages: mpsc::Sender<Message>,
+    drops: Mutex<Drops>,
+}
+
+#[derive(Debug)]
+struct Message {
+    at: Instant,
+    bytes: Vec<u8>,
+}
+
+/// Messages for which there was no room.
+#[derive(Debug, Default)]
+struct Drops {
+    all: u64,
+    untold: u64,
+    told_at: Option<Instant>,
+}
+
+impl Drops {
+    /// Another one; how many are to be told of now, if any.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.all += 1;
+        self.untold += 1;
+        let quiet = self.told_at.is_some_and(|at| now.saturating_duration_since(at) < WARNING_INTERVAL);
+        if quiet {
+            return None;
+        }
+        self.told_at = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
+impl Peers {
+    /// Starts a link to each of the voters but `me`. Must be called within a tokio runtime.
+    pub fn start(
+        fabric: Fabric,
+        me: NodeName,
+        cluster: String,
+        voters: BTreeMap<NodeId, (NodeName, SocketAddr)>,
+    ) -> Arc<Self> {
+        let mut links = JoinSet::new();
+        let mut queues = BTreeMap::new();
+        let hello = Hello { cluster, name: me.clone(), node: None };
+        for (id, (node, address)) in voters {
+            if node == me {
+                continue;
+            }
+            let (messages, receiver) = mpsc::channel(QUEUE);
+            let link = Link {
+                fabric: fabric.clone(),
+                node: node.clone(),
+                address,
+                hello: hello.clone(),
+                waiting: Waiting { receiver, next: None },
+                is_up: false,
+                told: None,
+            };
+            links.spawn(link.run());
+            queues.insert(id, Queue { node, messages, drops: Mutex::default() });
+        }
+        Arc::new(Self { queues, _links: links })
+    }
+
+    /// Messages to a voter for which there was no room, since the start.
+    pub fn dropped(&self, to: NodeId) -> u64 {
+        self.queues.get(&to).map_or(0, |queue| queue.drops.lock().unwrap_or_else(PoisonError::into_inner).all)
+    }
+}
+
+impl Outbox for Peers {
+    fn send(&self, to: NodeId, bytes: Vec<u8>) {
+        let Some(queue) = self.queues.get(&to) else {
+            return tracing::error!(%to, "a message to a voter that is not in the config: dropped");
+        };
+        if bytes.len() > PEER_BYTES_MAX {
+            let (bytes, cap) = (bytes.len(), PEER_BYTES_MAX);
+            return tracing::error!(peer = %queue.node, bytes, cap, "a message above its cap: dropped");
+        }
+        match queue.messages.try_send(Message { at: Instant::now(), bytes }) {
+            Ok(()) => {}
+            Err(TrySendError::Full(message)) => {
+                let mut drops = queue.drops.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(dropped) = drops.count(message.at) {
+                    let all = drops.all;
+                    tracing::warn!(peer = %queue.node, dropped, all, "more messages than it takes: dropped");
+                }
+            }
+            // The runtime ends.
+            Err(TrySendError::Closed(_)) => {}
+        }
+    }
+}
+
+/// The receiving end of a queue, of which the first can be looked at.
+#[derive(Debug)]
+struct Waiting {
+    receiver: mpsc::Receiver<Message>,
+    next: Option<Message>,
+}
+
+impl Waiting {
+    /// The next message; `None`: no other will come. Cancel safe.
+    async fn next(&mut self) -> Option<Message> {
+        match self.next.take() {
+            Some(message) => Some(message),
+            None => self.receiver.recv().await,
+        }
+    }
+
+    /// Drops what is too old; how many they were.
+    fn drop_stale(&mut self, now: Instant) -> usize {
+        let mut dropped = 0;
+        while let Some(message) = self.next.take().or_else(|| self.receiver.try_recv().ok()) {
+            if now.saturating_duration_since(message.at) <= STALE {
+                self.next = Some(message);
+                break;
+            }
+            dropped += 1;
+        }
+        dropped
+    }
+}
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("it allows no stream within {} s", STREAM_TIMEOUT.as_secs())]
+    Stream,
+    #[error("the connection ended")]
+    Connection(#[from] ConnectionError),
+    #[error("the stream broke")]
+    Write(#[from] WriteError),
+}
+
+/// The way to one voter.
+struct Link {
+    fabric: Fabric,
+    node: NodeName,
+    address: SocketAddr,
+    hello: Hello,
+    waiting: Waiting,
+    /// A connection has settled, and was not lost since.
+    is_up: bool,
+    /// Why there is none, as it was told last.
+    told: Option<String>,
+}
+
+impl Link {
+    /// Connects again and again, until no message will come any more.
+    async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        while let Err(error) = self.once().await {
+            if self.is_up {
+                backoff = BACKOFF_MIN;
+            }
+            self.lost(chain(&error));
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            // What comes meanwhile needs the room.
+            self.waiting.drop_stale(Instant::now());
+        }
+    }
+
+    /// One connection, from its beginning to its end.
+    async fn once(&mut self) -> Result<(), LinkError> {
+        let dialed = self.fabric.dial_control(self.address, &self.node, Role::Peer, &self.hello).await?;
+        let (connection, _send, _receive) = dialed;
+        let opened = tokio::time::timeout(STREAM_TIMEOUT, connection.open_uni()).await;
+        let stream = opened.map_err(|_| LinkError::Stream)??;
+        let stale = self.waiting.drop_stale(Instant::now());
+        tracing::debug!(peer = %self.node, stale, "connected to a voter");
+        self.speak(&connection, stream).await
+    }
+
+    async fn speak(&mut self, connection: &Connection, mut stream: SendStream) -> Result<(), LinkError> {
+        let settled = tokio::time::sleep(SETTLED);
+        tokio::pin!(settled);
+        loop {
+            tokio::select! {
+                // The end first: what is written after it is lost.
+                biased;
+                ended = connection.closed() => return Err(ended.into()),
+                () = &mut settled, if !self.is_up => self.settled(),
+                message = self.waiting.next() => match message {
+                    Some(message) => write(&mut stream, &message.bytes).await?,
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn settled(&mut self) {
+        self.is_up = true;
+        self.told = None;
+        tracing::info!(peer = %self.node, address = %self.address, "a voter is connected");
+    }
+
+    fn lost(&mut self, why: String) {
+        if std::mem::take(&mut self.is_up) {
+            tracing::info!(peer = %self.node, address = %self.address, why, "the connection to a voter is lost");
+        } else if self.told.as_ref() != Some(&why) {
+            tracing::info!(peer = %self.node, address = %self.address, why, "a voter can not be reached");
+        }
+        self.told = Some(why);
+    }
+}
+
+/// Writes a message. Not cancel safe: half of one makes the rest of the stream unreadable.
+async fn write(stream: &mut SendStream, bytes: &[u8]) -> Result<(), WriteError> {
+    // Bounded by `Outbox::send`; a length that does not fit is refused at the other end.
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    stream.write_all(&length.to_le_bytes()).await?;
+    stream.write_all(bytes).await
+}
+
+/// Why a voter is not listened to any longer.
+#[derive(Debug, thiserror::Error)]
+enum HearError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("this node's voter has stopped")]
+    Stopped,
+}
+
+/// Delivers a voter's messages to the control actor until its connection ends. `from` is the voter whose name the call
+/// bears. A message is delivered when the one before it was taken, so a slow voter slows its peer.
+pub async fn hear(call: ControlCall, from: NodeId, control: Recipient<FromPeer>) {
+    let ControlCall { connection, stream: _first, hello, .. } = call;
+    loop {
+        let stream = match connection.accept_uni().await {
+            Ok(stream) => stream,
+            Err(why) => {
+                return tracing::debug!(peer = %hello.name, why = chain(&why), "a voter's connection ended");
+            }
+        };
+        let Err(error) = deliver(stream, from, &control).await else { continue };
+        if connection.close_reason().is_none() {
+            let code = if matches!(error, HearError::Stopped) { STOPPING } else { BROKE_RULE };
+            connection.close(code.into(), error.to_string().as_bytes());
+            tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer");
+        }
+    }
+}
+
+async fn deliver(
+    mut stream: RecvStream,
+    from: NodeId,
+    control: &Recipient<FromPeer>,
+) -> Result<(), HearError> {
+    while let Some(bytes) = frames::read_body(&mut stream, "a voter's message", PEER_BYTES_MAX).await? {
+        control.send(FromPeer { from, bytes }).await.map_err(|_| HearError::Stopped)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! A node's session with the leader: found, held, lost, found again.
+//!
+//! ```text
+//!   voters, one after another ── Hello ──▶ Elsewhere ─▶ the one that is named
+//!                                    └───▶ Leads ─▶ pushes ─▶ node actor
+//!                                                   questions ◀─ whoever holds a Leader
+//! ```
+//!
+//! Always true: there is at most one session; a question whose answer does not come has an unknown outcome; the age of
+//! the quorum's answer is counted from before the question was sent, so it is never told too small.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+use godwit_domain::NodeName;
+use godwit_domain::registry::Node;
+use godwit_transfer::drive::chain;
+use godwit_wire::migration::Role;
+use godwit_wire::session::{ASK_BYTES_MAX, Answer, Ask, Hello, NodeAsk, PUSH_BYTES_MAX, Push, Welcome};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::actor::{NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
+use crate::fabric::{Fabric, frames};
+
+/// How long a voter may take to say Welcome: a Join has to be agreed on.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(8);
+/// Time between two rounds through the voters, at first and at most.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// How often the leader is asked when a quorum has answered: a switchover wants an answer of the last second.
+const QUORUM_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a question waits for its answer; a proposal is answered within five seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Where the leader is, for whoever has a question. Clones see the same session.
+#[derive(Debug, Clone)]
+pub struct Leader(watch::Receiver<Option<Link>>);
+
+#[derive(Debug, Clone)]
+struct Link {
+    leader: NodeName,
+    connection: Connection,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It was not asked.
+    #[error("this node has no session with a leader")]
+    NoSession,
+    /// It was asked, and nobody knows what became of it.
+    #[error("the session broke before the answer: {0}")]
+    Lost(String),
+}
+
+impl Leader {
+    /// Who leads, if this node has a session with it.
+    pub fn name(&self) -> Option<NodeName> {
+        self.0.borrow().as_ref().map(|link| link.leader.clone())
+    }
+
+    /// Waits until there is a session, so long at most.
+    pub async fn wait(&self, limit: Duration) -> bool {
+        let mut link = self.0.clone();
+        matches!(tokio::time::timeout(limit, link.wait_for(Option::is_some)).await, Ok(Ok(_)))
+    }
+
+    /// Asks something that has one answer.
+    pub async fn ask(&self, ask: &Ask) -> Result<Answer, AskError> {
+        let exchange = async {
+            let mut answers = self.begin(ask).await?;
+            let lost = |error: frames::FrameError| AskError::Lost(chain(&error));
+            let answer = frames::read::<Answer>(&mut answers, "answer", ASK_BYTES_MAX).await.map_err(lost)?;
+            answer.ok_or_else(|| AskError::Lost("it ended without an answer".to_owned()))
+        };
+        let late = || AskError::Lost(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()));
+        tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Asks something; the answers are read from the stream.
+    pub async fn begin(&self, ask: &Ask) -> Result<RecvStream, AskError> {
+        let link = self.0.borrow().clone().ok_or(AskError::NoSession)?;
+        let opened = link.connection.open_bi().await;
+        let (mut send, receive) = opened.map_err(|error| AskError::Lost(error.to_string()))?;
+        let written = frames::write(&mut send, "question", ask, ASK_BYTES_MAX).await;
+        written.map_err(|error| AskError::Lost(chain(&error)))?;
+        let _ = send.finish();
+        Ok(receive)
+    }
+}
+
+/// What a session is made of.
+#[derive(Debug)]
+pub struct Seeker {
+    /// How to get there.
+    pub fabric: Fabric,
+    /// Who says Hello.
+    pub name: NodeName,
+    /// To which cluster.
+    pub cluster: String,
+    /// What the node is.
+    pub node: Node,
+    /// Where a leader may be.
+    pub voters: BTreeMap<NodeName, SocketAddr>,
+}
+
+/// Where the present session is kept: written here, read through [`Leader`].
+#[derive(Debug)]
+pub struct Place(watch::Sender<Option<Link>>);
+
+/// An empty place, and its reader.
+pub fn place() -> (Place, Leader) {
+    let (sender, receiver) = watch::channel(None);
+    (Place(sender), Leader(receiver))
+}
+
+impl Seeker {
+    /// Keeps a session with whoever leads. Ends with the actor.
+    pub async fn seek(self, actor: Addr<NodeActor>, Place(place): Place) {
+        let mut hint: Option<NodeName> = None;
+        let mut pause = RETRY_MIN;
+        while actor.connected() {
+            let asked = hint.take();
+            let order = asked.into_iter().chain(self.voters.keys().cloned());
+            for voter in order.collect::<Vec<_>>() {
+                match self.call(&voter).await {
+                    Ok(Called::Leads(connection, pushes)) => {
+                        pause = RETRY_MIN;
+                        tracing::info!(leader = %voter, "session with the leader");
+                        let link = Link { leader: voter.clone(), connection: connection.clone() };
+                        place.send_replace(Some(link));
+                        let reason = hold(&connection, pushes, &actor, &Leader(place.subscribe())).await;
+                        place.send_replace(None);
+                        tracing::info!(leader = %voter, reason, "session lost");
+                        let _ = actor.send(SessionEnded).await;
+                        break;
+                    }
+                    Ok(Called::Elsewhere(leader)) => hint = leader.filter(|leader| *leader != voter),
+                    Err(error) => tracing::debug!(%voter, error, "no session"),
+                }
+                if let Some(leader) = hint.as_ref().filter(|leader| self.voters.contains_key(*leader)) {
+                    tracing::debug!(%leader, "leads, as {voter} says");
+                    break;
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn call(&self, voter: &NodeName) -> Result<Called, String> {
+        let address = self.voters.get(voter).copied().ok_or("no such voter")?;
+        let hello =
+            Hello { cluster: self.cluster.clone(), name: self.name.clone(), node: Some(self.node.clone()) };
+        let dialed = self.fabric.dial_control(address, voter, Role::Session, &hello).await;
+        let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
+        let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
+        let welcome =
+            tokio::time::timeout(WELCOME_TIMEOUT, welcome).await.map_err(|_| "no welcome in time")?;
+        match welcome.map_err(|error| chain(&error))? {
+            Some(Welcome::Leads { .. }) => Ok(Called::Leads(connection, receive)),
+            Some(Welcome::Elsewhere { leader }) => {
+                connection.close(0_u32.into(), b"on to the leader");
+                Ok(Called::Elsewhere(leader))
+            }
+            Some(Welcome::Refused { message }) => {
+                tracing::error!(%voter, message, "this node is not welcome in the cluster");
+                Err(message)
+            }
+            None => Err("it ended without a welcome".to_owned()),
+        }
+    }
+}
+
+enum Called {
+    Leads(Connection, RecvStream),
+    Elsewhere(Option<NodeName>),
+}
+
+/// Holds a session until it breaks; returns why.
+async fn hold(
+    connection: &Connection,
+    mut pushes: RecvStream,
+    actor: &Addr<NodeActor>,
+    leader: &Leader,
+) -> String {
+    let mut tasks = JoinSet::new();
+    let home = actor.clone();
+    tasks.spawn(async move {
+        while let Ok(Some(push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
+            if home.send(Pushed(push)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let (home, questions) = (actor.clone(), connection.clone());
+    tasks.spawn(async move {
+        while let Ok((send, receive)) = questions.accept_bi().await {
+            tokio::spawn(question(home.clone(), send, receive));
+        }
+    });
+    let (home, leader) = (actor.clone(), leader.clone());
+    tasks.spawn(async move {
+        loop {
+            let asked = Instant::now();
+            if let Ok(Answer::QuorumAge(Some(age_ms))) = leader.ask(&Ask::Quorum).await {
+                let age = asked.elapsed() + Duration::from_millis(age_ms);
+                if home.send(QuorumAnswered(age)).await.is_err() {
+                    return;
+                }
+            }
+            tokio::time::sleep(QUORUM_INTERVAL).await;
+        }
+    });
+    // Any of them ends with the connection; a session that brings no pushes any more is none.
+    tasks.join_next().await;
+    connection.close(0_u32.into(), b"the session is over");
+    tasks.shutdown().await;
+    connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default()
+}
+
+async fn question(actor: Addr<NodeActor>, mut send: SendStream, mut receive: RecvStream) {
+    let Ok(Some(ask)) = frames::read::<NodeAsk>(&mut receive, "question", ASK_BYTES_MAX).await else {
+        return;
+    };
+    let Ok(answer) = actor.send(Questioned(ask)).await else { return };
+    if frames::write(&mut send, "answer", &answer, PUSH_BYTES_MAX).await.is_ok() {
+        let _ = send.finish();
+    }
+}
