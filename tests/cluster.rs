@@ -3,7 +3,11 @@
 //! ```text
 //!   moves       a guest under load arrives whole, there and back
 //!   planted     `verify` is no ornament: bugs that are switched on are found by it
-//!   deaths      a node is killed in the middle of a copy
+//!   deaths      a node is killed, at each phase of a move
+//!   restart     and between a scan and what it found
+//!   ownership   what an operator must say, and what a fenced node does first
+//!   quorum      the group is cut, or has no quorum
+//!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   identities  who may speak to a node
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
@@ -26,6 +30,14 @@ mod hostile;
 mod hostile_target;
 #[path = "cluster/identities.rs"]
 mod identities;
+#[path = "cluster/inputs.rs"]
+mod inputs;
+#[path = "cluster/ownership.rs"]
+mod ownership;
+#[path = "cluster/quorum.rs"]
+mod quorum;
+#[path = "cluster/restart.rs"]
+mod restart;
 #[path = "cluster/lab.rs"]
 mod lab;
 #[path = "cluster/moves.rs"]
@@ -43,6 +55,10 @@ fn main() {
         moves::trials(),
         planted::trials(),
         deaths::trials(),
+        restart::trials(),
+        ownership::trials(),
+        quorum::trials(),
+        inputs::trials(),
         bandwidth::trials(),
         identities::trials(),
         hostile::trials(),

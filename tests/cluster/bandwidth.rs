@@ -1,7 +1,7 @@
 //! A bandwidth limit is kept: by the program's own count, and by the kernel's, which nobody can talk out of it.
 //!
 //! ```text
-//!   node-a (namespace) ── cable, 1,500 bytes MTU ── node-b (namespace)
+//!   node-a (namespace) ── cable, 1,500 bytes MTU ── switch ── node-b, node-c (namespaces)
 //!      └─ /proc/PID/net/dev: bytes and packets sent; less 42 bytes a packet, they are UDP payload
 //! ```
 
@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use godwit::lab::cluster::{Moved, progress_of};
-use godwit_wire::orders::{Order, Settings};
+use godwit::lab::cluster::Moved;
+use godwit_domain::Overrides;
+use godwit_wire::admin::Act;
 use libtest_mimic::Trial;
 
 use crate::support::network::{self, Network};
@@ -35,15 +36,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 async fn a_limit_is_kept_on_the_cable(world: &mut World) -> Outcome {
     const RATE: u64 = 64 * MIB;
     let network = Network::new()?;
-    for spec in network.nodes() {
-        world.cluster.start_node(spec).await?;
-    }
+    world.start_as(network.nodes()).await?;
     world.create(guest_of(320, 16)).await?;
     let pid = world.cluster.node(&node("node-a")).map_or(0, |process| process.pid);
     let (before, sampler) = (network::sent(pid)?, Sampler::start(pid));
     let report = world.move_to("node-b", limited_to(64)).await?;
     let (after, samples) = (network::sent(pid)?, sampler.stop());
 
+    // The group's own messages leave by the same cable: a few KiB in a second.
     let counted = report.wire_bytes * 1_000_000 / report.total_us;
     within(3, RATE, counted, "bytes that the program counted in a second");
     let seen = after.0 - before.0 - HEADER_BYTES * (after.1 - before.1);
@@ -139,24 +139,25 @@ impl Stretch {
 }
 
 async fn a_changed_limit_is_in_force_within_a_second(world: &mut World) -> Outcome {
-    world.pair_with(guest_of(384, 1)).await?;
+    world.three_with(guest_of(384, 1)).await?;
     let mut stretches = vec![Stretch::begin(LIMITS[0])];
     let never = |limit| {
-        let mut settings: Settings = limited_to(limit);
-        settings.limits.downtime_max = Duration::ZERO;
-        settings
+        // Less than a switchover takes beside its pages.
+        Overrides { max_downtime_ms: Some(1), ..limited_to(limit) }
     };
     let moved = world
-        .migrate("node-b", never(LIMITS[0]), async |cluster, migration, event| {
-            let (Some(progress), Some(stretch)) = (progress_of(event), stretches.last_mut()) else { return };
+        .migrate("node-b", never(LIMITS[0]), async |cluster, seen| {
+            let (Some(progress), Some(stretch)) = (seen.progress, stretches.last_mut()) else { return };
             stretch.seen.push((Instant::now(), progress.wire_bytes));
             if !stretch.is_over() {
                 return;
             }
             // After the last limit: an end to it.
             let next = LIMITS.get(stretches.len());
-            let settings = next.map_or(limited_to(0), |limit| never(*limit));
-            cluster.order(&node("node-a"), &Order::Set { migration: migration.clone(), settings }).await;
+            let anything = Overrides { max_downtime_ms: Some(300), ..limited_to(0) };
+            let overrides = next.map_or(anything, |limit| never(*limit));
+            let set = Act::MigrationSet { migration: seen.row.name.clone(), overrides };
+            cluster.ask_any(set).await.expect("set");
             stretches.push(Stretch::begin(next.copied().unwrap_or(0)));
         })
         .await?;

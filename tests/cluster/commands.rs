@@ -45,9 +45,12 @@ impl Almost {
     /// Runs it with these lines under `[migration]`. It must fail, and say where.
     async fn run(&self, migration: &str) -> Result<Ran, Box<dyn Error>> {
         let state = self.folder.path().join("state");
+        // Ports of its own for each; the voters are never asked.
         let text = format!(
-            "name = \"node-a\"\nstate = \"{}\"\n[identity]\nca = \"ca.pem\"\ncertificate = \"node.pem\"\n\
-             key = \"node.key\"\n[migration]\n{migration}\n",
+            "cluster = \"lab\"\nname = \"node-a\"\nstate = \"{0}\"\n[identity]\nca = \"ca.pem\"\n\
+             certificate = \"node.pem\"\nkey = \"node.key\"\n[admin]\nsocket = \"{0}/admin.sock\"\n[control]\n\
+             listen = \"127.0.0.1:0\"\n[control.voters]\nnode-x = \"127.0.0.1:1\"\nnode-y = \"127.0.0.1:2\"\n\
+             node-z = \"127.0.0.1:3\"\n[migration]\n{migration}\n",
             state.display()
         );
         fs::write(self.config(), text)?;
@@ -77,7 +80,7 @@ fn offers(ran: &Ran, offered: &str) {
 
 async fn unknown_key() -> Outcome {
     let ran = Almost::new()?.run("listn = \"127.0.0.1:0\"").await?;
-    assert!(ran.stderr.contains("line 8: unknown key `listn` in [migration]"), "{ran:?}");
+    assert!(ran.stderr.contains("line 17: unknown key `listn` in [migration]"), "{ran:?}");
     offers(&ran, "listen = \"127.0.0.1:0\"");
     Ok(())
 }
@@ -85,10 +88,10 @@ async fn unknown_key() -> Outcome {
 async fn zero() -> Outcome {
     let almost = Almost::new()?;
     let ran = almost.run("listen = \"127.0.0.1:0\"\nudp_payload_bytes_max = 0").await?;
-    assert!(ran.stderr.contains("line 9: `udp_payload_bytes_max` in [migration] is 0"), "{ran:?}");
+    assert!(ran.stderr.contains("line 18: `udp_payload_bytes_max` in [migration] is 0"), "{ran:?}");
     offers(&ran, "udp_payload_bytes_max = 1452");
     let ran = almost.run("listen = \"127.0.0.1:0\"\nsocket_buffer_bytes = \"0\"").await?;
-    assert!(ran.stderr.contains("line 9: `socket_buffer_bytes` in [migration] is \"0\""), "{ran:?}");
+    assert!(ran.stderr.contains("line 18: `socket_buffer_bytes` in [migration] is \"0\""), "{ran:?}");
     offers(&ran, "socket_buffer_bytes = \"4Mi\"");
     Ok(())
 }
@@ -110,12 +113,13 @@ async fn missing() -> Outcome {
 }
 
 async fn a_second_node_on_a_state_folder_is_refused(world: &mut World) -> Outcome {
-    world.start(&["node-a"]).await?;
+    let spec = world.cluster.spec(&node("node-a"));
+    world.cluster.start_node(spec).await?;
     let state = world.cluster.node_dir(&node("node-a"));
     let second = run(&state.join("node.toml")).await?;
     let rule = format!("state folder {} is in use by another node process", state.display());
     assert!(second.stderr.contains(&rule), "{second:?}");
-    world.start(&["node-b"]).await
+    Ok(())
 }
 
 async fn usage() -> Outcome {
@@ -123,7 +127,7 @@ async fn usage() -> Outcome {
         &[][..],
         &["fly"],
         &["node", "run"],
-        &["lab", "--nodes", "1"],
+        &["lab", "--nodes", "2"],
         &["lab", "--memory", "a lot"],
         &["lab", "--bandwith", "1Mi"],
     ] {

@@ -7,24 +7,28 @@
 
 use std::error::Error;
 
-use godwit::lab::cluster::Event;
-use godwit_domain::ownership::Entry;
-use godwit_domain::{Epoch, InstanceId, PageRun, Round};
+use godwit_domain::ownership::{Entry, Phase, Side};
+use godwit_domain::registry::{GuestUid, Registry};
+use godwit_domain::{Epoch, InstanceId, MigrationId, PageRun, Round};
 use godwit_transfer::control::{self, hear_target};
 use godwit_wire::batch::{Batch, Class, ClassedRun, HEAD_BYTES, RUN_BYTES};
 use godwit_wire::migration::{
     Final, Mismatch, Mode, Preamble, Role, SessionId, SourceFrame, TargetFrame, state_digest,
 };
-use godwit_wire::orders::Order;
 use libtest_mimic::Trial;
 use quinn::{Connection, RecvStream, SendStream};
 
 use crate::support::peer::{dial, end_of, papers_of};
+use crate::support::puppet::Puppet;
 use crate::support::world::{MIB, World, guest, guest_of, node};
-use crate::support::{Outcome, PATIENCE, stories};
+use crate::support::{Outcome, stories};
 
 /// The guest's RAM in MiB.
 const MEMORY: u64 = 64;
+/// The guest that a false `node-a` has and `node-b` waits for.
+const GUEST: GuestUid = GuestUid(1);
+/// A guest that goes from a true `node-c` to `node-b`.
+const TRUE_GUEST: GuestUid = GuestUid(2);
 
 pub(crate) fn trials() -> Vec<Trial> {
     stories![
@@ -37,8 +41,9 @@ pub(crate) fn trials() -> Vec<Trial> {
 // ---- before the preamble ---------------------------------------------------------------------------------------
 
 async fn a_greeting_or_preamble_that_is_none_is_refused_by_name(world: &mut World) -> Outcome {
-    world.pair_with(guest_of(MEMORY, 8)).await?;
+    world.three_with(guest_of(MEMORY, 8)).await?;
     world.announce(&["peer refused"]);
+    let address = world.cluster.node_detail(&node("node-b")).await?.row.migration_address;
     let greeting = |then: &[u8]| [&Role::Migration.greeting()[..], then].concat();
     let said = [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "not a godwit peer: the first bytes are [47, 45, 54, 20]"),
@@ -51,7 +56,7 @@ async fn a_greeting_or_preamble_that_is_none_is_refused_by_name(world: &mut Worl
         (greeting(&[16, 0, 0, 0, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9]), "malformed preamble"),
     ];
     for (bytes, why) in said {
-        let connection = dial(world, "node-b", &papers_of(world, "node-a")).await?;
+        let connection = dial(world, ("node-b", address), &papers_of(world, "node-a")).await?;
         let (mut send, _receive) = connection.open_bi().await?;
         send.write_all(&bytes).await?;
         send.finish()?;
@@ -66,9 +71,9 @@ async fn a_greeting_or_preamble_that_is_none_is_refused_by_name(world: &mut Worl
 // ---- the preamble ----------------------------------------------------------------------------------------------
 
 async fn a_preamble_that_does_not_fit_is_refused_by_name(world: &mut World) -> Outcome {
-    world.pair_with(guest_of(MEMORY, 8)).await?;
+    let puppet = node_b_and_a_false_source(world).await?;
     world.announce(&["peer refused", "giving up", "migration failed"]);
-    let good = prepare(world, 1).await?;
+    let good = prepare(&puppet, 1).await?;
     let another = InstanceId::from_random([7; 16]);
     let unfit = [
         (Preamble { migration: "unheard-of".parse()?, ..good.clone() }, Mismatch::Migration, "no migration"),
@@ -78,12 +83,12 @@ async fn a_preamble_that_does_not_fit_is_refused_by_name(world: &mut World) -> O
             "not expected here",
         ),
         (Preamble { token: another, ..good.clone() }, Mismatch::Token, "the token is not that of the runner"),
-        (Preamble { epoch: Epoch(9), ..good.clone() }, Mismatch::Epoch, "epoch 9 is not the present one, 1"),
+        (Preamble { epoch: Epoch(0), ..good.clone() }, Mismatch::Epoch, "epoch 0 is over, 1 rules"),
         (Preamble { memory_bytes: 32 * MIB, ..good.clone() }, Mismatch::Shape, "memory of 33554432 bytes"),
         (Preamble { page_bytes: 65_536, ..good.clone() }, Mismatch::Shape, "pages of 65536 bytes"),
     ];
     for (preamble, which, why) in unfit {
-        let (connection, _send, mut receive) = call(world, &preamble).await?;
+        let (connection, _send, mut receive) = call(world, &puppet, &preamble).await?;
         match hear_target(&mut receive).await? {
             TargetFrame::Refused { mismatch, message } => {
                 assert_eq!(mismatch, which, "{message}");
@@ -96,19 +101,39 @@ async fn a_preamble_that_does_not_fit_is_refused_by_name(world: &mut World) -> O
         world.logs("node-b", why).await;
     }
     // None of it has touched the migration that waits.
-    let (connection, _send, mut receive) = call(world, &good).await?;
+    let (connection, _send, mut receive) = call(world, &puppet, &good).await?;
     assert_eq!(hear_target(&mut receive).await?, TargetFrame::Welcome { held: false });
-    drop_call(world, &connection).await?;
-    world.move_and_prove("node-b").await?;
-    Ok(())
+    comes_back(world, &puppet, &connection, &good).await?;
+    prove(world, &puppet).await
 }
 
-/// The peer that was welcome goes without a word, which ends the migration.
-async fn drop_call(world: &mut World, connection: &Connection) -> Outcome {
-    connection.close(0_u32.into(), b"never mind");
-    let reason = ended(world).await?;
-    assert!(reason.contains("never mind"), "the reason should be the peer's: {reason}");
-    Ok(())
+/// The peer that was welcome goes without a word, which ends nothing: it may come back, and know of a later epoch by
+/// then. An operator ends the migration.
+async fn comes_back(world: &World, puppet: &Puppet, first: &Connection, good: &Preamble) -> Outcome {
+    first.close(0_u32.into(), b"never mind");
+    let line = world.logs("node-b", "waiting for it to come back").await;
+    assert!(line.contains("never mind"), "the reason should be the peer's: {line}");
+    let later = Preamble { epoch: good.epoch.next(), ..good.clone() };
+    let (connection, _send, mut receive) = call(world, puppet, &later).await?;
+    assert_eq!(hear_target(&mut receive).await?, TargetFrame::Welcome { held: true });
+    // It hears to the end what is held, which is nothing yet.
+    loop {
+        match hear_target(&mut receive).await? {
+            TargetFrame::Held { stamps, last, .. } => {
+                assert!(stamps.0.iter().all(|byte| *byte == 0), "a page is held that nobody has sent");
+                if last {
+                    break;
+                }
+            }
+            other => return Err(format!("Held should follow Welcome: {other:?}").into()),
+        }
+    }
+    let (migration, reason) = (good.migration.clone(), "no more of this".to_owned());
+    puppet.agree(GUEST, Entry::End { migration, side: Side::Operator, reason: reason.clone() })?;
+    assert_eq!(puppet.end_of(&good.migration).await, Phase::Cancelled { reason });
+    let end = end_of(&connection).await;
+    assert!(end.contains("migration is over"), "the close should say that the migration is over: {end}");
+    puppet.runner_goes("node-b").await
 }
 
 // ---- after the preamble ----------------------------------------------------------------------------------------
@@ -121,7 +146,7 @@ enum Nonsense {
 
 async fn nonsense_after_a_good_preamble_ends_the_migration_by_name(world: &mut World) -> Outcome {
     use Nonsense::{OnAPageStream, OnTheControlStream};
-    world.pair_with(guest_of(MEMORY, 8)).await?;
+    let puppet = node_b_and_a_false_source(world).await?;
     world.announce(&["the source broke the protocol", "giving up", "migration failed"]);
     let frame =
         |frame: SourceFrame| Ok::<_, Box<dyn Error>>(OnTheControlStream(control::source_frame(&frame)?));
@@ -142,8 +167,8 @@ async fn nonsense_after_a_good_preamble_ends_the_migration_by_name(world: &mut W
         (frame(final_frame(0))?, "without the stamps of all segments"),
     ];
     for (number, (nonsense, why)) in (1..).zip(said) {
-        let preamble = prepare(world, number).await?;
-        let (connection, mut send, mut receive) = call(world, &preamble).await?;
+        let preamble = prepare(&puppet, number).await?;
+        let (connection, mut send, mut receive) = call(world, &puppet, &preamble).await?;
         assert_eq!(hear_target(&mut receive).await?, TargetFrame::Welcome { held: false });
         match nonsense {
             OnTheControlStream(bytes) => send.write_all(&bytes).await?,
@@ -151,12 +176,12 @@ async fn nonsense_after_a_good_preamble_ends_the_migration_by_name(world: &mut W
         }
         let end = end_of(&connection).await;
         assert!(end.contains(why), "nonsense {number} should be answered with {why:?}: {end}");
-        let reason = ended(world).await?;
+        let reason = puppet.failure_of(&preamble.migration).await?;
         assert!(reason.contains(why), "nonsense {number}: the migration's reason is {reason}");
+        puppet.runner_goes("node-b").await?;
         world.logs("node-b", why).await;
     }
-    world.move_and_prove("node-b").await?;
-    Ok(())
+    prove(world, &puppet).await
 }
 
 /// Head and table of a batch with one run of raw pages whose bytes are all `0xdd`, with the payload behind.
@@ -180,52 +205,48 @@ fn final_frame(state_bytes: u32) -> SourceFrame {
 
 // ---- a migration without a source ------------------------------------------------------------------------------
 
+/// A true `node-b`, and a guest whose node and runner are made up.
+async fn node_b_and_a_false_source(world: &mut World) -> Result<Puppet, Box<dyn Error>> {
+    let puppet = Puppet::start(world)?;
+    puppet.start_node(world, "node-b").await?;
+    // Nobody dials it.
+    puppet.join("node-a", ([127, 0, 0, 1], 9).into())?;
+    puppet.create(GUEST, guest(), "node-a", guest_of(MEMORY, 8))?;
+    puppet.agree(GUEST, Entry::Born { instance: InstanceId::from_random([1; 16]) })?;
+    Ok(puppet)
+}
+
 /// Brings `node-b` to wait for the guest; the preamble is what `node-a` would say.
-async fn prepare(world: &mut World, number: u32) -> Result<Preamble, Box<dyn Error>> {
-    let migration: godwit_domain::MigrationId = format!("prepared-{number}").parse()?;
-    let start = Entry::Start { migration: migration.clone(), target: node("node-b") };
-    world.cluster.agree(&guest(), Entry::Request { migration: migration.clone() }).await?;
-    world.cluster.agree(&guest(), start).await?;
-    let epoch = Epoch(world.epoch());
-    let (source, memory_bytes) = (node("node-a"), MEMORY * MIB);
-    let order = Order::Prepare {
-        migration: migration.clone(),
-        guest: guest(),
-        source: source.clone(),
-        epoch,
-        memory_bytes,
+async fn prepare(puppet: &Puppet, number: u32) -> Result<Preamble, Box<dyn Error>> {
+    let migration: MigrationId = format!("prepared-{number}").parse()?;
+    puppet.send(GUEST, &migration, "node-b")?;
+    let accepted = |registry: &Registry| match registry.guests.get(&GUEST)?.ownership.phase_of(&migration)? {
+        Phase::Copying { target, .. } => Some(target.instance),
+        _ => None,
     };
-    world.cluster.order(&node("node-b"), &order).await;
-    let token = world
-        .cluster
-        .wait("Accept of node-b", PATIENCE, |event| match event {
-            Event::Agreed(_, Entry::Accept { instance, .. }) => Some(instance),
-            _ => None,
-        })
-        .await?;
-    let session = SessionId(1);
+    let token = puppet.until("node-b accepts the guest", accepted).await;
+    let (source, session, memory_bytes) = (node("node-a"), SessionId(1), MEMORY * MIB);
+    let epoch = puppet.epoch(GUEST)?;
     Ok(Preamble { migration, guest: guest(), source, epoch, token, session, memory_bytes, page_bytes: 4096 })
 }
 
 async fn call(
     world: &World,
+    puppet: &Puppet,
     preamble: &Preamble,
 ) -> Result<(Connection, SendStream, RecvStream), Box<dyn Error>> {
-    let connection = dial(world, "node-b", &papers_of(world, "node-a")).await?;
+    let address = puppet.migration_address("node-b")?;
+    let connection = dial(world, ("node-b", address), &papers_of(world, "node-a")).await?;
     let (mut send, receive) = connection.open_bi().await?;
     control::greet(&mut send, preamble).await?;
     Ok((connection, send, receive))
 }
 
-/// Waits for the agreed end of the migration and of the runner that was made for it.
-async fn ended(world: &mut World) -> Result<String, Box<dyn Error>> {
-    let reason = world
-        .cluster
-        .wait("end of the migration", PATIENCE, |event| match event {
-            Event::Agreed(_, Entry::End { reason, .. }) => Some(reason),
-            _ => None,
-        })
-        .await?;
-    world.runner_goes("node-b").await?;
-    Ok(reason)
+/// `node-b` is none the worse: a guest of a true node arrives there, whole.
+async fn prove(world: &mut World, puppet: &Puppet) -> Outcome {
+    puppet.start_node(world, "node-c").await?;
+    puppet.create(TRUE_GUEST, "default/vm2".parse()?, "node-c", guest_of(MEMORY, 8))?;
+    puppet.born(TRUE_GUEST).await;
+    puppet.runs_under_the_agreed_epoch(TRUE_GUEST, "node-c").await?;
+    puppet.move_and_prove(world, TRUE_GUEST, "node-b").await
 }

@@ -1,25 +1,28 @@
 //! A guest is sent to a target that is none, or that speaks nonsense: the move ends by name, and the guest never stops.
 //!
 //! ```text
-//!   node-a ── dials ──▶ false target          the ledger says that node-b has accepted the guest there
+//!   node-a ── dials ──▶ false target          the puppet agrees that node-b has joined there and accepted the guest
 //! ```
 
 use std::error::Error;
 
-use godwit::lab::cluster::Event;
 use godwit::lab::monotonic_ns;
 use godwit_domain::ownership::Entry;
+use godwit_domain::registry::GuestUid;
 use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_transfer::control;
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::TargetFrame;
-use godwit_wire::orders::Order;
 use libtest_mimic::Trial;
-use quinn::Endpoint;
+use quinn::{Connection, Endpoint};
 
 use crate::support::peer::{listen, papers_of};
-use crate::support::world::{World, guest, guest_of, node, unlimited};
+use crate::support::puppet::Puppet;
+use crate::support::world::{World, guest, guest_of};
 use crate::support::{Outcome, PATIENCE, stories};
+
+/// The guest that is sent astray.
+const GUEST: GuestUid = GuestUid(1);
 
 pub(crate) fn trials() -> Vec<Trial> {
     stories![
@@ -29,26 +32,24 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 async fn the_guest_never_stops_for_a_target_that_speaks_nonsense(world: &mut World) -> Outcome {
-    world.start(&["node-a"]).await?;
-    world.create(guest_of(64, 8)).await?;
+    let puppet = node_a_and_its_guest(world).await?;
     world.announce(&["giving up", "migration failed"]);
     let since = monotonic_ns();
     let endpoint = listen(&papers_of(world, "node-b"))?;
     for (number, (answer, why)) in (1..).zip(answers()?) {
-        begin(world, &endpoint, number).await?;
-        let connection = endpoint.accept().await.ok_or("no endpoint")?.await?;
+        let migration = begin(&puppet, &endpoint, number)?;
+        let connection = called(&endpoint).await??;
         let (mut send, mut receive) = connection.accept_bi().await?;
         control::hear_greeting(&mut receive).await?;
         send.write_all(&answer).await?;
-        let reason = ended(world).await?;
+        let reason = puppet.failure_of(&migration).await?;
         assert!(reason.contains(why), "answer {number} should end the move with {why:?}: {reason}");
     }
-    world.runs_under_the_agreed_epoch().await?;
+    puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
     assert!(seen.lost == 0 && seen.gap_ns_max < 250_000_000, "the guest stood still: {seen:?}");
-    world.start(&["node-b"]).await?;
-    world.move_and_prove("node-b").await?;
-    Ok(())
+    puppet.start_node(world, "node-b").await?;
+    puppet.move_and_prove(world, GUEST, "node-b").await
 }
 
 /// What is said to a good greeting, and with which words the move must end.
@@ -75,40 +76,38 @@ fn answers() -> Result<Vec<Answer>, Box<dyn Error>> {
 }
 
 async fn a_target_with_the_certificate_of_another_node_hears_nothing(world: &mut World) -> Outcome {
-    world.start(&["node-a"]).await?;
-    world.create(guest_of(64, 8)).await?;
+    let puppet = node_a_and_its_guest(world).await?;
     world.announce(&["the migration did not begin", "migration failed"]);
     let endpoint = listen(&papers_of(world, "node-x"))?;
-    begin(world, &endpoint, 1).await?;
-    let refused = endpoint.accept().await.ok_or("no endpoint")?.await;
-    assert!(refused.is_err(), "it was greeted");
-    let reason = ended(world).await?;
+    let migration = begin(&puppet, &endpoint, 1)?;
+    assert!(called(&endpoint).await?.is_err(), "it was greeted");
+    let reason = puppet.failure_of(&migration).await?;
     assert!(reason.contains("connect to node-b at") && reason.contains("certificate"), "{reason}");
-    world.start(&["node-b"]).await?;
-    world.move_and_prove("node-b").await?;
-    Ok(())
+    puppet.start_node(world, "node-b").await?;
+    puppet.move_and_prove(world, GUEST, "node-b").await
 }
 
-/// Has it agreed that the guest goes to `node-b`, and sends it to this endpoint.
-async fn begin(world: &mut World, endpoint: &Endpoint, number: u8) -> Outcome {
+async fn node_a_and_its_guest(world: &mut World) -> Result<Puppet, Box<dyn Error>> {
+    let puppet = Puppet::start(world)?;
+    puppet.start_node(world, "node-a").await?;
+    puppet.create(GUEST, guest(), "node-a", guest_of(64, 8))?;
+    puppet.born(GUEST).await;
+    puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
+    Ok(puppet)
+}
+
+/// Has it agreed that the guest goes to `node-b`, which is at this endpoint and has accepted it.
+fn begin(puppet: &Puppet, endpoint: &Endpoint, number: u8) -> Result<MigrationId, Box<dyn Error>> {
     let migration: MigrationId = format!("astray-{number}").parse()?;
-    let (epoch, token) = (Epoch(world.epoch()), InstanceId::from_random([number; 16]));
-    let start = Entry::Start { migration: migration.clone(), target: node("node-b") };
-    let accept = Entry::Accept { migration: migration.clone(), epoch, instance: token };
-    world.cluster.agree(&guest(), Entry::Request { migration: migration.clone() }).await?;
-    world.cluster.agree(&guest(), start).await?;
-    world.cluster.agree(&guest(), accept).await?;
-    let (target, address, settings) = (node("node-b"), endpoint.local_addr()?, unlimited());
-    let order = Order::Migrate { migration, guest: guest(), target, address, token, epoch, settings };
-    world.cluster.order(&node("node-a"), &order).await;
-    Ok(())
+    puppet.join("node-b", endpoint.local_addr()?)?;
+    puppet.send(GUEST, &migration, "node-b")?;
+    let (epoch, instance) = (puppet.epoch(GUEST)?, InstanceId::from_random([number; 16]));
+    puppet.agree(GUEST, Entry::Accept { migration: migration.clone(), epoch, instance })?;
+    Ok(migration)
 }
 
-/// Waits for the agreed end of the move.
-async fn ended(world: &mut World) -> Result<String, Box<dyn Error>> {
-    let end = |event| match event {
-        Event::Agreed(_, Entry::End { reason, .. }) => Some(reason),
-        _ => None,
-    };
-    Ok(world.cluster.wait("end of the move", PATIENCE, end).await?)
+/// The next call, or why it came to nothing.
+async fn called(endpoint: &Endpoint) -> Result<Result<Connection, quinn::ConnectionError>, Box<dyn Error>> {
+    let incoming = tokio::time::timeout(PATIENCE, endpoint.accept()).await?.ok_or("no endpoint")?;
+    Ok(incoming.await)
 }

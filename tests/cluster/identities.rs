@@ -1,9 +1,18 @@
-//! Who may speak to a node: a certificate of the cluster's authority, and only in its own name.
+//! Who may speak to a node: a certificate of the cluster's authority, only in its own name, only of its own cluster.
+//!
+//! ```text
+//!   migration address   who greets in whose name        control address   and for which cluster, as what
+//! ```
+
+use std::error::Error;
+use std::net::SocketAddr;
 
 use godwit_domain::{Epoch, InstanceId};
 use godwit_node::ca;
 use godwit_transfer::control;
-use godwit_wire::migration::{Preamble, SessionId};
+use godwit_wire::codec;
+use godwit_wire::migration::{Preamble, Role, SessionId};
+use godwit_wire::session::{ASK_BYTES_MAX, Hello};
 use libtest_mimic::Trial;
 use quinn::Connection;
 
@@ -15,18 +24,22 @@ pub(crate) fn trials() -> Vec<Trial> {
     stories![
         a_peer_without_a_certificate_is_refused,
         a_peer_with_the_certificate_of_another_authority_is_refused,
-        a_peer_that_speaks_in_the_name_of_another_node_is_refused
+        a_peer_that_speaks_in_the_name_of_another_node_is_refused,
+        a_session_with_the_certificate_of_another_authority_is_refused,
+        a_node_of_another_cluster_is_refused_by_name,
+        a_peer_that_is_no_voter_is_refused
     ]
 }
+
+// ---- the migration address -------------------------------------------------------------------------------------
 
 async fn a_peer_without_a_certificate_is_refused(world: &mut World) -> Outcome {
     refuses(world, &Papers::None, "peer sent no certificates").await
 }
 
 async fn a_peer_with_the_certificate_of_another_authority_is_refused(world: &mut World) -> Outcome {
-    let other = world.folder("other-ca");
-    ca::init(&other)?;
-    refuses(world, &Papers::Of(other.into(), node("node-a")), "UnknownIssuer").await
+    let papers = foreign_papers(world)?;
+    refuses(world, &papers, "UnknownIssuer").await
 }
 
 async fn a_peer_that_speaks_in_the_name_of_another_node_is_refused(world: &mut World) -> Outcome {
@@ -36,18 +49,10 @@ async fn a_peer_that_speaks_in_the_name_of_another_node_is_refused(world: &mut W
 
 /// `node-b` refuses whoever comes with these papers and greets as `node-a`, says why, and goes on serving.
 async fn refuses(world: &mut World, papers: &Papers, why: &'static str) -> Outcome {
-    world.pair_with(guest_of(64, 8)).await?;
+    world.three_with(guest_of(64, 8)).await?;
     world.announce(&["peer refused"]);
-    // A client takes its part of the handshake for done before the node has seen its certificate.
-    match dial(world, "node-b", papers).await {
-        Ok(connection) => {
-            // Whether the greeting gets out depends on who is faster; it must not matter.
-            let _ = greet_as_node_a(&connection).await;
-            let end = end_of(&connection).await;
-            assert!(!end.contains("closed by peer: 0"), "closed as if nothing were: {end}");
-        }
-        Err(refused) => assert!(!refused.to_string().contains("timed out"), "not an answer: {refused}"),
-    }
+    let address = world.cluster.node_detail(&node("node-b")).await?.row.migration_address;
+    is_not_heard(world, address, papers, async |connection| greet_as_node_a(connection).await).await;
     let line = world.logs("node-b", "peer refused").await;
     assert!(line.contains(why), "the log should say {why:?}: {line}");
     world.move_and_prove("node-b").await?;
@@ -67,4 +72,87 @@ async fn greet_as_node_a(connection: &Connection) -> Outcome {
     };
     let (mut send, _receive) = connection.open_bi().await?;
     Ok(control::greet(&mut send, &preamble).await?)
+}
+
+// ---- the control address ---------------------------------------------------------------------------------------
+
+async fn a_session_with_the_certificate_of_another_authority_is_refused(world: &mut World) -> Outcome {
+    world.three_with(guest_of(64, 8)).await?;
+    world.announce(&["peer refused"]);
+    let (address, papers) = (control_address(world)?, foreign_papers(world)?);
+    let greet = async |connection: &Connection| say_hello(connection, Role::Session, "node-a", "lab").await;
+    is_not_heard(world, address, &papers, greet).await;
+    let line = world.logs("node-b", "peer refused").await;
+    assert!(line.contains("UnknownIssuer"), "{line}");
+    world.move_and_prove("node-b").await?;
+    Ok(())
+}
+
+async fn a_node_of_another_cluster_is_refused_by_name(world: &mut World) -> Outcome {
+    world.three_with(guest_of(64, 8)).await?;
+    world.announce(&["peer refused"]);
+    let why = "it belongs to cluster elsewhere, this node to lab";
+    for role in [Role::Session, Role::Peer] {
+        // Even a voter, with the certificate of this cluster's authority.
+        let end = said_hello(world, role, "node-a", "elsewhere").await?;
+        assert!(end.contains(why), "a {role} should be refused with {why:?}: {end}");
+    }
+    world.logs("node-b", why).await;
+    world.move_and_prove("node-b").await?;
+    Ok(())
+}
+
+async fn a_peer_that_is_no_voter_is_refused(world: &mut World) -> Outcome {
+    world.three_with(guest_of(64, 8)).await?;
+    let end = said_hello(world, Role::Peer, "node-x", "lab").await?;
+    assert!(end.contains("node node-x is no voter here"), "{end}");
+    world.move_and_prove("node-b").await?;
+    Ok(())
+}
+
+/// Greets `node-b` under this name, with the certificate for it, and returns how that was ended.
+async fn said_hello(world: &World, role: Role, name: &str, cluster: &str) -> Result<String, Box<dyn Error>> {
+    let to = ("node-b", control_address(world)?);
+    let connection = dial(world, to, &papers_of(world, name)).await?;
+    say_hello(&connection, role, name, cluster).await?;
+    Ok(end_of(&connection).await)
+}
+
+async fn say_hello(connection: &Connection, role: Role, name: &str, cluster: &str) -> Outcome {
+    let hello = Hello { cluster: cluster.to_owned(), name: node(name), node: None };
+    let hello = codec::encode_frame("hello", &hello, ASK_BYTES_MAX)?;
+    let (mut send, _receive) = connection.open_bi().await?;
+    Ok(send.write_all(&[&role.greeting()[..], &hello].concat()).await?)
+}
+
+fn control_address(world: &World) -> Result<SocketAddr, Box<dyn Error>> {
+    Ok(*world.cluster.voters().get(&node("node-b")).ok_or("node-b does not vote")?)
+}
+
+// ---- both ------------------------------------------------------------------------------------------------------
+
+/// A certificate for `node-a`, of an authority that the cluster knows nothing of.
+fn foreign_papers(world: &World) -> Result<Papers, Box<dyn Error>> {
+    let other = world.folder("other-ca");
+    ca::init(&other)?;
+    Ok(Papers::Of(other.into(), node("node-a")))
+}
+
+/// Whoever calls `node-b` there with these papers gets no answer but an end.
+async fn is_not_heard(
+    world: &World,
+    address: SocketAddr,
+    papers: &Papers,
+    greet: impl AsyncFnOnce(&Connection) -> Outcome,
+) {
+    // A client takes its part of the handshake for done before the node has seen its certificate.
+    match dial(world, ("node-b", address), papers).await {
+        Ok(connection) => {
+            // Whether the greeting gets out depends on who is faster; it must not matter.
+            let _ = greet(&connection).await;
+            let end = end_of(&connection).await;
+            assert!(!end.contains("closed by peer: 0"), "closed as if nothing were: {end}");
+        }
+        Err(refused) => assert!(!refused.to_string().contains("timed out"), "not an answer: {refused}"),
+    }
 }

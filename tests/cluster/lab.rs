@@ -156,7 +156,9 @@ async fn good() -> Outcome {
 }
 
 fn good_report(report: &Value) {
-    assert_eq!((&report["ok"], &report["nodes"]), (&Value::from(true), &Value::from(2)), "{report}");
+    assert_eq!((&report["ok"], &report["nodes"]), (&Value::from(true), &Value::from(3)), "{report}");
+    let leader = report["leader"].as_str().unwrap_or_default();
+    assert!(leader.starts_with("node-") && report["term"].as_u64() > Some(0), "{report}");
     assert!(REPORT.iter().all(|field| report.get(field).is_some()), "{report}");
     let moves = report["migrations"].as_array().expect("moves");
     assert_eq!(moves.len(), 2, "{report}");
@@ -169,8 +171,8 @@ fn good_report(report: &Value) {
         assert_eq!(moved["downtime_ms"], moved["tick_gap_max_ms"]);
     }
     let ways = moves.iter().map(|moved| (moved["source"].as_str(), moved["target"].as_str()));
-    let (a, b) = (Some("node-a"), Some("node-b"));
-    assert_eq!(ways.collect::<Vec<_>>(), [(a, b), (b, a)]);
+    let (a, b, c) = (Some("node-a"), Some("node-b"), Some("node-c"));
+    assert_eq!(ways.collect::<Vec<_>>(), [(a, b), (b, c)]);
 }
 
 async fn interrupted() -> Outcome {
@@ -190,7 +192,7 @@ async fn interrupted() -> Outcome {
 async fn killed() -> Outcome {
     let lab = Lab::start(&SLOW)?;
     lab.copies().await;
-    assert!(processes(lab.folder.path()).len() >= 6, "lab, sweeper, two nodes, two runners");
+    assert!(processes(lab.folder.path()).len() >= 7, "lab, sweeper, three nodes, two runners");
     lab.signal(Signal::KILL)?;
     until("everything of the killed lab is gone", SWEEP_TIMEOUT, || {
         let folder = lab.folder.path();

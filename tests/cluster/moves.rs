@@ -3,7 +3,7 @@
 use godwit_domain::Epoch;
 use libtest_mimic::Trial;
 
-use crate::support::world::{World, guest, guest_of};
+use crate::support::world::{World, guest, guest_of, node};
 use crate::support::{Outcome, stories};
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -11,21 +11,23 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
-    world.pair_with(guest_of(128, 50)).await?;
+    world.three_with(guest_of(128, 50)).await?;
     let before = world.cluster.stats(&guest()).await?;
-    for target in ["node-b", "node-a"] {
+    for target in ["node-b", "node-c", "node-a"] {
         let report = world.move_and_prove(target).await?;
         assert!(report.rounds > 1, "under load one round is never enough: {report:?}");
     }
-    assert_eq!(world.epoch(), Epoch::FIRST.0 + 2);
+    assert_eq!(world.epoch().await?, Epoch::FIRST.0 + 3);
     let after = world.cluster.stats(&guest()).await?;
     assert!(
         after.pages_written > before.pages_written && after.tick > before.tick,
         "it worked on all the time"
     );
-    let instances: Vec<_> = world.cluster.runners.iter().map(|runner| runner.instance).collect();
-    let owner = world.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.instance);
-    assert_eq!((instances.len(), instances.last().copied()), (3, owner), "each move makes a runner");
+    let detail = world.guest().await?;
+    assert_eq!((detail.row.state.as_str(), detail.rollbacks), ("running", 0));
+    let names: Vec<_> = detail.migrations.iter().map(|row| (row.phase.as_str(), row.target.clone())).collect();
+    let to = |name| ("Succeeded", Some(node(name)));
+    assert_eq!(names, [to("node-b"), to("node-c"), to("node-a")], "all are remembered, in order");
     Ok(())
 }
 
@@ -33,7 +35,7 @@ async fn a_hole_and_a_zero_page_cost_nothing_on_the_wire(world: &mut World) -> O
     let mut spec = guest_of(128, 4);
     spec.working_set_bytes /= 8;
     (spec.zero_percent, spec.compressible_percent) = (80, 20);
-    world.pair_with(spec.clone()).await?;
+    world.three_with(spec.clone()).await?;
     let report = world.move_and_prove("node-b").await?;
     assert!(report.zero_pages * 4096 >= spec.memory_bytes / 100 * 79, "{report:?}");
     assert!(report.wire_bytes < spec.memory_bytes / 3, "{report:?}");

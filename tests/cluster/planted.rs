@@ -9,13 +9,12 @@
 //! stands still.
 
 use std::error::Error;
-use std::time::Duration;
 
-use godwit::lab::cluster::NodeSpec;
+use godwit_domain::Overrides;
 use libtest_mimic::Trial;
 
 use crate::support::story;
-use crate::support::world::{MIB, World, guest_of, limited_to, node};
+use crate::support::world::{MIB, World, guest_of, limited_to};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -39,18 +38,14 @@ fn finds(name: &str, bug: &'static str) -> Trial {
 }
 
 async fn wrong_pages_with(world: &mut World, bug: Option<&str>) -> Result<u64, Box<dyn Error>> {
-    for name in ["node-a", "node-b"] {
-        let environment = bug.map(|bug| ("GODWIT_PLANTED".to_owned(), bug.to_owned())).into_iter().collect();
-        let spec = NodeSpec { environment, ..NodeSpec::on_loopback(node(name)) };
-        world.cluster.start_node(spec).await?;
-    }
+    let planted = bug.map(|bug| ["node-a", "node-b"].map(|name| (name, "GODWIT_PLANTED", bug)));
+    world.start_with(planted.as_ref().map_or(&[], |planted| planted.as_slice())).await?;
     let mut spec = guest_of(160, 50);
     spec.working_set_bytes = 120 * MIB;
     world.create(spec).await?;
-    let mut settings = limited_to(90);
-    settings.limits.downtime_max = Duration::from_millis(50);
-    let report = world.move_to("node-b", settings).await?;
+    let overrides = Overrides { max_downtime_ms: Some(50), ..limited_to(90) };
+    let report = world.move_to("node-b", overrides).await?;
     let again = (report.raw_pages + report.zero_pages + report.skipped_pages).saturating_sub(40_960);
     assert!(again > 30_000, "too few pages were found dirty for the bug to bite: {report:?}");
-    world.wrong_pages().await
+    Ok(world.wrong_pages().await?)
 }

@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod peer;
 pub(crate) mod place;
 pub(crate) mod program;
+pub(crate) mod puppet;
 pub(crate) mod world;
 
 use std::any::Any;
@@ -32,7 +33,7 @@ pub(crate) type Outcome = Result<(), Box<dyn Error>>;
 /// No wait here takes longer unless something is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a level is looked at that nobody reports.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Trials named after the functions that tell them.
 macro_rules! stories {

@@ -43,8 +43,12 @@ fn loopback() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
 
-/// A connection to a node's migration address. The endpoint goes with the last handle to the connection.
-pub(crate) async fn dial(world: &World, to: &str, papers: &Papers) -> Result<Connection, Box<dyn Error>> {
+/// A connection to an address of a node. The endpoint goes with the last handle to the connection.
+pub(crate) async fn dial(
+    world: &World,
+    (to, address): (&str, SocketAddr),
+    papers: &Papers,
+) -> Result<Connection, Box<dyn Error>> {
     let mut believed = RootCertStore::empty();
     believed.add(CertificateDer::from_pem_file(world.ca().join("ca.pem"))?)?;
     let builder = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -56,7 +60,6 @@ pub(crate) async fn dial(world: &World, to: &str, papers: &Papers) -> Result<Con
     };
     config.alpn_protocols = vec![identity::ALPN.to_vec()];
     let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?));
-    let address = world.cluster.node(&node(to)).ok_or("no such node")?.address;
     let endpoint = Endpoint::client(loopback())?;
     Ok(endpoint.connect_with(config, address, &node(to).certificate_name())?.await?)
 }

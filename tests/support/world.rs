@@ -1,32 +1,35 @@
-//! A cluster of a story's own: nodes `node-a`, `node-b`, …, one guest, and the questions that stories ask of them.
+//! A cluster of a story's own: nodes `node-a`, `node-b`, `node-c` that vote, one guest, and the questions that stories ask.
 //!
-//! Always true: everything lies in one folder that goes with the story; every process carries the story's mark.
+//! Always true: everything lies in one folder that goes with the story; every process carries the story's mark; stories
+//! ask and order over admin sockets, as an operator does.
 
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use godwit::lab::cluster::{Cluster, ClusterError, Event, Moved, NodeSpec};
+use godwit::lab::cluster::{Cluster, ClusterError, Moved, NodeSpec, Watched};
 use godwit::lab::monotonic_ns;
 use godwit::lab::ticks::{self, TickReport};
-use godwit_domain::precopy::Limits;
-use godwit_domain::{Bandwidth, GuestName, MigrationId, NodeName};
+use godwit_domain::progress::SourceReport;
+use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
+use godwit_wire::admin::{Act, GuestDetail, MigrationDetail};
 use godwit_wire::handoff::RunState;
-use godwit_wire::orders::{Fact, GuestSpec, Settings, SourceReport};
 
 use super::place::{Place, logs_in};
 use super::program::program;
-use super::{Outcome, PATIENCE, until};
+use super::{LOOK_INTERVAL, Outcome, PATIENCE, until};
 
 /// The unit of all sizes here.
 pub(crate) const MIB: u64 = 1 << 20;
+/// The voters of every story's cluster.
+pub(crate) const VOTERS: [&str; 3] = ["node-a", "node-b", "node-c"];
 /// How long a whole move may take.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Ticks that must have been written after a moment, so that the gap around it is complete.
 const TICKS_AFTER: usize = 50;
-/// A warning that any story may cause: it is about the host.
+/// Warnings that any story may cause: they are about the host.
 const HARMLESS: [&str; 1] = ["socket buffers are smaller than asked"];
 
 /// See the module.
@@ -38,7 +41,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(place: &Place) -> Result<Self, Box<dyn Error>> {
-        let cluster = Cluster::new(program(), &place.dir, &place.mark)?;
+        let cluster = Cluster::new(program(), &place.dir, &place.mark, &VOTERS.map(node))?;
         Ok(Self { cluster, dir: place.dir.clone(), announced: Vec::new() })
     }
 
@@ -59,43 +62,62 @@ impl World {
 
     // ---- acts ------------------------------------------------------------------------------------------------
 
-    /// Starts nodes on loopback.
-    pub(crate) async fn start(&mut self, names: &[&str]) -> Outcome {
-        for name in names {
-            self.cluster.start_node(NodeSpec::on_loopback(node(name))).await?;
-        }
-        Ok(())
+    /// Starts these nodes together, and waits for a leader with whom all have a session.
+    pub(crate) async fn start_as(&mut self, specs: Vec<NodeSpec>) -> Outcome {
+        let names: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
+        self.cluster.start_nodes(specs).await?;
+        self.cluster.leader().await?;
+        Ok(self.cluster.are_reachable(&names).await?)
     }
 
-    /// Two nodes, and the guest on `node-a`.
-    pub(crate) async fn pair_with(&mut self, spec: GuestSpec) -> Outcome {
-        self.start(&["node-a", "node-b"]).await?;
+    /// The three voters on loopback, with these environments.
+    pub(crate) async fn start_with(&mut self, environment: &[(&str, &str, &str)]) -> Outcome {
+        let spec = |name: &str| {
+            let of = environment.iter().filter(|(node, ..)| *node == name);
+            let environment = of.map(|(_, key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            NodeSpec { environment, ..self.cluster.spec(&node(name)) }
+        };
+        let specs = VOTERS.iter().map(|name| spec(name)).collect();
+        self.start_as(specs).await
+    }
+
+    /// Three nodes, and the guest on `node-a`.
+    pub(crate) async fn three_with(&mut self, spec: GuestSpec) -> Outcome {
+        self.start_with(&[]).await?;
         self.create(spec).await
     }
 
     /// Makes the guest on `node-a`.
     pub(crate) async fn create(&mut self, spec: GuestSpec) -> Outcome {
-        Ok(self.cluster.create_guest(&guest(), &node("node-a"), spec).await?)
+        self.cluster.create_guest(&guest(), &node("node-a"), spec).await?;
+        Ok(())
     }
 
     /// Moves the guest, watched.
     pub(crate) async fn migrate(
         &mut self,
         target: &str,
-        settings: Settings,
-        watch: impl AsyncFnMut(&mut Cluster, &MigrationId, &Event),
+        overrides: Overrides,
+        watch: impl AsyncFnMut(&mut Cluster, &Watched),
     ) -> Result<Moved, ClusterError> {
         // Boxed: a story waits for several of them.
-        Box::pin(self.cluster.migrate(&guest(), &node(target), settings, MOVE_TIMEOUT, watch)).await
+        Box::pin(self.cluster.migrate(&guest(), &node(target), overrides, MOVE_TIMEOUT, watch)).await
+    }
+
+    /// Asks for a move and does not wait for it.
+    pub(crate) async fn ask_for(&self, target: &str, overrides: Overrides) -> Result<MigrationDetail, Box<dyn Error>> {
+        let (guest, to) = (guest(), Some(node(target)));
+        let asked = self.cluster.ask_any(Act::Migrate { guest, migration: None, to, overrides }).await?;
+        Ok(serde_json::from_value(asked)?)
     }
 
     /// Moves the guest, which must succeed.
     pub(crate) async fn move_to(
         &mut self,
         target: &str,
-        settings: Settings,
+        overrides: Overrides,
     ) -> Result<SourceReport, Box<dyn Error>> {
-        match self.migrate(target, settings, async |_, _, _| {}).await? {
+        match self.migrate(target, overrides, async |_, _| {}).await? {
             Moved::Succeeded { source, .. } => Ok(source),
             Moved::Failed(reason) => Err(format!("the move to {target} failed: {reason}").into()),
         }
@@ -103,44 +125,64 @@ impl World {
 
     /// Moves the guest, and sees that it runs there alone, has lost nothing and that its memory is whole.
     pub(crate) async fn move_and_prove(&mut self, target: &str) -> Result<SourceReport, Box<dyn Error>> {
-        let (since, epoch) = (monotonic_ns(), self.epoch());
+        let (since, epoch) = (monotonic_ns(), self.epoch().await?);
         let report = self.move_to(target, unlimited()).await?;
         // At once: the guest heals what it writes again.
         assert_eq!(self.wrong_pages().await?, 0, "pages wrong after the move to {target}");
         let seen = self.ticks_after(since, monotonic_ns(), target).await;
         assert_eq!(seen.lost, 0, "ticks lost or written twice in the move to {target}: {seen:?}");
-        let owner =
-            self.cluster.ownership(&guest()).and_then(|held| held.owner()).map(|owner| owner.node.clone());
-        assert_eq!(owner, Some(node(target)), "the ledger's owner after the move");
-        assert_eq!(self.epoch(), epoch + 1, "a move makes one new epoch");
+        assert_eq!(self.owner().await?, Some(node(target)), "the owner after the move");
+        assert_eq!(self.epoch().await?, epoch + 1, "a move makes one new epoch");
         Ok(report)
     }
 
     // ---- questions -------------------------------------------------------------------------------------------
 
+    /// What is agreed about the guest.
+    pub(crate) async fn guest(&self) -> Result<GuestDetail, ClusterError> {
+        self.cluster.guest(&guest()).await
+    }
+
     /// The epoch that is agreed.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.cluster.ownership(&guest()).map_or(0, |held| held.epoch.0)
+    pub(crate) async fn epoch(&self) -> Result<u64, ClusterError> {
+        Ok(self.guest().await?.row.epoch.0)
     }
 
-    /// Pages that differ from what they must hold.
-    pub(crate) async fn wrong_pages(&mut self) -> Result<u64, Box<dyn Error>> {
-        let verified = self.cluster.verify(&guest()).await?;
-        let memory = self.cluster.stats(&guest()).await?.memory_bytes;
-        assert_eq!(verified.pages * 4096, memory, "every page is compared");
-        Ok(verified.wrong)
+    /// Who owns the guest.
+    pub(crate) async fn owner(&self) -> Result<Option<NodeName>, ClusterError> {
+        Ok(self.guest().await?.row.node)
     }
 
-    /// Waits until the guest runs under the epoch that is agreed, where it is agreed to be.
-    pub(crate) async fn runs_under_the_agreed_epoch(&mut self) -> Outcome {
+    /// Pages that do not hold what they must.
+    pub(crate) async fn wrong_pages(&self) -> Result<u64, ClusterError> {
+        Ok(self.cluster.verify(&guest()).await?.wrong)
+    }
+
+    /// Waits until something asked again and again is so.
+    pub(crate) async fn comes<T>(
+        &self,
+        what: &str,
+        mut look: impl AsyncFnMut(&Cluster) -> Option<T>,
+    ) -> T {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
-            let standing = self.cluster.stats(&guest()).await?.standing;
-            if standing.state == RunState::Running && standing.epoch.0 == self.epoch() {
-                return Ok(());
+            if let Some(seen) = look(&self.cluster).await {
+                return seen;
             }
-            assert!(std::time::Instant::now() < deadline, "{standing:?}; agreed is epoch {}", self.epoch());
+            assert!(std::time::Instant::now() < deadline, "waited {PATIENCE:?} in vain until {what}");
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// Waits until the guest's runner runs under the epoch that is agreed.
+    pub(crate) async fn runs_under_the_agreed_epoch(&self) -> Outcome {
+        self.comes("the guest runs under the agreed epoch", async |cluster| {
+            let standing = cluster.stats(&guest()).await.ok()?.standing;
+            let agreed = cluster.guest(&guest()).await.ok()?.row.epoch;
+            (standing.state == RunState::Running && standing.epoch == agreed).then_some(())
+        })
+        .await;
+        Ok(())
     }
 
     /// The ticks since `since`, once enough were written on this node after `moment`.
@@ -154,18 +196,20 @@ impl World {
         .await
     }
 
-    fn ticks(&self) -> Vec<Tick> {
-        let seen = self.cluster.runners.iter();
-        seen.flat_map(|runner| read_ticks(&runner.dir).expect("whole ticks")).collect()
+    /// Every tick that any runner has written.
+    pub(crate) fn ticks(&self) -> Vec<Tick> {
+        let dirs = self.cluster.runner_dirs();
+        dirs.iter().flat_map(|dir| read_ticks(dir).expect("whole ticks")).collect()
     }
 
-    /// Waits until one of a node's runners has been ended.
-    pub(crate) async fn runner_goes(&mut self, on: &str) -> Outcome {
-        let gone = |event| match event {
-            Event::Fact(from, Fact::Gone { .. }) if from == node(on) => Some(()),
-            _ => None,
-        };
-        Ok(self.cluster.wait(format!("end of the runner on {on}"), PATIENCE, gone).await?)
+    /// Waits until a node has no runner of the guest.
+    pub(crate) async fn runner_goes(&self, on: &str) -> Outcome {
+        self.comes(&format!("the runner on {on} is gone"), async |cluster| {
+            let runners = cluster.node_detail(&node(on)).await.ok()?.runners?;
+            runners.is_empty().then_some(())
+        })
+        .await;
+        Ok(())
     }
 
     /// A node's log so far.
@@ -210,28 +254,25 @@ pub(crate) fn guest() -> GuestName {
 /// A guest of so many MiB that writes half of them, so many MiB in a second.
 pub(crate) fn guest_of(memory: u64, dirty_rate: u64) -> GuestSpec {
     GuestSpec {
-        memory_bytes: memory * MIB,
         working_set_bytes: memory * MIB / 2,
         dirty_rate_bytes_per_second: dirty_rate * MIB,
-        pattern: "uniform".into(),
         zero_percent: 10,
-        compressible_percent: 30,
         threads: 2,
         seed: 7,
-        tick_interval_ms: 1,
+        ..GuestSpec::idle(memory * MIB)
     }
 }
 
-pub(crate) fn unlimited() -> Settings {
+pub(crate) fn unlimited() -> Overrides {
     limited_to(0)
 }
 
 /// So many MiB in a second at most; 0 for no limit.
-pub(crate) fn limited_to(bandwidth: u64) -> Settings {
-    let limits = Limits {
-        downtime_max: Duration::from_millis(300),
-        completion_timeout: None,
-        progress_timeout: Some(MOVE_TIMEOUT),
-    };
-    Settings { bandwidth: Bandwidth::from_setting(bandwidth * MIB), limits }
+pub(crate) fn limited_to(bandwidth: u64) -> Overrides {
+    Overrides {
+        bandwidth_per_migration: Some(Quantity::from_bytes(bandwidth * MIB)),
+        completion_timeout_per_gib: Some(0),
+        progress_timeout: Some(MOVE_TIMEOUT.as_secs()),
+        max_downtime_ms: None,
+    }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use godwit_admin::{AdminSocket, Desk};
-use godwit_domain::GuestSpec;
+use godwit_domain::{GuestName, GuestSpec, MigrationId, NodeName, Overrides};
 use godwit_wire::admin::{Act, Body, Code, Problem, Request};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -116,10 +116,11 @@ fn problem(code: Code) -> Vec<Body> {
 }
 
 fn detail(phase: &str, more: Option<&str>) -> Value {
+    let over = ["Succeeded", "Failed", "Cancelled"].contains(&phase);
     json!({
         "name": "move-1", "guest": "default/vm1", "phase": phase, "detail": more, "source": "node-a",
         "target": "node-b", "asked_ms": 0, "queue_position": null,
-        "over": ["Succeeded", "Failed", "Cancelled"].contains(&phase), "asked_target": null, "permits_held": false,
+        "over": over, "asked_target": null, "permits_held": false,
         "call_offs": 0, "overrides": {}, "obstacles": {}, "steps": [], "progress": null,
         "measured": {"source": null, "resume_us": null},
     })
@@ -199,12 +200,13 @@ async fn what_is_asked_is_what_was_written() {
         seed: 7,
         tick_interval_ms: 5,
     };
-    let name = |text: &str| text.parse().expect("a name");
-    let (at, guest) = (|text: &str| text.parse().expect("a name"), name("lab/vm1"));
-    let mut overrides = godwit_domain::Overrides::default();
+    let name = |text: &str| text.parse::<GuestName>().expect("a name");
+    let at = |text: &str| text.parse::<NodeName>().expect("a name");
+    let guest = name("lab/vm1");
+    let mut overrides = Overrides::default();
     overrides.set("maxDowntimeMs=50").expect("a setting");
     overrides.set("bandwidthPerMigration=64Mi").expect("a setting");
-    let move_1 = || "move-1".parse().expect("a name");
+    let move_1 = || "move-1".parse::<MigrationId>().expect("a name");
     let instance = "0123456789abcdef0123456789abcdef";
     for (line, act) in [
         ("status", Act::Status),
@@ -241,12 +243,7 @@ async fn what_is_asked_is_what_was_written() {
         ),
         (
             "migrate vm1 -n lab",
-            Act::Migrate {
-                guest: guest.clone(),
-                migration: None,
-                to: None,
-                overrides: godwit_domain::Overrides::default(),
-            },
+            Act::Migrate { guest: guest.clone(), migration: None, to: None, overrides: Overrides::default() },
         ),
         (
             "migrate lab/vm1 --to node-b --name move-1 --set maxDowntimeMs=50 --set bandwidthPerMigration=64Mi",
@@ -335,9 +332,10 @@ async fn who_waits_is_told_how_it_came_out() {
 async fn who_waits_looks_again_when_a_look_ends_early() {
     let node = Node::start(|act, asked| match asked {
         0 => vec![Body::Ok(detail("Pending", None))],
-        1 => vec![Body::Event(detail("Scheduling", None)), problem(Code::Unknown).remove(0)],
-        2 => problem(Code::Unavailable),
-        3 => vec![Body::Ok(detail("Running", None))],
+        1 => problem(Code::Unavailable),
+        2 => vec![Body::Event(detail("Scheduling", None)), problem(Code::Unknown).remove(0)],
+        3 => problem(Code::Unavailable),
+        4 => vec![Body::Ok(detail("Running", None))],
         _ => move_that_ends(act, "Succeeded", None),
     });
     let ran = node.run("migrate vm1 --wait").await;

@@ -156,6 +156,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     answering.abort();
     // Dropped, so that the socket's file goes.
     let _ = answering.await;
+    fabric.close().await;
     if let Some((handle, _)) = voter {
         let closed = tokio::task::spawn_blocking(move || handle.stop()).await;
         if !matches!(closed, Ok(Ok(()))) {
@@ -170,8 +171,10 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = boot.chars().filter(char::is_ascii_hexdigit).collect();
     let boot = u128::from_str_radix(&digits, 16).map_err(io::Error::other)?;
+    let voters = &config.control.voters;
     Ok(Node {
-        control: fabric.control_address()?,
+        // A voter is known to the others by the address in the config, wherever it listens.
+        control: voters.get(&config.name).map_or_else(|| fabric.control_address(), |address| Ok(*address))?,
         migration: fabric.migration_address()?,
         boot: BootId(boot),
         memory_bytes: config.memory_offered_bytes()?,

@@ -301,7 +301,11 @@ pub async fn hear(call: ControlCall, from: NodeId, control: Recipient<FromPeer>)
         if connection.close_reason().is_none() {
             let code = if matches!(error, HearError::Stopped) { STOPPING } else { BROKE_RULE };
             connection.close(code.into(), error.to_string().as_bytes());
-            tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer");
+            match error {
+                // The node is ending.
+                HearError::Stopped => tracing::info!(peer = %hello.name, %error, "a voter is not listened to any longer"),
+                _ => tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer"),
+            }
         }
     }
 }

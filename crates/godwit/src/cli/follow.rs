@@ -69,7 +69,8 @@ async fn wait(
     let name = &asked.row.name;
     let mut live = Live::start(asked);
     let ended = tokio::select! {
-        ended = follow(asking, name, |_, detail| live.show(detail)) => Some(ended),
+        // It was in sight a moment ago: whoever answered has agreed on it.
+        ended = follow(asking, name, Some(Instant::now()), |_, detail| live.show(detail)) => Some(ended),
         _ = interrupt.recv() => None,
     };
     drop(live);
@@ -104,30 +105,38 @@ pub(super) fn watch(asking: &Asking, migration: &MigrationId) -> Result<(), Fail
     };
     block_on(async {
         tokio::select! {
-            ended = Box::pin(follow(asking, migration, show)) => ended.map(drop),
+            ended = Box::pin(follow(asking, migration, None, show)) => ended.map(drop),
             Ok(error) = told => Err(error.into()),
         }
     })
 }
 
-/// Every change until it is over, the last one included.
+/// Every change until it is over, the last one included. A migration that was never in sight is not waited for.
 async fn follow(
     asking: &Asking,
     migration: &MigrationId,
+    mut out_of_sight_since: Option<Instant>,
     mut show: impl FnMut(&Value, &MigrationDetail),
 ) -> Result<(Value, MigrationDetail), Failure> {
-    let mut seen = None;
     loop {
-        let error = match look(asking, migration, &mut seen, &mut show).await {
+        let mut seen = false;
+        let looked = look(asking, migration, |value, detail| {
+            seen = true;
+            show(value, detail);
+        });
+        let problem = match looked.await {
             Ok((value, detail)) if detail.over => return Ok((value, detail)),
-            // Its last word, and not the migration's: somebody else may know more.
+            // The node's last word, and not the migration's: somebody else may know more.
             Ok(_) => AskError::Lost.problem(),
             Err(problem) => problem,
         };
-        let passes = matches!(error.code, Code::Unavailable | Code::Unknown);
-        let in_sight = seen.is_some_and(|seen: Instant| seen.elapsed() < BLIND_MAX);
-        if !passes || !in_sight {
-            return Err(asking.refuse(out_of_sight(asking, migration, error)));
+        if seen {
+            out_of_sight_since = Some(Instant::now());
+        }
+        let passes = matches!(problem.code, Code::Unavailable | Code::Unknown);
+        let for_long = out_of_sight_since.is_none_or(|since| since.elapsed() > BLIND_MAX);
+        if !passes || for_long {
+            return Err(asking.refuse(advised(asking, migration, problem)));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -137,20 +146,18 @@ async fn follow(
 async fn look(
     asking: &Asking,
     migration: &MigrationId,
-    seen: &mut Option<Instant>,
-    show: &mut impl FnMut(&Value, &MigrationDetail),
+    mut show: impl FnMut(&Value, &MigrationDetail),
 ) -> Result<(Value, MigrationDetail), Problem> {
     let mut client = asking.try_connect().await.map_err(|error| error.problem())?;
     let mut shown = |value: &Value| {
         let detail = read_as::<MigrationDetail>(value.clone())?;
-        *seen = Some(Instant::now());
         show(value, &detail);
-        Ok(detail)
+        Ok::<_, AskError>(detail)
     };
     let act = Act::MigrationWatch { migration: migration.clone() };
     let on_event = |value| {
-        // The last line says the same again, and is not passed over.
-        let _: Result<_, AskError> = shown(&value);
+        // One that can not be read is passed over: the last line can not be read either then, and that is told.
+        let _ = shown(&value);
     };
     let last = client.ask(act, on_event).await.map_err(|error| error.problem())?;
     let detail = shown(&last).map_err(|error| error.problem())?;
@@ -158,7 +165,7 @@ async fn look(
 }
 
 /// What to do about a migration that nobody could be asked about. A node that said no has said what would do.
-fn out_of_sight(asking: &Asking, migration: &MigrationId, problem: Problem) -> Problem {
+fn advised(asking: &Asking, migration: &MigrationId, problem: Problem) -> Problem {
     match problem.code {
         Code::Unavailable | Code::Unknown => {
             let again = asking.command(&format!("migration watch {migration}"));

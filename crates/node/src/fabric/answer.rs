@@ -69,6 +69,19 @@ enum Refusal {
     Timeout,
 }
 
+impl Refusal {
+    /// Whether the peer itself gave up before it was authenticated, and not over a certificate.
+    fn went_away(&self) -> bool {
+        use quinn::{ConnectionError, TransportErrorCode};
+        match self {
+            Self::Handshake(ConnectionError::ConnectionClosed(close)) => {
+                close.error_code == TransportErrorCode::APPLICATION_ERROR
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Answers the migration address until its endpoint closes.
 pub(super) async fn migrations(endpoint: Endpoint, calls: mpsc::Sender<Inbound>) {
     accept(endpoint, calls, hear_migration).await;
@@ -97,6 +110,10 @@ where
             match greeted(incoming, hear).await {
                 // A node that is stopping takes no calls; its endpoint closes the connection.
                 Ok(call) => drop(calls.send(call).await),
+                // It was started again, or had no patience, which is no fault of its.
+                Err(refusal) if refusal.went_away() => {
+                    tracing::info!(%peer, reason = chain(&refusal), "a peer went away while it was connecting");
+                }
                 Err(refusal) => tracing::warn!(%peer, reason = chain(&refusal), "peer refused"),
             }
             drop(permit);

@@ -71,7 +71,7 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
 
 /// Answers a request, at the leader.
 pub async fn handle(group: &Group, act: Act, events: mpsc::Sender<Value>) -> Answered {
-    if !group.leads() || group.quorum_age().await.is_none_or(|age| age > QUORUM_AGE_MAX) {
+    if !is_sure_to_lead(group).await {
         return Err(problem::no_quorum());
     }
     match act {
@@ -96,6 +96,21 @@ pub async fn handle(group: &Group, act: Act, events: mpsc::Sender<Value>) -> Ans
         Act::MigrationSet { migration, overrides } => acts::set(group, migration, overrides).await,
         Act::MigrationCancel { migration } => acts::cancel(group, migration).await,
     }
+}
+
+/// Whether a quorum has answered lately. A leader that was just elected asks within a moment.
+async fn is_sure_to_lead(group: &Group) -> bool {
+    let deadline = tokio::time::Instant::now() + QUORUM_AGE_MAX;
+    while group.leads() {
+        if group.quorum_age().await.is_some_and(|age| age <= QUORUM_AGE_MAX) {
+            return true;
+        }
+        if tokio::time::Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(WATCH_INTERVAL / 4).await;
+    }
+    false
 }
 
 /// Whether a request only looks, so that a replica may answer it when nobody leads.

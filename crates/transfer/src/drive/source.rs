@@ -101,6 +101,7 @@ struct Driver {
     report: SourceReport,
     times: Times,
     closing: Closing,
+    waits_for_quorum: bool,
     progress_at: Duration,
 }
 
@@ -164,6 +165,7 @@ impl Driver {
             report: SourceReport::default(),
             times: Times::default(),
             closing: Closing::Kept,
+            waits_for_quorum: false,
             progress_at: Duration::ZERO,
         }
     }
@@ -356,6 +358,10 @@ impl Driver {
         }
         self.progress_at = now + PROGRESS_INTERVAL;
         let snapshot = self.session.snapshot(now);
+        if snapshot.waits_for_quorum && !self.waits_for_quorum {
+            tracing::info!("ready to switch over; waits for a quorum of the control group, and goes on copying");
+        }
+        self.waits_for_quorum = snapshot.waits_for_quorum;
         let progress = Progress {
             round: snapshot.round.0,
             switching_over: snapshot.switching_over,

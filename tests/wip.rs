@@ -1,0 +1,62 @@
+//! Clusters of real processes: what must hold between hosts, seen from outside.
+//!
+//! ```text
+//!   moves       a guest under load arrives whole, there and back
+//!   planted     `verify` is no ornament: bugs that are switched on are found by it
+//!   deaths      a node is killed, at each phase of a move
+//!   restart     and between a scan and what it found
+//!   ownership   what an operator must say, and what a fenced node does first
+//!   quorum      the group is cut, or has no quorum
+//!   inputs      bad input to a running cluster
+//!   bandwidth   what is sent, by the program's counter and by the kernel's
+//!   identities  who may speak to a node
+//!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
+//!   commands    configs and the command line
+//!   lab         `godwit lab` from outside: what it prints and what it leaves behind
+//! ```
+//!
+//! `cargo test -p godwit --test cluster [PART OF A NAME]`; one after another unless `--test-threads` says otherwise,
+//! since time is part of what they look at. A test that can not run here is shown as ignored, with the reason.
+
+#[path = "cluster/bandwidth.rs"]
+mod bandwidth;
+#[path = "cluster/commands.rs"]
+mod commands;
+#[path = "cluster/deaths.rs"]
+mod deaths;
+#[path = "cluster/inputs.rs"]
+mod inputs;
+#[path = "cluster/ownership.rs"]
+mod ownership;
+#[path = "cluster/quorum.rs"]
+mod quorum;
+#[path = "cluster/restart.rs"]
+mod restart;
+#[path = "cluster/lab.rs"]
+mod lab;
+#[path = "cluster/moves.rs"]
+mod moves;
+#[path = "cluster/planted.rs"]
+mod planted;
+#[path = "support/wip.rs"]
+mod support;
+
+use libtest_mimic::Arguments;
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let all = [
+        moves::trials(),
+        planted::trials(),
+        deaths::trials(),
+        restart::trials(),
+        ownership::trials(),
+        quorum::trials(),
+        inputs::trials(),
+        bandwidth::trials(),
+        commands::trials(),
+        lab::trials(),
+    ];
+    libtest_mimic::run(&arguments, all.into_iter().flatten().collect()).exit();
+}
