@@ -32,18 +32,18 @@ mod hostile_target;
 mod identities;
 #[path = "cluster/inputs.rs"]
 mod inputs;
-#[path = "cluster/ownership.rs"]
-mod ownership;
-#[path = "cluster/quorum.rs"]
-mod quorum;
-#[path = "cluster/restart.rs"]
-mod restart;
 #[path = "cluster/lab.rs"]
 mod lab;
 #[path = "cluster/moves.rs"]
 mod moves;
+#[path = "cluster/ownership.rs"]
+mod ownership;
 #[path = "cluster/planted.rs"]
 mod planted;
+#[path = "cluster/quorum.rs"]
+mod quorum;
+#[path = "cluster/restart.rs"]
+mod restart;
 mod support;
 
 use libtest_mimic::Arguments;

@@ -34,18 +34,16 @@ use std::time::Duration;
 use godwit::lab::cluster::{Cluster, Moved, NodeSpec, STEP_TIMEOUT};
 use godwit::lab::sweeper::Sweeper;
 use godwit::{cli, lab::render};
-use godwit_domain::precopy::Limits;
-use godwit_domain::{Bandwidth, GuestName, NodeName, PAGE_BYTES, Quantity};
+use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, PAGE_BYTES, Quantity};
 use godwit_transfer::transport::PAGE_STREAMS;
-use godwit_wire::orders::{GuestSpec, Settings};
 
 /// Something went wrong; in one line.
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What the nodes send by default, and the most that they may.
 const UDP_PAYLOADS: [u16; 2] = [1452, 6550];
-/// The nodes between which the guest goes back and forth.
-const NODES: [&str; 2] = ["node-a", "node-b"];
+/// The nodes between which the guest goes back and forth, and a third so that they can agree.
+const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 /// The names of the two in what is printed.
 const NAMES: [&str; 2] = ["A migration", "B raw QUIC"];
 /// The pair that is not counted.
@@ -209,26 +207,27 @@ impl Migrations {
         dir: &Path,
         mark: &str,
     ) -> Result<Self, Failure> {
-        let nodes: [NodeName; 2] = [NODES[0].parse()?, NODES[1].parse()?];
+        let all: Vec<NodeName> = NODES.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+        let nodes = [all[0].clone(), all[1].clone()];
         let guest: GuestName = "default/bench".parse()?;
         let memory_bytes = options.memory.bytes();
-        let mut cluster = Cluster::new(program, dir, mark)?;
-        for node in &nodes {
-            let spec = NodeSpec { udp_payload_bytes_max: udp_payload, ..NodeSpec::on_loopback(node.clone()) };
-            cluster.start_node(spec).await?;
-        }
+        let mut cluster = Cluster::new(program, dir, mark, &all)?;
+        let spec = |node| NodeSpec { udp_payload_bytes_max: udp_payload, ..cluster.spec(node) };
+        let specs = all.iter().map(spec).collect();
+        cluster.start_nodes(specs).await?;
+        cluster.leader().await?;
+        cluster.are_reachable(&all).await?;
         cluster.create_guest(&guest, &nodes[0], idle(memory_bytes)).await?;
         Ok(Self { cluster, nodes, guest, memory_bytes, limit: options.limit() })
     }
 
     /// Moves the guest to the other node, which is then the first of the two.
     async fn run(&mut self) -> Result<Sample, Failure> {
-        let limits = Limits::defaults_for(self.memory_bytes);
-        let settings = Settings { bandwidth: Bandwidth::UNLIMITED, limits };
         let target = self.nodes[1].clone();
         let before = self.cpu_time();
-        let silent = async |_: &mut Cluster, _: &_, _: &_| {};
-        let moved = self.cluster.migrate(&self.guest, &target, settings, self.limit, silent).await?;
+        let silent = async |_: &mut Cluster, _: &_| {};
+        let moved =
+            self.cluster.migrate(&self.guest, &target, Overrides::default(), self.limit, silent).await?;
         let cpu = self.cpu_time().saturating_sub(before);
         let source = match moved {
             Moved::Succeeded { source, .. } => source,

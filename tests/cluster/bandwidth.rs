@@ -36,6 +36,8 @@ pub(crate) fn trials() -> Vec<Trial> {
 async fn a_limit_is_kept_on_the_cable(world: &mut World) -> Outcome {
     const RATE: u64 = 64 * MIB;
     let network = Network::new()?;
+    // The network goes before the nodes do.
+    world.announce(&["stepped down", "sendmsg error"]);
     world.start_as(network.nodes()).await?;
     world.create(guest_of(320, 16)).await?;
     let pid = world.cluster.node(&node("node-a")).map_or(0, |process| process.pid);

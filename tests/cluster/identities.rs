@@ -104,6 +104,7 @@ async fn a_node_of_another_cluster_is_refused_by_name(world: &mut World) -> Outc
 
 async fn a_peer_that_is_no_voter_is_refused(world: &mut World) -> Outcome {
     world.three_with(guest_of(64, 8)).await?;
+    world.announce(&["peer refused"]);
     let end = said_hello(world, Role::Peer, "node-x", "lab").await?;
     assert!(end.contains("node node-x is no voter here"), "{end}");
     world.move_and_prove("node-b").await?;

@@ -50,7 +50,8 @@ async fn nonsense_on_the_admin_socket_is_answered_by_name_and_harms_nobody(world
     // A client that says half a line and then nothing holds up nobody.
     let mut silent = UnixStream::connect(&socket)?;
     silent.write_all(b"{\"v\":1,")?;
-    let good = say(b"{\"v\":1,\"id\":\"7\",\"do\":\"guest-list\"}\n{\"v\":1,\"id\":\"8\",\"do\":\"version\"}\n")?;
+    let good =
+        say(b"{\"v\":1,\"id\":\"7\",\"do\":\"guest-list\"}\n{\"v\":1,\"id\":\"8\",\"do\":\"version\"}\n")?;
     let lines: Vec<_> = good.lines().collect();
     assert!(lines.len() == 2 && lines[0].contains("default/vm1") && lines[1].contains("\"8\""), "{good}");
     drop(silent);
@@ -79,9 +80,13 @@ async fn a_guest_that_fits_nowhere_waits_and_says_why_per_node(world: &mut World
     world.create(guest_of(128, 8)).await?;
     let asked = serde_json::json!({"do": "migrate", "guest": "default/vm1", "migration": null, "to": null});
     let act: Act = serde_json::from_value(asked)?;
-    let asked: godwit_wire::admin::MigrationDetail = serde_json::from_value(world.cluster.ask_any(act).await?)?;
+    let asked: godwit_wire::admin::MigrationDetail =
+        serde_json::from_value(world.cluster.ask_any(act).await?)?;
     let waits = world.cluster.migration(&asked.row.name).await?;
-    assert_eq!((waits.row.phase.as_str(), waits.row.queue_position, waits.permits_held), ("Pending", Some(1), false));
+    assert_eq!(
+        (waits.row.phase.as_str(), waits.row.queue_position, waits.permits_held),
+        ("Pending", Some(1), false)
+    );
     let why = |name: &str| waits.obstacles.get(&node(name)).cloned().unwrap_or_default();
     assert!(why("node-a").contains("runs there"), "{waits:?}");
     for name in ["node-b", "node-c"] {
@@ -117,7 +122,11 @@ async fn a_voter_with_a_torn_log_says_so_and_the_others_go_on(world: &mut World)
         assert!(said.contains("control") && !said.contains("panicked"), "what is wrong with it: {said}");
     }
     world.move_to(other_than(&torn), unlimited()).await?;
-    assert_eq!(world.wrong_pages().await?, 0, "nothing acknowledged is lost: the guest is where it was agreed");
+    assert_eq!(
+        world.wrong_pages().await?,
+        0,
+        "nothing acknowledged is lost: the guest is where it was agreed"
+    );
     Ok(())
 }
 

@@ -25,7 +25,8 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
     );
     let detail = world.guest().await?;
     assert_eq!((detail.row.state.as_str(), detail.rollbacks), ("running", 0));
-    let names: Vec<_> = detail.migrations.iter().map(|row| (row.phase.as_str(), row.target.clone())).collect();
+    let names: Vec<_> =
+        detail.migrations.iter().map(|row| (row.phase.as_str(), row.target.clone())).collect();
     let to = |name| ("Succeeded", Some(node(name)));
     assert_eq!(names, [to("node-b"), to("node-c"), to("node-a")], "all are remembered, in order");
     Ok(())

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use godwit::lab::monotonic_ns;
-use godwit_domain::Overrides;
 use godwit_wire::admin::{Act, Status};
 use libtest_mimic::Trial;
 
@@ -99,9 +98,11 @@ async fn succeeds(world: &mut World, migration: &str, since: u64) -> Outcome {
         })
         .await;
     assert_eq!(ended.row.phase, "Succeeded", "{ended:?}");
-    world.comes("its memory is whole", async |cluster| {
-        cluster.verify(&guest()).await.ok().filter(|verified| verified.wrong == 0)
-    }).await;
+    world
+        .comes("its memory is whole", async |cluster| {
+            cluster.verify(&guest()).await.ok().filter(|verified| verified.wrong == 0)
+        })
+        .await;
     let seen = world.ticks_after(since, monotonic_ns(), "node-e").await;
     assert_eq!(seen.lost, 0, "{seen:?}");
     Ok(())
@@ -112,7 +113,7 @@ async fn cut_off(world: &mut World) -> Outcome {
     let mut specs = network.nodes();
     specs[0].environment = vec![(HOLD.0.into(), HOLD.1.into())];
     world.start_as(specs).await?;
-    world.announce(&["giving up", "migration failed", "not taken"]);
+    world.announce(&["giving up", "migration failed", "stepped down", "sendmsg error"]);
     // The source's own node leads, so that its proposals reach a leader whatever happens to the cables.
     for _ in 0..20 {
         let (leader, _) = world.cluster.leader().await?;
@@ -127,8 +128,7 @@ async fn cut_off(world: &mut World) -> Outcome {
     assert_eq!(world.cluster.leader().await?.0, node("node-a"), "it was not elected in twenty elections");
     world.create(guest_of(64, 8)).await?;
     let (since, before) = (monotonic_ns(), world.epoch().await?);
-    let slow = Overrides { ..unlimited() };
-    world.ask_for("node-b", slow).await?;
+    world.ask_for("node-b", unlimited()).await?;
     world.logs("node-a", "the hand-over is held for a while").await;
     network.plug("node-a", false)?;
     // The others elect a leader, who knows of no hand-over; the old one can propose what it likes.
@@ -142,7 +142,11 @@ async fn cut_off(world: &mut World) -> Outcome {
     tokio::time::sleep(Duration::from_secs(3)).await;
     let shown = world.cluster.ask(&node("node-b"), Act::GuestShow { guest: guest() }).await?;
     let detail: godwit_wire::admin::GuestDetail = serde_json::from_value(shown)?;
-    assert_eq!((detail.row.node, detail.row.epoch.0), (Some(node("node-a")), before), "nothing was handed over");
+    assert_eq!(
+        (detail.row.node, detail.row.epoch.0),
+        (Some(node("node-a")), before),
+        "nothing was handed over"
+    );
     assert!(world.ticks().iter().all(|tick| tick.node == node("node-a")), "it ran at the target");
     network.plug("node-a", true)?;
     world.cluster.are_reachable(&VOTERS.map(node)).await?;

@@ -42,9 +42,7 @@ async fn wrong_after(world: &mut World, source: &str, target: &str) -> Result<u6
     world.create(spec).await?;
     let slow = Overrides { max_downtime_ms: Some(20), ..limited_to(64) };
     let asked = world.ask_for("node-b", slow).await?;
-    world
-        .comes("node-a has died after a scan", async |_| std::fs::exists(once).ok()?.then_some(()))
-        .await;
+    world.comes("node-a has died after a scan", async |_| std::fs::exists(once).ok()?.then_some(())).await;
     world.cluster.restart_node(&node("node-a")).await?;
     // Once more there is all the time and room that it needs.
     let set = godwit_wire::admin::Act::MigrationSet {

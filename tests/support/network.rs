@@ -37,7 +37,8 @@ impl Network {
         use std::os::unix::process::CommandExt;
         static NETWORKS: AtomicU32 = AtomicU32::new(0);
         let (process, number) = (std::process::id(), NETWORKS.fetch_add(1, Ordering::Relaxed));
-        let hosts: Vec<_> = ["a", "b", "c"].iter().map(|end| format!("godwit-{process}-{number}-{end}")).collect();
+        let hosts: Vec<_> =
+            ["a", "b", "c"].iter().map(|end| format!("godwit-{process}-{number}-{end}")).collect();
         let hub = format!("godwit-{process}-{number}-s");
         let all: Vec<_> = hosts.iter().chain([&hub]).map(|name| format!("ip netns del {name}")).collect();
         // A group of its own: an interrupt at the terminal must not end it.

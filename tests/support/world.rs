@@ -105,7 +105,11 @@ impl World {
     }
 
     /// Asks for a move and does not wait for it.
-    pub(crate) async fn ask_for(&self, target: &str, overrides: Overrides) -> Result<MigrationDetail, Box<dyn Error>> {
+    pub(crate) async fn ask_for(
+        &self,
+        target: &str,
+        overrides: Overrides,
+    ) -> Result<MigrationDetail, Box<dyn Error>> {
         let (guest, to) = (guest(), Some(node(target)));
         let asked = self.cluster.ask_any(Act::Migrate { guest, migration: None, to, overrides }).await?;
         Ok(serde_json::from_value(asked)?)
@@ -159,11 +163,7 @@ impl World {
     }
 
     /// Waits until something asked again and again is so.
-    pub(crate) async fn comes<T>(
-        &self,
-        what: &str,
-        mut look: impl AsyncFnMut(&Cluster) -> Option<T>,
-    ) -> T {
+    pub(crate) async fn comes<T>(&self, what: &str, mut look: impl AsyncFnMut(&Cluster) -> Option<T>) -> T {
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
             if let Some(seen) = look(&self.cluster).await {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use godwit_wire::admin::{Body, COUNT_MAX, Code, LINE_BYTES_MAX, Problem, REPLY_BYTES_MAX, Reply, Request};
 use serde_json::Value;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
@@ -35,6 +35,8 @@ pub const SILENT_MAX: Duration = Duration::from_secs(30);
 pub const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How long an answer may wait for its reader. One that takes longer is no reader.
 pub const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long what follows a line that is too long is read away.
+const LINGER: Duration = Duration::from_secs(1);
 /// Answers that a desk may be ahead of its reader.
 const ANSWERS_AHEAD: usize = 16;
 /// Rest after a failed accept, which is for want of descriptors or memory, before the next try.
@@ -153,7 +155,9 @@ impl Connection {
                 Heard::TooLong => {
                     let message = format!("the line is longer than {LINE_BYTES_MAX} bytes");
                     let try_ = "send a shorter request on a new connection: this one ends here";
-                    return self.say(&invalid(None, "length", message, try_)).await;
+                    self.say(&invalid(None, "length", message, try_)).await?;
+                    self.linger().await;
+                    return Ok(());
                 }
                 Heard::Silent => {
                     let seconds = self.limits.silent.as_secs_f32();
@@ -164,6 +168,14 @@ impl Connection {
                 Heard::Idle | Heard::End => return Ok(()),
             }
         }
+    }
+
+    /// Reads away what still comes, for a moment: a socket that is closed over unread bytes takes its last word along.
+    async fn linger(&mut self) {
+        let _ = self.stream.shutdown().await;
+        let mut waste = [0; 1024];
+        let drain = async { while matches!(self.stream.read(&mut waste).await, Ok(read) if read > 0) {} };
+        let _ = tokio::time::timeout(LINGER, drain).await;
     }
 
     async fn hear(&mut self, line: BytesMut, gone: &Gone) -> io::Result<()> {

@@ -228,8 +228,7 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, vot
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             let Some((control, group)) = voter.clone() else {
-                let reason = format!("node {name} does not vote");
-                call.connection.close(1_u32.into(), reason.as_bytes());
+                turn_away(&call, &format!("node {name} does not vote"));
                 continue;
             };
             match call.role {
@@ -241,8 +240,7 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, vot
                     if group.voters().contains(&call.hello.name) {
                         tokio::spawn(peers::hear(call, from, control.recipient()));
                     } else {
-                        let reason = format!("node {} is no voter here", call.hello.name);
-                        call.connection.close(1_u32.into(), reason.as_bytes());
+                        turn_away(&call, &format!("node {} is no voter here", call.hello.name));
                     }
                 }
                 // The fabric hands out control calls of these two alone.
@@ -250,6 +248,12 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, vot
             }
         }
     });
+}
+
+/// Refuses a call by name, in its close and in the log.
+fn turn_away(call: &ControlCall, reason: &str) {
+    tracing::warn!(peer = %call.hello.name, reason, "peer refused");
+    call.connection.close(1_u32.into(), reason.as_bytes());
 }
 
 /// Makes the state folder this process's own for as long as the file is open.

@@ -303,7 +303,9 @@ pub async fn hear(call: ControlCall, from: NodeId, control: Recipient<FromPeer>)
             connection.close(code.into(), error.to_string().as_bytes());
             match error {
                 // The node is ending.
-                HearError::Stopped => tracing::info!(peer = %hello.name, %error, "a voter is not listened to any longer"),
+                HearError::Stopped => {
+                    tracing::info!(peer = %hello.name, %error, "a voter is not listened to any longer")
+                }
                 _ => tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer"),
             }
         }

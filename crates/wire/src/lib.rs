@@ -7,7 +7,6 @@
 //!   session     node ⇄ leader      frames on QUIC streams               docs/protocol.md
 //!   log         the group's log    versioned entries and snapshots
 //!   admin       operator ⇄ node    JSON lines                           docs/protocol.md
-//!   orders      control ⇄ node     orders right, facts left, JSON lines
 //!   codec       the one place that knows bincode
 //! ```
 //!
@@ -20,5 +19,4 @@ pub mod codec;
 pub mod handoff;
 pub mod log;
 pub mod migration;
-pub mod orders;
 pub mod session;

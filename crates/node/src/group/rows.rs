@@ -301,5 +301,12 @@ pub(super) fn migration_detail(
 
 fn step_row(step: &Step) -> StepRow {
     let Step { time_ms, phase, reason } = step;
-    StepRow { time_ms: *time_ms, phase: phase.clone(), reason: reason.clone() }
+    // The log knows fewer phases than people do.
+    let phase = match phase.as_str() {
+        "Preparing" => "Scheduling",
+        "Copying" => "TargetReady",
+        "HandedOver" => "SwitchingOver",
+        known => known,
+    };
+    StepRow { time_ms: *time_ms, phase: phase.to_owned(), reason: reason.clone() }
 }

@@ -1,11 +1,12 @@
 //! Drives a [`SourceSession`]: a guest's memory out to the target.
 
-use std::time::{Duration, Instant};
+mod hands;
+
+use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase, Side};
 use godwit_domain::progress::{Progress, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
-use godwit_memory::tracker::TrackerError;
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
 use quinn::{Connection, RecvStream, SendStream};
@@ -13,12 +14,13 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{Instrument, Span};
 
-use super::stream::{self, SharedLimiter};
-use super::{Clock, Report, Runner, RunnerError, Tells, Told, chain, micros};
+use super::stream::SharedLimiter;
+use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
 use crate::limiter::Limiter;
-use crate::pages::{Encoded, Reader};
+use crate::pages::Reader;
 use crate::source::{Action, OutOfTurn, Plan, Setup, SourceSession};
+use hands::{MemoryWorker, command, hear_frames, planted, send_batches};
 
 /// Plans that are being read or wait to be sent: one is read, one waits, one is sent.
 const PLANS_OPEN_MAX: usize = 3;
@@ -359,7 +361,9 @@ impl Driver {
         self.progress_at = now + PROGRESS_INTERVAL;
         let snapshot = self.session.snapshot(now);
         if snapshot.waits_for_quorum && !self.waits_for_quorum {
-            tracing::info!("ready to switch over; waits for a quorum of the control group, and goes on copying");
+            tracing::info!(
+                "ready to switch over; waits for a quorum of the control group, and goes on copying"
+            );
         }
         self.waits_for_quorum = snapshot.waits_for_quorum;
         let progress = Progress {
@@ -422,136 +426,4 @@ impl Driver {
         }
         while self.tasks.join_next().await.is_some() {}
     }
-}
-
-/// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
-struct MemoryWorker {
-    reader: Reader,
-    tracker: Tracker,
-    written: PageSet,
-    encoded: mpsc::Sender<Encoded>,
-}
-
-impl MemoryWorker {
-    fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
-        while let Some(job) = jobs.blocking_recv() {
-            let event = match job {
-                MemoryJob::Scan => {
-                    self.scan().map_or_else(|error| Event::Broke(chain(&error)), Event::Scanned)
-                }
-                MemoryJob::Read(plan) => match self.reader.read(&plan) {
-                    // The connection is gone, which its own tasks have said.
-                    Ok(encoded) => match self.encoded.blocking_send(encoded) {
-                        Ok(()) => continue,
-                        Err(_) => Event::Sent { raw_pages: 0, zero_pages: 0 },
-                    },
-                    Err(error) => Event::Broke(format!("read of guest memory: {error}")),
-                },
-            };
-            if events.blocking_send(event).is_err() {
-                break;
-            }
-        }
-        if let Err(error) = self.tracker.disarm() {
-            // The runner is gone, and with it what was armed.
-            tracing::debug!(error = chain(&error), "dirty tracking was not disarmed");
-        }
-    }
-
-    fn scan(&mut self) -> Result<PageSet, TrackerError> {
-        let mut written = self.written.clone();
-        self.tracker.scan(|run| written.insert_run(run))?;
-        planted::drop_one_in_ten_thousand(&mut written);
-        Ok(written)
-    }
-}
-
-async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
-    loop {
-        let event = match control::hear_target(&mut stream).await {
-            Ok(frame) => Event::Frame(frame),
-            // Why the whole connection went tells more than that a stream of it did.
-            Err(error) => {
-                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
-            }
-        };
-        let over = matches!(event, Event::Broke(_));
-        if events.send(event).await.is_err() || over {
-            return;
-        }
-    }
-}
-
-async fn send_batches(
-    connection: Connection,
-    limiter: SharedLimiter,
-    batches: mpsc::Receiver<Encoded>,
-    events: mpsc::Sender<Event>,
-) {
-    let sent = |raw_pages, zero_pages| Event::Sent { raw_pages, zero_pages };
-    if let Err(error) = stream::send(connection, limiter, batches, &events, sent).await {
-        let _ = events.send(Event::Broke(chain(&error))).await;
-    }
-}
-
-async fn command<R: Runner>(runner: R, mut jobs: mpsc::Receiver<RunnerJob>, events: mpsc::Sender<Event>) {
-    let broke = |error: RunnerError| Event::RunnerBroke(chain(&*error));
-    while let Some(job) = jobs.recv().await {
-        let begun = Instant::now();
-        let event = match job {
-            RunnerJob::Pause(epoch) => runner.pause(epoch).await.map_or_else(broke, |()| Event::Paused),
-            RunnerJob::Save => runner.save().await.map_or_else(broke, Event::Saved),
-            RunnerJob::Resume(epoch) => {
-                match runner.resume(epoch).await {
-                    Ok(()) => {
-                        tracing::info!(%epoch, took = ?begun.elapsed(), "the guest runs on at the source")
-                    }
-                    Err(error) => {
-                        tracing::error!(%epoch, error = chain(&*error), "the guest was not resumed")
-                    }
-                }
-                continue;
-            }
-        };
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Bugs that a test can switch on, to show that `verify` finds them. Always off in a real build.
-mod planted {
-    use godwit_memory::PageSet;
-
-    #[cfg(feature = "planted-bugs")]
-    pub(super) fn drop_one_in_ten_thousand(written: &mut PageSet) {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static SEEN: AtomicU64 = AtomicU64::new(0);
-        if crate::planted::is_on("drop-dirty") {
-            let pages: Vec<_> = written.runs().flat_map(godwit_domain::PageRun::pages).collect();
-            for page in pages {
-                if SEEN.fetch_add(1, Ordering::Relaxed) % 10_000 == 9_999 {
-                    written.remove(page);
-                }
-            }
-        }
-    }
-
-    /// Dies with SIGKILL between a later scan and the first byte of its round, once per file that is named.
-    #[cfg(feature = "planted-bugs")]
-    pub(super) fn die_after_a_scan(round: godwit_domain::Round) {
-        if round.0 < 3 || !crate::planted::is_on("die-after-scan") {
-            return;
-        }
-        let once = std::env::var_os("GODWIT_PLANTED_ONCE").unwrap_or_default();
-        if std::fs::File::options().write(true).create_new(true).open(once).is_ok() {
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub(super) fn die_after_a_scan(_: godwit_domain::Round) {}
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub(super) fn drop_one_in_ten_thousand(_: &mut PageSet) {}
 }

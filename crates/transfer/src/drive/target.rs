@@ -1,5 +1,7 @@
 //! Drives a [`TargetSession`]: pages into the memory of a runner that waits for its guest.
 
+mod hands;
+
 use std::time::Duration;
 
 use godwit_domain::ownership::Entry;
@@ -13,9 +15,10 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
 
 use super::stream::Delivered;
-use super::{Clock, Report, Runner, RunnerError, Tells, Told, chain, micros, stream};
+use super::{Clock, Report, Runner, Tells, Told, chain, micros};
+use crate::control;
 use crate::target::{Action, TargetSession, Violation, Write};
-use crate::{control, pages};
+use hands::{accept_pages, command, hear_frames, planted, work};
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
 /// hold what the transport holds already.
@@ -382,132 +385,5 @@ impl Driver {
         let (closed, _) = mpsc::channel(1);
         self.runner_jobs = closed;
         while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-/// Lives on a thread of its own; ends when nobody can ask it any more.
-fn work(memory: &Memfd, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
-    while let Some(job) = jobs.blocking_recv() {
-        let event = match job {
-            MemoryJob::Write(writes, payload) => match pages::write(memory, &writes, &payload) {
-                Ok(()) => Event::Written,
-                Err(error) => Event::Failed(format!("write of guest memory: {error}")),
-            },
-            MemoryJob::Seal(epoch) => match memory.seal_against_other_writers() {
-                Ok(()) => Event::Sealed(epoch),
-                Err(error) => Event::Failed(format!("seal of guest memory: {error}")),
-            },
-        };
-        if events.blocking_send(event).is_err() {
-            return;
-        }
-    }
-}
-
-async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
-    loop {
-        let event = match control::hear_source(&mut stream).await {
-            Ok(frame) => Event::Frame(frame),
-            Err(control::ControlError::Frame(error)) => Event::Broken(chain(&error)),
-            Err(error) => {
-                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
-            }
-        };
-        let over = matches!(event, Event::Broke(_) | Event::Broken(_));
-        if events.send(event).await.is_err() || over {
-            return;
-        }
-    }
-}
-
-async fn accept_pages(
-    connection: Connection,
-    link: u64,
-    guest_pages: u32,
-    batches: mpsc::Sender<Delivered>,
-    events: mpsc::Sender<Event>,
-) {
-    let mut readers = JoinSet::new();
-    // Ends with the connection; the transport's limit on streams bounds the tasks.
-    while let Ok(stream) = connection.accept_uni().await {
-        let (batches, events) = (batches.clone(), events.clone());
-        let read = async move {
-            match stream::receive(stream, link, guest_pages, batches).await {
-                Ok(()) => {}
-                Err(stream::PageStreamError::Batch(error)) => {
-                    let _ = events.send(Event::Broken(chain(&error))).await;
-                }
-                Err(error) => tracing::debug!(error = chain(&error), "page stream ended"),
-            }
-        };
-        readers.spawn(read.in_current_span());
-    }
-    readers.shutdown().await;
-}
-
-async fn command<R: Runner>(runner: R, mut jobs: mpsc::Receiver<RunnerJob>, events: mpsc::Sender<Event>) {
-    let broke = |error: RunnerError| Event::Failed(format!("runner at the target: {}", chain(&*error)));
-    while let Some(job) = jobs.recv().await {
-        let event = match job {
-            RunnerJob::Load(epoch, state) => {
-                runner.load(epoch, state).await.map_or_else(broke, |()| Event::Loaded)
-            }
-            RunnerJob::Resume(epoch) => {
-                match runner.resume(epoch).await {
-                    Ok(()) => Event::Running(epoch),
-                    // It may have been done all the same, and only the answer lost.
-                    Err(error) => match runner.runs_under(epoch).await {
-                        Ok(true) => Event::Running(epoch),
-                        Ok(false) | Err(_) => broke(error),
-                    },
-                }
-            }
-        };
-        if events.send(event).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// A bug that a test can switch on, to show that `verify` finds it. Does nothing in a real build.
-mod planted {
-    use super::Write;
-
-    type Job = (Vec<Write>, Vec<u8>);
-
-    /// Writes one early batch again after each later one: an old batch that comes last.
-    #[derive(Default)]
-    pub(super) struct Late {
-        #[cfg(feature = "planted-bugs")]
-        early: Option<Job>,
-    }
-
-    impl Late {
-        #[cfg(not(feature = "planted-bugs"))]
-        #[expect(clippy::unused_self, reason = "the planted bug has a state")]
-        pub(super) fn pass(&mut self, job: Job) -> Job {
-            job
-        }
-
-        #[cfg(feature = "planted-bugs")]
-        pub(super) fn pass(&mut self, job: Job) -> Job {
-            if !crate::planted::is_on("wrong-order") {
-                return job;
-            }
-            let Some((early, bytes)) = &self.early else {
-                self.early = Some(job.clone());
-                return job;
-            };
-            let (mut writes, mut payload) = job;
-            let behind = u32::try_from(payload.len() / godwit_domain::PAGE_SIZE).unwrap_or(u32::MAX);
-            payload.extend_from_slice(bytes);
-            writes.extend(
-                early.iter().map(|write| Write {
-                    payload_page: write.payload_page.map(|page| page + behind),
-                    ..*write
-                }),
-            );
-            (writes, payload)
-        }
     }
 }

@@ -1,13 +1,65 @@
-//! The frames that close a copy: device state, the stamps that the target must hold, and `Final`.
+//! The end of a copy: the last round, the frames that close it (device state, required stamps, `Final`), the proposal.
 
+use std::time::Duration;
+
+use godwit_domain::units::time_for;
 use godwit_domain::{Epoch, Round};
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Final, Mode, PIECE_BYTES_MAX, SourceFrame, state_digest};
 
+use super::{Action, Link, SourceSession, Stage};
 use crate::stamps::Stamps;
 
+impl SourceSession {
+    /// Everything about the paused guest is known: the last round begins.
+    pub(super) fn close_if_ready(&mut self, now: Duration) {
+        let Stage::Stopping { scanned: true, state: state @ Some(_) } = &mut self.stage else { return };
+        let Some(state) = state.take() else { return };
+        self.stage = Stage::Closing { state: state.clone(), proposed: false };
+        self.begin_round(now);
+        self.final_round = Some(self.rounds.round());
+        self.send_final(&state);
+    }
+
+    /// The device state, the stamps that the target must hold at the end, and the frame that closes.
+    pub(super) fn send_final(&mut self, state: &[u8]) {
+        let Link::Up { sent, .. } = self.link else { return };
+        if !matches!(self.stage, Stage::Closing { .. } | Stage::HandedOver { .. }) {
+            return;
+        }
+        self.final_round = Some(self.rounds.round());
+        let batches = match self.setup.mode {
+            Mode::StopAndCopy => sent + self.rounds.batches_left(),
+            Mode::PostCopy => sent,
+        };
+        let (epoch, round, mode) = (self.setup.epoch, self.rounds.round(), self.setup.mode);
+        let frames = frames(state, &self.rounds.required(), epoch, round, mode, batches);
+        self.actions.extend(frames.into_iter().map(Action::Send));
+        if self.setup.mode == Mode::PostCopy {
+            // The target says what it lacks; until then nothing travels.
+            self.rounds.nothing_is_queued();
+        }
+    }
+
+    /// The hand-over is proposed late: when what is left takes about as long as the commit. A link that dies
+    /// before costs nothing then, and the commit still hides behind the last pages.
+    pub(super) fn propose_if_near(&mut self, now: Duration) {
+        let left = self.rounds.left_bytes(self.unacknowledged());
+        let estimate = self.setup.commit_estimate;
+        // Without an estimate it waits for the target's word: "all sent" is not "all there".
+        let near = !estimate.is_zero() && time_for(left, self.rounds.send_rate(now)) <= estimate;
+        let (epoch, mode) = (self.setup.epoch, self.setup.mode);
+        if let Stage::Closing { proposed: proposed @ false, .. } = &mut self.stage
+            && (near || self.target_complete)
+        {
+            *proposed = true;
+            self.actions.push_back(Action::ProposeHandOver(epoch, mode));
+        }
+    }
+}
+
 /// What is said, in this order. `batches`: how many the target will have seen over this connection by then.
-pub(super) fn frames(
+fn frames(
     state: &[u8],
     required: &Stamps,
     epoch: Epoch,

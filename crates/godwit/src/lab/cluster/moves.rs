@@ -46,7 +46,7 @@ impl Cluster {
         let name = asked.row.name.clone();
         let deadline = Instant::now() + limit;
         let mut last = asked;
-        while !(last.over && !last.permits_held) {
+        while !last.over || last.permits_held {
             if Instant::now() > deadline {
                 return Err(ClusterError::Timeout { what: format!("the end of {name}"), limit });
             }

@@ -1,0 +1,152 @@
+//! The hands of a source's driver: the memory thread, the readers and senders of its connection, the runner's task.
+//!
+//! Always true: each ends when the driver has dropped its channel or the connection has ended; none decides anything.
+
+use std::time::Instant;
+
+use godwit_memory::tracker::TrackerError;
+use godwit_memory::{PageSet, Tracker};
+use quinn::{Connection, RecvStream};
+use tokio::sync::mpsc;
+
+use super::{Event, MemoryJob, RunnerJob};
+use crate::control;
+use crate::drive::stream::{self, SharedLimiter};
+use crate::drive::{Runner, RunnerError, chain};
+use crate::pages::{Encoded, Reader};
+
+/// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
+pub(super) struct MemoryWorker {
+    pub(super) reader: Reader,
+    pub(super) tracker: Tracker,
+    pub(super) written: PageSet,
+    pub(super) encoded: mpsc::Sender<Encoded>,
+}
+
+impl MemoryWorker {
+    pub(super) fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
+        while let Some(job) = jobs.blocking_recv() {
+            let event = match job {
+                MemoryJob::Scan => {
+                    self.scan().map_or_else(|error| Event::Broke(chain(&error)), Event::Scanned)
+                }
+                MemoryJob::Read(plan) => match self.reader.read(&plan) {
+                    // The connection is gone, which its own tasks have said.
+                    Ok(encoded) => match self.encoded.blocking_send(encoded) {
+                        Ok(()) => continue,
+                        Err(_) => Event::Sent { raw_pages: 0, zero_pages: 0 },
+                    },
+                    Err(error) => Event::Broke(format!("read of guest memory: {error}")),
+                },
+            };
+            if events.blocking_send(event).is_err() {
+                break;
+            }
+        }
+        if let Err(error) = self.tracker.disarm() {
+            // The runner is gone, and with it what was armed.
+            tracing::debug!(error = chain(&error), "dirty tracking was not disarmed");
+        }
+    }
+
+    fn scan(&mut self) -> Result<PageSet, TrackerError> {
+        let mut written = self.written.clone();
+        self.tracker.scan(|run| written.insert_run(run))?;
+        planted::drop_one_in_ten_thousand(&mut written);
+        Ok(written)
+    }
+}
+
+pub(super) async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
+    loop {
+        let event = match control::hear_target(&mut stream).await {
+            Ok(frame) => Event::Frame(frame),
+            // Why the whole connection went tells more than that a stream of it did.
+            Err(error) => {
+                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
+            }
+        };
+        let over = matches!(event, Event::Broke(_));
+        if events.send(event).await.is_err() || over {
+            return;
+        }
+    }
+}
+
+pub(super) async fn send_batches(
+    connection: Connection,
+    limiter: SharedLimiter,
+    batches: mpsc::Receiver<Encoded>,
+    events: mpsc::Sender<Event>,
+) {
+    let sent = |raw_pages, zero_pages| Event::Sent { raw_pages, zero_pages };
+    if let Err(error) = stream::send(connection, limiter, batches, &events, sent).await {
+        let _ = events.send(Event::Broke(chain(&error))).await;
+    }
+}
+
+pub(super) async fn command<R: Runner>(
+    runner: R,
+    mut jobs: mpsc::Receiver<RunnerJob>,
+    events: mpsc::Sender<Event>,
+) {
+    let broke = |error: RunnerError| Event::RunnerBroke(chain(&*error));
+    while let Some(job) = jobs.recv().await {
+        let begun = Instant::now();
+        let event = match job {
+            RunnerJob::Pause(epoch) => runner.pause(epoch).await.map_or_else(broke, |()| Event::Paused),
+            RunnerJob::Save => runner.save().await.map_or_else(broke, Event::Saved),
+            RunnerJob::Resume(epoch) => {
+                match runner.resume(epoch).await {
+                    Ok(()) => {
+                        tracing::info!(%epoch, took = ?begun.elapsed(), "the guest runs on at the source")
+                    }
+                    Err(error) => {
+                        tracing::error!(%epoch, error = chain(&*error), "the guest was not resumed")
+                    }
+                }
+                continue;
+            }
+        };
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Bugs that a test can switch on, to show that `verify` finds them. Always off in a real build.
+pub(super) mod planted {
+    use godwit_memory::PageSet;
+
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn drop_one_in_ten_thousand(written: &mut PageSet) {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static SEEN: AtomicU64 = AtomicU64::new(0);
+        if crate::planted::is_on("drop-dirty") {
+            let pages: Vec<_> = written.runs().flat_map(godwit_domain::PageRun::pages).collect();
+            for page in pages {
+                if SEEN.fetch_add(1, Ordering::Relaxed) % 10_000 == 9_999 {
+                    written.remove(page);
+                }
+            }
+        }
+    }
+
+    /// Dies with SIGKILL between a later scan and the first byte of its round, once per file that is named.
+    #[cfg(feature = "planted-bugs")]
+    pub(in crate::drive) fn die_after_a_scan(round: godwit_domain::Round) {
+        if round.0 < 3 || !crate::planted::is_on("die-after-scan") {
+            return;
+        }
+        let once = std::env::var_os("GODWIT_PLANTED_ONCE").unwrap_or_default();
+        if std::fs::File::options().write(true).create_new(true).open(once).is_ok() {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(in crate::drive) fn die_after_a_scan(_: godwit_domain::Round) {}
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn drop_one_in_ten_thousand(_: &mut PageSet) {}
+}

@@ -1,0 +1,280 @@
+//! What is answered over the admin socket: rows for lists, details for one thing.
+//!
+//! Always true: units stand in the names of keys; what is not known is absent or null, never a made-up number.
+
+use core::net::SocketAddr;
+use std::collections::BTreeMap;
+
+use godwit_domain::progress::{Measured, Progress};
+use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides};
+use serde::{Deserialize, Serialize};
+
+use crate::handoff::Stats;
+
+/// Answer to [`super::Act::Version`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The node.
+    pub node: NodeName,
+    /// Its version.
+    pub version: String,
+}
+
+/// Nothing more to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// A sentence about what follows from it, if something does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+}
+
+/// The cluster at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Who answers.
+    pub answered_by: NodeName,
+    /// Nobody leads: this is what the answering node has seen agreed so far, maybe not the latest.
+    pub stale: bool,
+    /// Who leads, in which term.
+    pub leader: Option<NodeName>,
+    /// The term.
+    pub term: u64,
+    /// Up to which entry the answer is.
+    pub applied: u64,
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Nodes.
+    pub nodes: Vec<NodeRow>,
+    /// Guests by what they are: running, migrating, lost and so on.
+    pub guests: BTreeMap<String, u64>,
+    /// Migrations that are not over.
+    pub migrations: Vec<MigrationRow>,
+}
+
+/// How a voter and its group stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node that answers.
+    pub node: NodeName,
+    /// What it is: leader, follower, candidate, halted, or none if it does not vote.
+    pub role: String,
+    /// The term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeName>,
+    /// Every voter.
+    pub voters: Vec<NodeName>,
+    /// Up to which entry its state is.
+    pub applied: u64,
+    /// Up to which entry the log is agreed.
+    pub committed: u64,
+    /// First and last entry in its log.
+    pub log: (u64, u64),
+    /// How long ago a quorum was asked that has answered, in milliseconds. The leader alone knows.
+    pub quorum_age_ms: Option<u64>,
+    /// `running`, or why it takes no part.
+    pub condition: String,
+    /// With whom this node's session is, if it has one.
+    pub session: Option<NodeName>,
+}
+
+/// A node in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its name.
+    pub name: NodeName,
+    /// `reachable`, `unreachable` or `fenced`.
+    pub state: String,
+    /// Since when it has not been heard, as the leader counts, in milliseconds.
+    pub unreachable_for_ms: Option<u64>,
+    /// Whether it votes, and leads: `leader`, `voter` or `-`.
+    pub control: String,
+    /// Control address.
+    pub control_address: SocketAddr,
+    /// Migration address.
+    pub migration_address: SocketAddr,
+    /// Guests that run there or are to.
+    pub guests: u64,
+    /// Memory that it offers.
+    pub memory_bytes: u64,
+    /// Memory that no guest and no reservation takes.
+    pub free_memory_bytes: u64,
+    /// Migrations that leave it.
+    pub outbound: u64,
+    /// Migrations that enter it.
+    pub inbound: u64,
+}
+
+/// A node with what is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: NodeRow,
+    /// Its boot, as it said.
+    pub boot: String,
+    /// Instances that a fence waits for, if it is fenced.
+    pub fence_waits_for: Vec<InstanceId>,
+    /// Guests that the cluster places there.
+    pub placed: Vec<GuestRow>,
+    /// Migrations that wait to leave it or are leaving it, in order.
+    pub leaving: Vec<MigrationRow>,
+    /// Runners that it has, if it answers.
+    pub runners: Option<Vec<RunnerRow>>,
+}
+
+/// A runner on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunnerRow {
+    /// Its guest.
+    pub guest: GuestName,
+    /// Itself.
+    pub instance: InstanceId,
+    /// What it does, in a word.
+    pub state: String,
+    /// Its folder on that node.
+    pub dir: String,
+    /// The transfer that it is part of.
+    pub transfer: Option<String>,
+}
+
+/// Answer to [`super::Act::NodeFence`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// The node.
+    pub node: NodeName,
+    /// Guests that are lost by it, with whether a copy is kept that `guest recover` can go back to.
+    pub lost: Vec<LostGuest>,
+    /// What the operator must know.
+    pub note: String,
+}
+
+/// A guest that a fence has made Lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostGuest {
+    /// Its name.
+    pub guest: GuestName,
+    /// Where an older copy of it is kept, if there is one.
+    pub kept_on: Option<NodeName>,
+}
+
+/// A guest in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestRow {
+    /// Its name.
+    pub name: GuestName,
+    /// `creating`, `running`, `migrating`, `unreachable`, `lost`, `stopping`.
+    pub state: String,
+    /// Who owns it: where it runs, or will in a moment.
+    pub node: Option<NodeName>,
+    /// The present epoch.
+    pub epoch: Epoch,
+    /// RAM.
+    pub memory_bytes: u64,
+    /// Its unfinished migration.
+    pub migration: Option<MigrationId>,
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: GuestRow,
+    /// Its number, used for no other guest.
+    pub uid: String,
+    /// The runner that owns it.
+    pub instance: Option<InstanceId>,
+    /// If it is lost: the copies that are kept, the last owner first.
+    pub copies: Vec<CopyRow>,
+    /// How often an older copy of it was run.
+    pub rollbacks: u32,
+    /// What the built-in runner was told.
+    pub spec: GuestSpec,
+    /// Migrations, oldest first, the present one last.
+    pub migrations: Vec<MigrationRow>,
+}
+
+/// A copy of a lost guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRow {
+    /// Where.
+    pub node: NodeName,
+    /// The runner.
+    pub instance: InstanceId,
+    /// What it is: `last owner` or `kept source`.
+    pub what: String,
+}
+
+/// Answer to [`super::Act::GuestStats`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// Where it runs.
+    pub node: NodeName,
+    /// The folder of its runner there, with its ticks.
+    pub dir: String,
+    /// The numbers.
+    pub stats: Stats,
+}
+
+/// A migration in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRow {
+    /// Its name.
+    pub name: MigrationId,
+    /// Its guest.
+    pub guest: GuestName,
+    /// `Pending`, `Scheduling`, `PreparingTarget`, `TargetReady`, `Running`, `Cancelling`, `Succeeded`, `Failed` or `Cancelled`.
+    pub phase: String,
+    /// More about the phase: `PreCopy round 3`, `SwitchingOver`, `PostCopy`; why it waits; why it ended.
+    pub detail: Option<String>,
+    /// From where.
+    pub source: Option<NodeName>,
+    /// Where to, once that is known.
+    pub target: Option<NodeName>,
+    /// When it was asked for, in milliseconds since the Unix epoch.
+    pub asked_ms: u64,
+    /// Its place in the queue, if it waits; 1 is the first.
+    pub queue_position: Option<u64>,
+}
+
+/// One migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub row: MigrationRow,
+    /// Whether it has ended.
+    pub over: bool,
+    /// The node that was asked for.
+    pub asked_target: Option<NodeName>,
+    /// Nodes whose permits it holds: cluster, outbound and inbound.
+    pub permits_held: bool,
+    /// How often it was called off after a pause.
+    pub call_offs: u8,
+    /// Its settings above the cluster's.
+    pub overrides: Overrides,
+    /// Per node why it can not take the guest, if it waits for a target.
+    pub obstacles: BTreeMap<NodeName, String>,
+    /// The phases that it came through, with replicated time.
+    pub steps: Vec<StepRow>,
+    /// How it does, as its source said last.
+    pub progress: Option<Progress>,
+    /// What was measured of it.
+    pub measured: Measured,
+}
+
+/// A phase that a migration entered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The phase.
+    pub phase: String,
+    /// Why.
+    pub reason: Option<String>,
+}
