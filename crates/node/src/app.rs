@@ -124,9 +124,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     let found = runners.find().await;
     let name = config.name.clone();
     let actor = NodeActor::new(name.clone(), fabric.clone(), runners, leader.clone(), records).start();
-    for (about, attached) in found {
-        let _ = actor.send(Found(about, attached)).await;
-    }
+    let _ = actor.send(Found(found)).await;
     take_calls(&fabric, config, &actor, voter.as_ref());
     let voters = config.control.voters.clone();
     let front = Front {

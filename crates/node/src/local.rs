@@ -91,6 +91,15 @@ impl OwnedRole {
     }
 }
 
+/// What became of a search for runners.
+#[derive(Debug, Default)]
+pub struct Sought {
+    /// Attached to, with whose they are.
+    pub found: Vec<(About, Attached)>,
+    /// Folders of runners that may live and were not reached.
+    pub unreached: Vec<PathBuf>,
+}
+
 /// Where this node keeps its runners.
 #[derive(Debug, Clone)]
 pub struct Runners {
@@ -169,35 +178,42 @@ impl Runners {
         tokio::time::timeout(limit, ready).await.unwrap_or(Err(LocalError::NotReady(limit)))
     }
 
-    /// Attaches to every runner that is there, as after a restart. What does not answer has ended.
-    pub async fn find(&self) -> Vec<(About, Attached)> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let dir = entry.path();
-            if !dir.join("runner.sock").exists() {
-                continue;
-            }
-            match attach(dir.clone()).await {
-                Ok(attached) => match About::read(&dir) {
-                    Ok(about) => found.push((about, attached)),
-                    Err(error) => {
-                        tracing::error!(dir = %dir.display(), %error, "a runner lives here and nobody knows whose it is");
-                    }
-                },
+    /// Attaches to every runner that is there, as after a restart. A socket that refuses is that of one which has ended;
+    /// one that is not reached in any other way lives, for all that is known.
+    pub async fn find(&self) -> Sought {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let dirs = entries.map(|entry| entry.path()).filter(|dir| dir.join("runner.sock").exists());
+        let sought = self.seek(dirs.collect()).await;
+        self.forget_the_oldest();
+        sought
+    }
+
+    /// Attaches to the runners in these folders.
+    pub async fn seek(&self, dirs: Vec<PathBuf>) -> Sought {
+        let mut sought = Sought::default();
+        for dir in dirs {
+            let reached = match attach(dir.clone()).await {
+                Ok(attached) => {
+                    About::read(&dir).map(|about| (about, attached)).map_err(|error| error.to_string())
+                }
                 Err(LocalError::Client(ClientError::Socket { source, .. }))
                     if source.kind() == io::ErrorKind::ConnectionRefused =>
                 {
                     tracing::info!(dir = %dir.display(), "no runner lives here any more");
                     let _ = fs::remove_file(dir.join("runner.sock"));
+                    continue;
                 }
-                // It lives, and does not answer as it should: its socket is the only way to it, and stays.
+                Err(error) => Err(drive::chain(&error)),
+            };
+            match reached {
+                Ok(found) => sought.found.push(found),
                 Err(error) => {
-                    tracing::error!(dir = %dir.display(), error = drive::chain(&error), "a runner is not reached");
+                    tracing::error!(dir = %dir.display(), error, "a runner is not reached; it is tried again");
+                    sought.unreached.push(dir);
                 }
             }
         }
-        self.forget_the_oldest();
-        found
+        sought
     }
 
     /// Ends a runner for good, and returns when its process is gone: its guest's memory is, too. Its folder stays

@@ -14,7 +14,7 @@ use godwit_domain::{GuestName, MigrationId};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use crate::drive::{Tells, Told};
+use crate::drive::{Report, Tells, Told};
 
 /// Orders that may wait for the driver. It takes them within milliseconds; more waiting than this means that it
 /// hangs, which is worth an error.
@@ -91,6 +91,9 @@ impl Actor for TransferActor {
             }
             if let Err(error) = driver.await {
                 tracing::error!(%guest, %migration, %error, "a transfer's task died");
+                // Whoever waits for its end gets one.
+                let tells = Tells::Ended(Report::Stopped);
+                let _ = facts.send(Fact { guest: guest.clone(), migration: migration.clone(), tells }).await;
             }
             let _ = ended.send(DriverEnded).await;
         });
@@ -102,6 +105,10 @@ impl Handler<Order> for TransferActor {
 
     fn handle(&mut self, Order(told): Order, _: &mut Self::Context) {
         let Some(orders) = &self.orders else { return };
+        // While the driver waits for its peer, room is kept for what must not be lost: a newer answer follows.
+        if matches!(told, Told::Quorum(_)) && orders.capacity() < ORDERS_MAX / 2 {
+            return;
+        }
         if let Err(mpsc::error::TrySendError::Full(order)) = orders.try_send(told) {
             tracing::error!(guest = %self.guest, migration = %self.migration, ?order, "the driver hangs: order dropped");
         }

@@ -358,6 +358,10 @@ impl Ownership {
         left.remove(node);
         if left.is_empty() {
             self.life = Life::Purged;
+            // Both nodes of a migration that the deletion has ended are among those that hold nothing any more.
+            if let Some(attempt) = &mut self.attempt {
+                attempt.permits = Permits::None;
+            }
         }
         Ok(())
     }

@@ -234,8 +234,9 @@ impl Registry {
         overrides: Overrides,
     ) -> Result<BTreeSet<Effect>, Refusal> {
         if let Some((of, guest)) = self.guest_of(&migration) {
-            // Asked for twice it is the same migration, finished or not.
-            return if of == uid {
+            // Asked for twice, in the same words, it is the same migration, finished or not.
+            let asked = guest.migration(&migration).map(|(_, record)| (&record.target, &record.overrides));
+            return if of == uid && asked == Some((&target, &overrides)) {
                 Ok(BTreeSet::new())
             } else {
                 Err(Refusal::MigrationTaken(guest.name.clone()))
@@ -404,7 +405,13 @@ fn licences_of(ownership: &Ownership) -> Vec<Licence> {
 fn concerned(ownership: &Ownership) -> BTreeSet<NodeName> {
     let mut nodes: BTreeSet<NodeName> =
         licences_of(ownership).into_iter().map(|licence| licence.node).collect();
-    nodes.extend(ownership.attempt.as_ref().and_then(|attempt| attempt.phase.target_node()).cloned());
+    if let Some(attempt) = &ownership.attempt {
+        nodes.extend(attempt.phase.target_node().cloned());
+        // Of an ended migration: either may give its permits back, and must hear when the other has.
+        if let Permits::Held { source, target } = &attempt.permits {
+            nodes.extend([source.clone(), target.clone()]);
+        }
+    }
     match &ownership.life {
         Life::Deleting(left) => nodes.extend(left.iter().cloned()),
         Life::Creating(node) => nodes.extend([node.clone()]),

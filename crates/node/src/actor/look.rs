@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
+use godwit_domain::ownership::Entry;
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
 use godwit_transfer::drive::chain;
@@ -23,6 +24,9 @@ use super::{Here, MAKE_AGAIN_AFTER, NodeActor};
 use crate::local::{LocalError, OwnedRole};
 use crate::owed::resume_if_behind;
 use crate::records::{About, Buried};
+
+/// Rest after a guest could not be run, before it is looked at again.
+const RUN_AGAIN_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A runner's task has ended; this is how it stands now, or it does not answer.
 #[derive(Debug, Message)]
@@ -55,11 +59,14 @@ impl NodeActor {
         }
         let Some(view) = self.views.get(&uid).cloned() else { return };
         let has_transfer = self.transfers.values().any(|transfer| transfer.uid == uid);
-        let is_busy = self.starting.contains(&uid) || self.runners_of(uid).any(|(_, here)| here.busy);
+        let is_busy =
+            self.starting.contains(&uid) || self.runners_of(uid).any(|(_, here)| here.busy || here.stale);
         if has_transfer || is_busy || self.step(ctx, &view) {
             return;
         }
-        for duty in agent::duties(&self.name, &view.ownership, &self.local(uid)) {
+        let duties = agent::duties(&self.name, &view.ownership, &self.local(uid));
+        let not_sure = !self.unreached.is_empty();
+        for duty in duties.into_iter().filter(|duty| !(not_sure && needs_to_know_all(duty))) {
             self.act(ctx, uid, &view.name, duty);
         }
     }
@@ -95,6 +102,25 @@ impl NodeActor {
         }
     }
 
+    /// Asks a runner how it stands.
+    pub(super) fn refresh(&mut self, ctx: &mut Context<Self>, instance: InstanceId) {
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        here.busy = true;
+        let (attached, home) = (here.attached.clone(), ctx.address());
+        tokio::spawn(async move {
+            let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
+            let _ = home.send(Refreshed(instance, standing)).await;
+        });
+    }
+
+    /// Runners that did not answer are asked again.
+    pub(super) fn ask_the_silent(&mut self, ctx: &mut Context<Self>) {
+        let silent = self.here.iter().filter(|(_, here)| here.stale && !here.busy);
+        for instance in silent.map(|(instance, _)| *instance).collect::<Vec<_>>() {
+            self.refresh(ctx, instance);
+        }
+    }
+
     fn run(&mut self, ctx: &mut Context<Self>, instance: InstanceId, epoch: Epoch) {
         let Some(here) = self.here.get_mut(&instance) else { return };
         (here.busy, here.run_sent) = (true, true);
@@ -103,6 +129,7 @@ impl NodeActor {
         let task = async move {
             if let Err(error) = resume_if_behind(&attached, epoch).await {
                 tracing::error!(error = chain(&*error), "the guest was not resumed");
+                tokio::time::sleep(RUN_AGAIN_AFTER).await;
             }
             let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
             let _ = home.send(Refreshed(instance, standing)).await;
@@ -132,6 +159,21 @@ impl NodeActor {
             runners.discard(&attached).await;
             let _ = home.send(Gone(instance)).await;
         });
+    }
+
+    /// A target's session has ended and says that it started nothing; its runner is gone. Both together are proof.
+    pub(super) fn bury_gone(
+        &mut self,
+        ctx: &mut Context<Self>,
+        uid: GuestUid,
+        instance: InstanceId,
+        reason: String,
+    ) {
+        self.here.remove(&instance);
+        if let Err(error) = self.records.bury(Buried { instance, uid, reason }) {
+            tracing::error!(%instance, %error, "no tombstone could be written");
+        }
+        self.look(ctx, uid);
     }
 
     /// Tombstone, then kill, then, by its duty, the statement. Only of a runner that stands `Incoming`.
@@ -176,7 +218,14 @@ impl NodeActor {
         let mut all_stand_still = true;
         for instance in named {
             let Some(here) = self.here.get(&instance) else { continue };
-            all_stand_still &= here.standing.state != RunState::Running && !here.busy;
+            if !here.busy && self.fence_asked.insert(instance) {
+                // A session may have run it a moment ago: how it stood before the fence came says nothing.
+                self.refresh(ctx, instance);
+            }
+            let in_transfer = self.transfers.values().any(|transfer| transfer.instance == instance);
+            let Some(here) = self.here.get(&instance) else { continue };
+            let stands_still = here.standing.state != RunState::Running && !here.busy && !here.stale;
+            all_stand_still &= stands_still && !in_transfer;
             if here.standing.state == RunState::Running && !here.busy {
                 self.seal(ctx, instance);
             }
@@ -191,6 +240,14 @@ impl NodeActor {
             });
         }
     }
+}
+
+/// Whether a duty rests on there being no other runner here than those that are known.
+fn needs_to_know_all(duty: &Duty) -> bool {
+    matches!(
+        duty,
+        Duty::Make | Duty::Propose(Entry::Gone { .. } | Entry::Purged { .. } | Entry::HandBack { .. })
+    )
 }
 
 /// A runner as the tables know it.
@@ -216,11 +273,18 @@ impl Handler<Refreshed> for NodeActor {
         let Some(here) = self.here.get_mut(&instance) else { return };
         here.busy = false;
         // One that does not answer has died, which its process descriptor tells, or is asked again at the next look.
+        here.stale = standing.is_none();
         if let Some(standing) = standing {
             here.standing = standing;
         }
-        let uid = here.about.uid;
-        self.look(ctx, uid);
+        let (uid, dead, stale) = (here.about.uid, here.dead, here.stale);
+        if dead {
+            return self.mourn(ctx, instance);
+        }
+        // One that does not answer is asked again in a while, not at once.
+        if !stale {
+            self.look(ctx, uid);
+        }
     }
 }
 
@@ -238,8 +302,19 @@ impl Handler<Died> for NodeActor {
     type Result = ();
 
     fn handle(&mut self, Died(instance): Died, ctx: &mut Self::Context) {
-        // One that this node is ending comes home as `Gone`.
-        let Some(here) = self.here.get(&instance).filter(|here| !here.busy) else { return };
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        here.dead = true;
+        // The task that is at it comes home first; that of one which this node is ending as `Gone`.
+        if !here.busy {
+            self.mourn(ctx, instance);
+        }
+    }
+}
+
+impl NodeActor {
+    /// A runner is no more, and not by this node's hand. If it can not have run, that is written down.
+    pub(super) fn mourn(&mut self, ctx: &mut Context<Self>, instance: InstanceId) {
+        let Some(here) = self.here.get(&instance) else { return };
         let (uid, state) = (here.about.uid, here.standing.state);
         tracing::warn!(guest = %here.attached.hello.guest, %instance, ?state, "a runner has died");
         let owns = self.views.get(&uid).is_some_and(|view| view.ownership.licenses(instance));

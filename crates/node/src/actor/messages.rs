@@ -18,7 +18,7 @@ use godwit_wire::session::{GuestView, Here as Shown, NodeAnswer, NodeAsk, Push};
 use super::look::Died;
 use super::{Here, NodeActor};
 use crate::fabric;
-use crate::local::{LocalError, until_ended};
+use crate::local::{LocalError, Sought, until_ended};
 use crate::records::About;
 
 /// The leader has pushed what has changed.
@@ -46,10 +46,10 @@ pub struct Questioned(pub NodeAsk);
 #[rtype(result = "()")]
 pub struct Called(pub Inbound);
 
-/// A runner that was there before this process.
+/// Runners that were there before this process, and those that may be and were not reached.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Found(pub About, pub Attached);
+pub struct Found(pub Sought);
 
 /// A runner was started, or not.
 #[derive(Debug, Message)]
@@ -74,7 +74,16 @@ impl NodeActor {
             Err(error) => tracing::error!(%instance, %error, "the runner's end will not be seen"),
         }
         let attached = Arc::new(attached);
-        let here = Here { about, attached, standing, whole: false, busy: false, run_sent: false };
+        let here = Here {
+            about,
+            attached,
+            standing,
+            whole: false,
+            busy: false,
+            run_sent: false,
+            dead: false,
+            stale: false,
+        };
         self.here.insert(instance, here);
         self.look(ctx, uid);
     }
@@ -142,7 +151,11 @@ impl Handler<Pushed> for NodeActor {
     fn handle(&mut self, Pushed(push): Pushed, ctx: &mut Self::Context) {
         let was_complete = self.complete;
         self.complete |= push.complete;
-        let was_fenced = std::mem::replace(&mut self.fenced, push.fenced).is_some();
+        let was_fenced = self.fenced.is_some();
+        if self.fenced != push.fenced {
+            self.fence_asked.clear();
+        }
+        self.fenced = push.fenced;
         let seen: Vec<GuestUid> = push.guests.iter().map(|view| view.uid).collect();
         push.guests.into_iter().for_each(|view| self.see(view));
         self.proposals.forget_refusals();
@@ -211,8 +224,12 @@ impl Handler<Questioned> for NodeActor {
 impl Handler<Found> for NodeActor {
     type Result = ();
 
-    fn handle(&mut self, Found(about, attached): Found, ctx: &mut Self::Context) {
-        self.take_in(ctx, about, attached);
+    fn handle(&mut self, Found(sought): Found, ctx: &mut Self::Context) {
+        self.unreached = sought.unreached;
+        self.seeking = false;
+        for (about, attached) in sought.found {
+            self.take_in(ctx, about, attached);
+        }
     }
 }
 

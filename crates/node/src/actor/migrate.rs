@@ -22,7 +22,6 @@ use godwit_wire::handoff::RunState;
 use godwit_wire::migration::SessionId;
 use godwit_wire::session::{Ask, GuestView};
 
-use super::look::Refreshed;
 use super::{NodeActor, Transfer};
 use crate::files;
 use crate::local::{Handle, OwnedRole};
@@ -77,7 +76,7 @@ impl NodeActor {
             let instance = *instance;
             return fits && self.arrive(ctx, view, migration, source, instance);
         }
-        if self.runners_of(uid).next().is_some() {
+        if self.runners_of(uid).next().is_some() || !self.unreached.is_empty() {
             // An older one is in the way. It goes by its own duty, and then there is another look.
             return false;
         }
@@ -246,15 +245,18 @@ impl NodeActor {
             }
             Report::Failed { reason } => tracing::warn!(%migration, reason, "migration failed"),
             Report::Stopped => tracing::warn!(%migration, "the transfer has stopped"),
-            Report::GaveUp { reason } => return self.refresh_and_give_up(ctx, instance, reason),
+            Report::GaveUp { reason } => {
+                if self.here.contains_key(&instance) {
+                    return self.refresh_and_give_up(ctx, instance, reason);
+                }
+                return self.bury_gone(ctx, uid, instance, reason);
+            }
         }
-        let Some(here) = self.here.get_mut(&instance) else { return self.look(ctx, uid) };
-        here.busy = true;
-        let (attached, home) = (Arc::clone(&here.attached), ctx.address());
-        tokio::spawn(async move {
-            let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
-            let _ = home.send(Refreshed(instance, standing)).await;
-        });
+        if self.here.contains_key(&instance) {
+            self.refresh(ctx, instance);
+        } else {
+            self.look(ctx, uid);
+        }
     }
 
     /// The session says that it has started nothing, and its runner's task has ended: so the runner's word is the last.
@@ -299,6 +301,9 @@ impl Handler<GaveUp> for NodeActor {
         let Some(here) = self.here.get_mut(&instance) else { return };
         here.busy = false;
         let uid = here.about.uid;
+        if here.dead {
+            return self.bury_gone(ctx, uid, instance, reason);
+        }
         match standing {
             Some(standing) => here.standing = standing,
             // It does not answer: whether it is what it was, its death will tell.

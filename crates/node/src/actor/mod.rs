@@ -20,6 +20,7 @@ mod migrate;
 mod proposals;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,7 @@ use godwit_domain::{InstanceId, MigrationId, NodeName};
 use godwit_guest::client::Attached;
 use godwit_transfer::actor::TransferActor;
 use godwit_transfer::admit::Expected;
+use godwit_transfer::drive::Told;
 use godwit_wire::handoff::Standing;
 use godwit_wire::session::GuestView;
 
@@ -57,6 +59,10 @@ struct Here {
     busy: bool,
     /// This process may have told it to run.
     run_sent: bool,
+    /// Its process has ended.
+    dead: bool,
+    /// It did not answer when it was asked last: how it stands is not known.
+    stale: bool,
 }
 
 /// One side of a migration.
@@ -83,7 +89,12 @@ pub struct NodeActor {
     complete: bool,
     fenced: Option<BTreeSet<InstanceId>>,
     fence_answered: bool,
+    /// Runners that were asked how they stand since the fence came.
+    fence_asked: BTreeSet<InstanceId>,
     here: BTreeMap<InstanceId, Here>,
+    /// Folders of runners that may live and were not reached: until they are, nobody is missed and nothing is made.
+    unreached: Vec<PathBuf>,
+    seeking: bool,
     transfers: BTreeMap<MigrationId, Transfer>,
     /// Guests for which a runner is being started.
     starting: BTreeSet<GuestUid>,
@@ -108,7 +119,10 @@ impl NodeActor {
             complete: false,
             fenced: None,
             fence_answered: false,
+            fence_asked: BTreeSet::new(),
             here: BTreeMap::new(),
+            unreached: Vec::new(),
+            seeking: false,
             transfers: BTreeMap::new(),
             starting: BTreeSet::new(),
             not_made: BTreeMap::new(),
@@ -122,7 +136,32 @@ impl NodeActor {
         self.here.iter().filter(move |(_, here)| here.about.uid == uid)
     }
 
+    /// What is agreed, once more, for a driver that was told while it could not listen.
+    fn remind_transfers(&self) {
+        for transfer in self.transfers.values() {
+            if let Some(view) = self.views.get(&transfer.uid) {
+                let told = Told::View(Box::new(view.ownership.clone()));
+                transfer.actor.do_send(godwit_transfer::actor::Order(told));
+            }
+        }
+    }
+
+    /// Runners that were not reached are tried again.
+    fn seek_the_unreached(&mut self, ctx: &mut Context<Self>) {
+        if self.unreached.is_empty() || self.seeking {
+            return;
+        }
+        self.seeking = true;
+        let (runners, dirs, home) = (self.runners.clone(), self.unreached.clone(), ctx.address());
+        tokio::spawn(async move {
+            let _ = home.send(Found(runners.seek(dirs).await)).await;
+        });
+    }
+
     fn look_at_all(&mut self, ctx: &mut Context<Self>) {
+        if self.complete && self.fenced.is_some() {
+            return self.obey_fence(ctx);
+        }
         let here = self.here.values().map(|here| here.about.uid);
         let all: BTreeSet<GuestUid> = self.views.keys().copied().chain(here).collect();
         for uid in all {
@@ -137,6 +176,9 @@ impl Actor for NodeActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(LOOK_INTERVAL, |actor, ctx| {
             actor.proposals.forget_refusals();
+            actor.remind_transfers();
+            actor.ask_the_silent(ctx);
+            actor.seek_the_unreached(ctx);
             actor.look_at_all(ctx);
         });
     }

@@ -33,6 +33,8 @@ use problem::{gone, no_guest, no_migration, no_node};
 const QUORUM_AGE_MAX: Duration = Duration::from_secs(2);
 /// How often a migration that is watched is looked at though nothing was agreed: its progress is the leader's alone.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// How long the numbers of a migration are waited for: they follow its end, unless a node has just died.
+const MEASURED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node may take to answer something quick.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to compare all of a guest's memory.
@@ -226,14 +228,18 @@ async fn migration_detail(group: &Group, migration: MigrationId) -> Answered {
     look(group, Act::MigrationShow { migration }).await
 }
 
-/// Every change of a migration, until it is over and holds nothing any more.
+/// Every change of a migration, until it is over, holds nothing any more and, if it has succeeded, was measured.
 async fn watch(group: &Group, migration: MigrationId, events: mpsc::Sender<Value>) -> Answered {
     let mut last = Value::Null;
+    let mut over_since = None;
     loop {
         let now = migration_detail(group, migration.clone()).await?;
         let flag = |name: &str| now.get(name).and_then(Value::as_bool).unwrap_or(false);
         if flag("over") && !flag("permits_held") {
-            return Ok(now);
+            let since = *over_since.get_or_insert_with(tokio::time::Instant::now);
+            if is_measured(&now) || since.elapsed() > MEASURED_PATIENCE {
+                return Ok(now);
+            }
         }
         if now != last {
             last = now.clone();
@@ -248,6 +254,14 @@ async fn watch(group: &Group, migration: MigrationId, events: mpsc::Sender<Value
             return Err(problem::leadership_lost());
         }
     }
+}
+
+/// Whether both sides of a migration that has succeeded have said what they measured.
+fn is_measured(detail: &Value) -> bool {
+    let measured =
+        |name: &str| detail.get("measured").and_then(|all| all.get(name)).is_some_and(|it| !it.is_null());
+    let succeeded = detail.get("phase").and_then(Value::as_str) == Some("Succeeded");
+    !succeeded || (measured("source") && measured("resume_us"))
 }
 
 /// Asks a node something.

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use godwit_domain::progress::Progress;
 use godwit_domain::{MigrationId, NodeName};
@@ -14,6 +14,9 @@ use tokio::sync::Notify;
 
 /// Migrations whose progress is remembered. More than may run anywhere near at once.
 const PROGRESS_MAX: usize = 1024;
+/// How old a leadership must be before a node without a session is one that does not answer: a node looks for its leader
+/// at least every half second, and gives a silent one up after three.
+const SETTLED_AFTER: Duration = Duration::from_secs(4);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,6 +27,7 @@ pub struct Floor {
 
 #[derive(Debug, Default)]
 struct State {
+    began: Option<Instant>,
     sessions: BTreeMap<NodeName, (u64, Connection)>,
     last: u64,
     silent: BTreeMap<NodeName, Instant>,
@@ -32,6 +36,21 @@ struct State {
 }
 
 impl Floor {
+    /// The leadership begins.
+    pub fn open(&self) {
+        self.lock().began = Some(Instant::now());
+    }
+
+    /// When the leadership began.
+    pub fn began(&self) -> Option<Instant> {
+        self.lock().began
+    }
+
+    /// Whether every node that answers has had the time to say so.
+    pub fn is_settled(&self) -> bool {
+        self.began().is_some_and(|began| began.elapsed() > SETTLED_AFTER)
+    }
+
     /// A node's session begins; an older one of it ends. Returns its number.
     pub fn enter(&self, node: &NodeName, connection: Connection) -> u64 {
         let mut state = self.lock();

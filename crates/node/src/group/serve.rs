@@ -36,6 +36,10 @@ pub async fn serve(group: Group, call: ControlCall) {
         return;
     }
     let number = group.floor().enter(&node, connection.clone());
+    if !group.leads() {
+        // Deposed between Welcome and here: nobody else would close it.
+        connection.close(0_u32.into(), b"this voter does not lead any more");
+    }
     tracing::info!(%node, session = number, "session begins");
     let mut tasks = JoinSet::new();
     tasks.spawn(push(group.clone(), node.clone(), number, send));
@@ -139,7 +143,8 @@ async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive:
     let answer = match ask {
         Ask::Propose(command) => proposed(&group, &node, command).await,
         Ask::Quorum => {
-            let age = group.quorum_age().await;
+            // A follower hears of the quorum too; here it is the leader's word that counts.
+            let age = group.quorum_age().await.filter(|_| group.leads());
             Answer::QuorumAge(age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
         }
         Ask::Progress { migration, progress } => {

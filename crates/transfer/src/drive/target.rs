@@ -119,6 +119,8 @@ struct Driver {
     runner_jobs: mpsc::Sender<RunnerJob>,
     tells: mpsc::Sender<Tells>,
     tasks: JoinSet<()>,
+    /// The runner is no more though it was told to run: nothing is left to drive.
+    bereft: Option<String>,
     /// Since when there is no connection.
     alone_since: Duration,
     run_asked: Duration,
@@ -159,6 +161,7 @@ impl Driver {
             runner_jobs,
             tells,
             tasks,
+            bereft: None,
             alone_since: Duration::ZERO,
             run_asked: Duration::ZERO,
             run_epoch: Epoch(0),
@@ -179,6 +182,9 @@ impl Driver {
                 if let Some(report) = self.act(action).await {
                     return report;
                 }
+            }
+            if let Some(reason) = self.bereft.take() {
+                return Report::Failed { reason };
             }
             let patience = self.clock.instant(self.alone_since + SOURCE_PATIENCE);
             // In this order, so that answers never pile up behind batches.
@@ -235,6 +241,8 @@ impl Driver {
                 self.session.view(&ownership);
                 self.check_source();
             }
+            // Told by the node when the runner has died. Whether it ran before is then not this side's to say.
+            Told::Cancel(reason) if self.session.has_started() => self.bereft = Some(reason),
             Told::Cancel(reason) => self.session.fail(reason),
             Told::Linked(inbound) => self.linked(*inbound),
             Told::Settings(_) | Told::Quorum(_) => {}

@@ -22,6 +22,8 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest part of a guest's name in the name of its migration: with a number it stays below 63.
 const STEM_BYTES_MAX: usize = 40;
+/// Names that are tried for a migration that was given none: a guest has six kept ones at most.
+const NAMES_TRIED_MAX: usize = 1000;
 /// How often a runner is asked whether it runs yet.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -104,6 +106,10 @@ pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: boo
         let hint = "move its guests away instead; to fence it all the same, so that it stops its guests itself: --although-reachable";
         return Err(refused("a node that is fenced is off", message, hint));
     }
+    // Who answers a leader that was just elected is not known yet.
+    if !group.floor().is_settled() {
+        return Err(problem::just_elected());
+    }
     let name = node.clone();
     let vouch = group.read(move |registry| vouch_for(registry, &name)).await.ok_or_else(gone)?;
     let (boot, instances, lost) = vouch.ok_or_else(|| no_node(&node))?;
@@ -121,6 +127,9 @@ pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: boo
 }
 
 pub(super) async fn remove(group: &Group, node: NodeName) -> Answered {
+    if !group.floor().is_settled() {
+        return Err(problem::just_elected());
+    }
     if group.floor().session(&node).is_some() {
         let message = format!("node {node} has a session with the leader");
         return Err(refused("a node that is removed has stopped", message, "stop its process first"));
@@ -308,18 +317,24 @@ pub(super) async fn migrate(
     to: Option<NodeName>,
     overrides: Overrides,
 ) -> Answered {
-    let (uid, asked) = named(group, &name, |uid, _, registry| (uid, registry.asked)).await?;
-    let migration = match migration {
-        Some(migration) => migration,
-        None => {
-            let stem: String = name.name().chars().take(STEM_BYTES_MAX).collect();
-            let made = format!("{}-{}", stem.trim_end_matches('-'), asked + 1);
-            made.parse().map_err(|error| problem::failed("a migration's name", format!("{made}: {error}")))?
+    let (uid, free) = named(group, &name, |uid, guest, registry| (uid, free_name(registry, guest))).await?;
+    let migration = match (migration, free) {
+        (Some(migration), _) | (None, Some(migration)) => migration,
+        (None, None) => {
+            return Err(problem::failed("a migration's name", format!("none is free for {name}")));
         }
     };
     let command = Command::Migrate { guest: uid, migration: migration.clone(), target: to, overrides };
     group.propose(command).await?;
     migration_detail(group, migration).await
+}
+
+/// A name that no migration has: the guest's, and a number.
+fn free_name(registry: &Registry, guest: &Guest) -> Option<MigrationId> {
+    let stem: String = guest.name.name().chars().take(STEM_BYTES_MAX).collect();
+    let stem = stem.trim_end_matches('-');
+    let names = (registry.asked + 1..).filter_map(|number| format!("{stem}-{number}").parse().ok());
+    names.into_iter().take(NAMES_TRIED_MAX).find(|name| registry.guest_of(name).is_none())
 }
 
 pub(super) async fn set(group: &Group, migration: MigrationId, overrides: Overrides) -> Answered {
