@@ -370,7 +370,7 @@ impl World {
             Life::Alive(_) if over && running == 1 && copies == 1 => {
                 Some(if present.rollbacks > 0 { "runs, rolled back" } else { "runs" })
             }
-            Life::Purged if copies == 0 => Some("deleted"),
+            Life::Purged if over && copies == 0 => Some("deleted"),
             Life::Lost { last, kept } => {
                 assert!(self.deaths > 0, "L2: a guest is lost though nothing died");
                 // Kept copies, if there are any, are for the operator; he acts in time.

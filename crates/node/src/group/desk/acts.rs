@@ -100,15 +100,23 @@ fn vouch_for(registry: &Registry, node: &NodeName) -> Option<Vouch> {
     Some((boot, registry.instances_on(node), lost.collect()))
 }
 
+/// Who answers a leader that was just elected is known in a moment.
+async fn settled(group: &Group) -> Result<(), Problem> {
+    while !group.floor().is_settled() {
+        if !group.leads() {
+            return Err(problem::leadership_lost());
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
+    Ok(())
+}
+
 pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: bool) -> Answered {
+    settled(group).await?;
     if group.floor().session(&node).is_some() && !although_reachable {
         let message = format!("node {node} answers: it is not off");
         let hint = "move its guests away instead; to fence it all the same, so that it stops its guests itself: --although-reachable";
         return Err(refused("a node that is fenced is off", message, hint));
-    }
-    // Who answers a leader that was just elected is not known yet.
-    if !group.floor().is_settled() {
-        return Err(problem::just_elected());
     }
     let name = node.clone();
     let vouch = group.read(move |registry| vouch_for(registry, &name)).await.ok_or_else(gone)?;
@@ -127,9 +135,7 @@ pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: boo
 }
 
 pub(super) async fn remove(group: &Group, node: NodeName) -> Answered {
-    if !group.floor().is_settled() {
-        return Err(problem::just_elected());
-    }
+    settled(group).await?;
     if group.floor().session(&node).is_some() {
         let message = format!("node {node} has a session with the leader");
         return Err(refused("a node that is removed has stopped", message, "stop its process first"));

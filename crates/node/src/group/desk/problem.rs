@@ -63,11 +63,6 @@ pub(super) fn no_quorum() -> Problem {
     Problem::new(Code::Unavailable, "a quorum of voters must answer", message, hint)
 }
 
-pub(super) fn just_elected() -> Problem {
-    let message = "the leader was elected a moment ago and does not know yet which nodes answer";
-    Problem::new(Code::Unavailable, "the leader must know who answers", message, "ask again in a few seconds")
-}
-
 pub(super) fn leadership_lost() -> Problem {
     let message = "the leadership was lost while the answer was waited for";
     Problem::new(Code::Unknown, "the leader must stay", message, "look how things stand, and ask again")
