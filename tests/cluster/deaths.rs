@@ -6,15 +6,13 @@
 //!
 //! Always true of every story: never two ticks alike; the guest goes on at one place, whole; the next move succeeds.
 
-use std::time::Duration;
-
 use godwit::lab::cluster::{Cluster, Moved, Watched};
 use godwit::lab::monotonic_ns;
 use godwit_domain::NodeName;
 use libtest_mimic::Trial;
 
-use crate::support::world::{MIB, World, guest_of, limited_to, node, unlimited};
-use crate::support::{Outcome, stories};
+use crate::support::world::{MIB, World, guest, guest_of, limited_to, node, unlimited};
+use crate::support::{LOOK_INTERVAL, Outcome, PATIENCE, stories};
 
 /// The longest time between two ticks that a guest may show which nobody has paused. A processor that is shared
 /// with everything else here makes for some of it.
@@ -42,6 +40,15 @@ fn is_copying(seen: &Watched) -> bool {
 
 fn is_switching_over(seen: &Watched) -> bool {
     seen.progress.is_some_and(|progress| progress.switching_over) && !seen.over
+}
+
+/// Waits until a hand-over to this node has committed, though nobody runs the guest there.
+async fn owned_by(cluster: &Cluster, owner: &NodeName) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while cluster.guest(&guest()).await.ok().and_then(|detail| detail.row.node).as_ref() != Some(owner) {
+        assert!(std::time::Instant::now() < deadline, "the hand-over to {owner} did not commit");
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
 }
 
 async fn kill(cluster: &mut Cluster, victim: &NodeName) -> u64 {
@@ -201,8 +208,7 @@ async fn a_target_that_dies_in_a_switchover_hands_the_guest_back(world: &mut Wor
         .migrate("node-b", unlimited(), async |cluster, seen| {
             if killed.is_none() && is_switching_over(seen) {
                 killed = Some(kill(cluster, &node("node-b")).await);
-                // The hand-over commits meanwhile, to a target that nobody runs.
-                tokio::time::sleep(Duration::from_secs(3)).await;
+                owned_by(cluster, &node("node-b")).await;
                 cluster.restart_node(&node("node-b")).await.expect("restarted");
             }
         })
