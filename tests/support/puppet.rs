@@ -116,7 +116,7 @@ impl Puppet {
     /// Has a node join that is none. Others are told that it takes guests at this address.
     pub(crate) fn join(&self, name: &str, migration: SocketAddr) -> Result<(), Refusal> {
         let (boot, memory_bytes) = (BootId(1), 1 << 40);
-        let node_itself = Node { control: migration, migration, boot, memory_bytes, fenced: None };
+        let node_itself = Node::new(migration, migration, boot, memory_bytes);
         self.apply(Command::Join { name: node(name), node: node_itself })
     }
 

@@ -274,5 +274,6 @@ pub(crate) fn limited_to(bandwidth: u64) -> Overrides {
         completion_timeout_per_gib: Some(0),
         progress_timeout: Some(MOVE_TIMEOUT.as_secs()),
         max_downtime_ms: None,
+        ..Overrides::default()
     }
 }

@@ -6,6 +6,8 @@
 //!   ownership                         who may run a guest: licences, epochs, entries
 //!   registry                          what the cluster agrees on: nodes, guests, admission
 //!   precopy                           another round, switch over, or give up
+//!   machine                           a guest as manifests describe it
+//!   labels, policy                    which policy a guest gets, and why not another
 //!   settings, guest, progress         what a migration and a guest are told, and how it goes
 //! ```
 //!
@@ -17,8 +19,11 @@
 pub mod agent;
 pub mod guest;
 pub mod ids;
+pub mod labels;
+pub mod machine;
 pub mod ownership;
 pub mod planted;
+pub mod policy;
 pub mod precopy;
 pub mod progress;
 pub mod quantity;
@@ -28,6 +33,7 @@ pub mod units;
 
 pub use guest::GuestSpec;
 pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
+pub use labels::Labels;
 pub use quantity::{Quantity, QuantityError};
-pub use settings::{Overrides, Settings};
+pub use settings::{ClusterSettings, Overrides, Priority, Settings};
 pub use units::{Bandwidth, PAGE_BYTES, PAGE_SIZE, PageCount, PageIndex, PageRun, Round};

@@ -25,6 +25,21 @@ pub struct Limits {
     pub completion_timeout: Option<Duration>,
     /// Cancelled if there was no progress for this long; `None`: never.
     pub progress_timeout: Option<Duration>,
+    /// What may be done about a guest that does not converge.
+    pub allowed: Allowed,
+}
+
+/// What may be done about a guest that does not converge. Nothing, if nobody says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// At the deadline go on as post-copy.
+    pub post_copy: bool,
+    /// Post-copy as soon as convergence is shown impossible, not only at the deadline.
+    pub post_copy_early: bool,
+    /// Throttle the guest.
+    pub throttle: bool,
+    /// At the deadline pause the guest to finish.
+    pub pause: bool,
 }
 
 impl Limits {
@@ -35,6 +50,7 @@ impl Limits {
             downtime_max: Duration::from_millis(300),
             completion_timeout: Some(Self::completion_timeout(800, memory_bytes)),
             progress_timeout: Some(Duration::from_secs(150)),
+            allowed: Allowed::default(),
         }
     }
 

@@ -176,6 +176,8 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
         migration: fabric.migration_address()?,
         boot: BootId(boot),
         memory_bytes: config.memory_offered_bytes()?,
+        labels: BTreeMap::new(),
+        networks: BTreeMap::new(),
         fenced: None,
     })
 }

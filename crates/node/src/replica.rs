@@ -180,13 +180,7 @@ mod tests {
 
     fn join(node: &str) -> Vec<u8> {
         let address = core::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let node_itself = Node {
-            control: address,
-            migration: address,
-            boot: BootId(1),
-            memory_bytes: 1 << 30,
-            fenced: None,
-        };
+        let node_itself = Node::new(address, address, BootId(1), 1 << 30);
         entry(Command::Join { name: name(node), node: node_itself })
     }
 

@@ -72,13 +72,7 @@ mod tests {
     fn entries() -> Vec<Stamped> {
         let node = |text: &str| text.parse().expect("a name");
         let address = core::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let join = Node {
-            control: address,
-            migration: address,
-            boot: BootId(1),
-            memory_bytes: 1 << 40,
-            fenced: None,
-        };
+        let join = Node::new(address, address, BootId(1), 1 << 40);
         let create = Command::CreateGuest {
             uid: GuestUid(7),
             name: "vm".parse().expect("a name"),

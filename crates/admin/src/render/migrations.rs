@@ -117,18 +117,7 @@ pub fn in_short(progress: &Progress) -> String {
 }
 
 fn settings(overrides: &Overrides) -> String {
-    let Overrides { bandwidth_per_migration, completion_timeout_per_gib, progress_timeout, max_downtime_ms } =
-        overrides;
-    joined(
-        [
-            bandwidth_per_migration.map(|value| format!("bandwidthPerMigration={value}")),
-            completion_timeout_per_gib.map(|value| format!("completionTimeoutPerGiB={value}")),
-            progress_timeout.map(|value| format!("progressTimeout={value}")),
-            max_downtime_ms.map(|value| format!("maxDowntimeMs={value}")),
-        ]
-        .into_iter()
-        .flatten(),
-    )
+    joined(overrides.entries().into_iter().map(|(key, value)| format!("{key}={value}")))
 }
 
 fn progress_of(progress: &Progress) -> String {

@@ -155,11 +155,11 @@ impl Ownership {
             }
         }
         attempt.phase = match side {
-            Side::Operator => Phase::Cancelled { reason },
+            Side::Operator | Side::Deadline => Phase::Cancelled { reason },
             Side::Source | Side::Target | Side::Control => Phase::Failed { reason },
         };
         match side {
-            Side::Source | Side::Target => attempt.permits = Permits::None,
+            Side::Source | Side::Target | Side::Deadline => attempt.permits = Permits::None,
             Side::Control | Side::Operator => {}
         }
         if let Some(source) = taken_back {

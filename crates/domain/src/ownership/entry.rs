@@ -21,6 +21,8 @@ pub enum Side {
     Source,
     /// The target's node.
     Target,
+    /// The source's node, since a time limit has passed; the migration is then Cancelled, not Failed.
+    Deadline,
     /// The control group, for a deadline of its own.
     Control,
     /// An operator; the migration is then Cancelled, not Failed.

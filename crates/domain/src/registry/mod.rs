@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::GuestSpec;
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
+use crate::labels::Labels;
 use crate::ownership::{Attempt, Entry, Licence, Life, Ownership, Permits, Phase};
 use crate::progress::Measured;
 use crate::settings::{Overrides, Settings};
@@ -67,8 +68,25 @@ pub struct Node {
     pub boot: BootId,
     /// Memory that it offers to guests, in bytes.
     pub memory_bytes: u64,
+    /// Labels from its config, `kubernetes.io/hostname` among them.
+    pub labels: Labels,
+    /// Where pages come in on named networks.
+    pub networks: BTreeMap<String, core::net::SocketAddr>,
     /// It was vouched to be off. Until it has stopped these and said so, it gets no guests and no orders.
     pub fenced: Option<BTreeSet<InstanceId>>,
+}
+
+impl Node {
+    /// One without labels and named networks.
+    pub fn new(
+        control: core::net::SocketAddr,
+        migration: core::net::SocketAddr,
+        boot: BootId,
+        memory_bytes: u64,
+    ) -> Self {
+        let (labels, networks) = (Labels::new(), BTreeMap::new());
+        Self { control, migration, boot, memory_bytes, labels, networks, fenced: None }
+    }
 }
 
 /// A guest.

@@ -27,7 +27,7 @@ fn instance(n: u64) -> InstanceId {
 
 fn node(memory_bytes: u64) -> Node {
     let address = core::net::SocketAddr::from(([127, 0, 0, 1], 7400));
-    Node { control: address, migration: address, boot: BootId(1), memory_bytes, fenced: None }
+    Node::new(address, address, BootId(1), memory_bytes)
 }
 
 fn stamped(time_ms: u64, command: Command) -> Stamped {

@@ -276,7 +276,7 @@ impl Driver {
 
     async fn told(&mut self, order: Told) {
         match order {
-            Told::Settings(Settings { bandwidth, limits }) => {
+            Told::Settings(Settings { bandwidth, limits, .. }) => {
                 self.limiter.change(&self.connection, |limiter, now| limiter.set(now, bandwidth));
                 self.session.set_limits(limits);
             }

@@ -188,7 +188,7 @@ impl World {
     fn join(&mut self, at: usize) {
         let address = core::net::SocketAddr::from(([127, 0, 0, 1], 7400));
         let boot = BootId(self.hosts[at].boot);
-        let node = Node { control: address, migration: address, boot, memory_bytes: 10, fenced: None };
+        let node = Node::new(address, address, boot, 10);
         self.commit(Command::Join { name: self.names[at].clone(), node });
     }
 
