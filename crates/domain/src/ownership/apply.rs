@@ -42,7 +42,7 @@ impl Ownership {
             // Said again.
             Life::Alive(owner) if owner.instance == instance && self.epoch == Epoch::FIRST => Ok(()),
             Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
-                Err(Refused::Life { entry: "Born", needs: "Creating", is: self.life.name() })
+                Err(life("Born", "Creating", self.life.name()))
             }
         }
     }
@@ -328,7 +328,7 @@ impl Ownership {
 
     fn recover(&mut self, instance: InstanceId) -> Outcome {
         let Life::Lost { last, kept } = &self.life else {
-            return Err(Refused::Life { entry: "Recover", needs: "Lost", is: self.life.name() });
+            return Err(life("Recover", "Lost", self.life.name()));
         };
         let copy = [Some(last), kept.as_ref()].into_iter().flatten().find(|copy| copy.instance == instance);
         let Some(copy) = copy else { return Err(Refused::NoPart(instance)) };
@@ -340,7 +340,7 @@ impl Ownership {
 
     fn delete(&mut self) -> Outcome {
         if let Life::Deleting(_) | Life::Purged = self.life {
-            return Err(Refused::Life { entry: "Delete", needs: "not deleted", is: self.life.name() });
+            return Err(life("Delete", "not deleted", self.life.name()));
         }
         if let Some(attempt) = self.attempt.as_mut().filter(|attempt| !attempt.phase.is_over()) {
             attempt.phase = Phase::Failed { reason: "the guest was deleted".into() };
@@ -353,7 +353,7 @@ impl Ownership {
     fn purged(&mut self, node: &NodeName) -> Outcome {
         let is = self.life.name();
         let Life::Deleting(left) = &mut self.life else {
-            return Err(Refused::Life { entry: "Purged", needs: "Deleting", is });
+            return Err(life("Purged", "Deleting", is));
         };
         left.remove(node);
         if left.is_empty() {
@@ -369,7 +369,7 @@ impl Ownership {
     // ---- helpers -------------------------------------------------------------------------------------------
 
     fn alive(&self, entry: &'static str) -> Result<&Licence, Refused> {
-        self.owner().ok_or(Refused::Life { entry, needs: "Alive", is: self.life.name() })
+        self.owner().ok_or_else(|| life(entry, "Alive", self.life.name()))
     }
 
     fn current(&mut self, migration: &MigrationId, epoch: Option<Epoch>) -> Result<&mut Attempt, Refused> {
@@ -400,5 +400,9 @@ impl Life {
 }
 
 fn refuse(entry: &'static str, phase: &Phase) -> Refused {
-    Refused::Phase { entry, phase: phase.name() }
+    Refused::Phase { entry: entry.into(), phase: phase.name().into() }
+}
+
+fn life(entry: &'static str, needs: &'static str, is: &'static str) -> Refused {
+    Refused::Life { entry: entry.into(), needs: needs.into(), is: is.into() }
 }

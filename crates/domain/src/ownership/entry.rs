@@ -1,5 +1,7 @@
 //! What can be proposed about a guest, and why it is refused.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
@@ -205,9 +207,9 @@ pub enum Refused {
     #[error("{entry} can not follow {phase}")]
     Phase {
         /// The entry's name.
-        entry: &'static str,
+        entry: Cow<'static, str>,
         /// The present phase's name.
-        phase: &'static str,
+        phase: Cow<'static, str>,
     },
     /// Handed over already.
     #[error("already handed over to {node}, epoch {epoch}: it can not be taken back")]
@@ -221,11 +223,11 @@ pub enum Refused {
     #[error("{entry} needs a guest that is {needs}; it is {is}")]
     Life {
         /// The entry's name.
-        entry: &'static str,
+        entry: Cow<'static, str>,
         /// What it needs.
-        needs: &'static str,
+        needs: Cow<'static, str>,
         /// What holds.
-        is: &'static str,
+        is: Cow<'static, str>,
     },
     /// The instance plays no part.
     #[error("instance {0} plays no part in this guest any more")]

@@ -1,175 +1,208 @@
 //! Which waiting migration goes next, and where. And why the others wait: computed when asked, never stored.
 //!
+//! ```text
+//!   queues, per source and class ─▶ in order (class, aged; then asking) ─▶ the first that has a target ─▶ grant
+//!            └ sources at their limit are left out                  └ one that has none holds up nobody
+//! ```
+//!
 //! Always true: what is chosen here is admitted by the registry as it stands now; the same check is made again when the
-//! entry is applied. A migration that one node holds up does not hold up those behind it.
+//! entry is applied. A decision costs a scan of the nodes and the logarithm of guests and waiters; waiters that ask for
+//! the same share that scan.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_set};
 
-use serde::{Deserialize, Serialize};
-
+use super::reasons::{Obstacle, WaitReason};
 use super::{Guest, GuestUid, Registry};
 use crate::ids::{MigrationId, NodeName};
-use crate::ownership::Phase;
+use crate::labels::{self, Labels};
+use crate::machine::Body;
+use crate::settings::Priority;
 
-/// Why a migration waits, with what would satisfy it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WaitReason {
-    /// As many migrations run as the cluster allows.
-    ClusterLimit {
-        /// The limit.
-        limit: u32,
-        /// Who holds the permits.
-        holders: Vec<MigrationId>,
-    },
-    /// As many leave its node as allowed.
-    OutboundLimit {
-        /// The node.
-        node: NodeName,
-        /// The limit.
-        limit: u32,
-        /// Who holds the permits.
-        holders: Vec<MigrationId>,
-    },
-    /// No node can take it, for these reasons.
-    NoTarget(BTreeMap<NodeName, Obstacle>),
+/// After waiting so long, in replicated milliseconds, a migration is in the next higher class: 10 minutes.
+const CLASS_AGE_MS: u64 = 600_000;
+
+/// A migration that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its guest.
+    pub guest: GuestUid,
+    /// Its name.
+    pub migration: MigrationId,
+    /// For what; `None`: it would be granted now.
+    pub reason: Option<WaitReason>,
 }
 
-/// Why a node can not take a guest now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Obstacle {
-    /// The guest runs there.
-    IsSource,
-    /// Another node was asked for.
-    NotWished,
-    /// The leader does not hear it.
-    Unreachable,
-    /// It was vouched to be off.
-    Fenced,
-    /// Not enough memory is free.
-    Memory {
-        /// What is free, in bytes.
-        free: u64,
-        /// What is needed, in bytes.
-        needs: u64,
-    },
-    /// As many enter as allowed.
-    InboundLimit {
-        /// The limit.
-        limit: u32,
-    },
+/// What a guest asks of a node. Those that ask for the same are judged once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Needs {
+    bytes: u64,
+    selector: Labels,
+    target: Option<NodeName>,
 }
 
-impl fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IsSource => write!(f, "the guest runs there"),
-            Self::NotWished => write!(f, "another node was asked for"),
-            Self::Unreachable => write!(f, "it can not be reached"),
-            Self::Fenced => write!(f, "it is fenced"),
-            Self::Memory { free, needs } => write!(f, "{free} bytes are free, {needs} are needed"),
-            Self::InboundLimit { limit } => write!(f, "{limit} migrations enter it, as many as allowed"),
-        }
-    }
-}
-
-impl fmt::Display for WaitReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names =
-            |holders: &[MigrationId]| holders.iter().map(MigrationId::as_str).collect::<Vec<_>>().join(", ");
-        match self {
-            Self::ClusterLimit { limit, holders } => {
-                write!(f, "{limit} migrations run, as many as the cluster allows: {}", names(holders))
-            }
-            Self::OutboundLimit { node, limit, holders } => {
-                write!(f, "{limit} migrations leave {node}, as many as allowed: {}", names(holders))
-            }
-            Self::NoTarget(nodes) => {
-                write!(f, "no node can take it")?;
-                nodes.iter().try_for_each(|(node, why)| write!(f, "; {node}: {why}"))
-            }
-        }
-    }
-}
+/// The two best nodes for each ask: the second is for the guest that runs on the first.
+type Judged = BTreeMap<Needs, Vec<NodeName>>;
 
 impl Registry {
-    /// The next grant, given which nodes can be reached: the first in the order of asking that has a target.
+    /// The next grant, given which nodes can be reached: the first in order that has a target.
     pub fn next_admission(
         &self,
         reachable: &BTreeSet<NodeName>,
     ) -> Option<(GuestUid, MigrationId, NodeName)> {
-        let waiting = self.waiting();
-        waiting.into_iter().find_map(|(uid, guest, migration)| {
-            let target = self.best_target(guest, reachable).ok()?;
-            Some((uid, migration.clone(), target))
+        let limits = self.settings.limits();
+        if at_least(self.index.granted.len(), limits.cluster) {
+            return None;
+        }
+        let has_room = |source: &NodeName| !at_least(self.outbound(source), limits.outbound);
+        let mut judged = Judged::new();
+        self.in_order(has_room).find_map(|uid| {
+            let guest = self.guests.get(&uid)?;
+            let target = self.best_target(guest, reachable, &mut judged)?;
+            Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), target))
         })
     }
 
     /// Why a waiting migration waits; `None`: it would be granted now, or does not wait.
     pub fn wait_reason(&self, migration: &MigrationId, reachable: &BTreeSet<NodeName>) -> Option<WaitReason> {
-        let waiting = self.waiting();
-        let (_, guest, _) = waiting.into_iter().find(|(_, _, waits)| *waits == migration)?;
-        self.best_target(guest, reachable).err()
+        let (_, guest) = self.guest_of(migration)?;
+        let waits = guest.ownership.phase_of(migration)?.name() == crate::ownership::Phase::Pending.name();
+        waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new())).flatten()
+    }
+
+    /// The whole queue, in order, with reasons.
+    pub fn waiting(&self, reachable: &BTreeSet<NodeName>) -> Vec<Waiting> {
+        let mut judged = Judged::new();
+        let all = self.in_order(|_| true).filter_map(|uid| {
+            let guest = self.guests.get(&uid)?;
+            let migration = guest.ownership.attempt.as_ref()?.migration.clone();
+            Some(Waiting { guest: uid, migration, reason: self.why_it_waits(guest, reachable, &mut judged) })
+        });
+        all.collect()
     }
 
     /// The place of a waiting migration in the queue, 1 is the first.
     pub fn queue_position(&self, migration: &MigrationId) -> Option<usize> {
-        self.waiting().iter().position(|(_, _, waits)| *waits == migration).map(|at| at + 1)
+        let uid = self.guest_of(migration)?.0;
+        self.in_order(|_| true).position(|waits| waits == uid).map(|at| at + 1)
     }
 
-    /// Waiting migrations in the order of asking.
-    fn waiting(&self) -> Vec<(GuestUid, &Guest, &MigrationId)> {
-        let mut waiting: Vec<_> = self
-            .guests
-            .iter()
-            .filter_map(|(uid, guest)| {
-                let attempt = guest.ownership.attempt.as_ref()?;
-                matches!(attempt.phase, Phase::Pending).then_some((*uid, guest, &attempt.migration))
-            })
-            .collect();
-        waiting.sort_by_key(|(_, guest, _)| guest.record.as_ref().map_or(u64::MAX, |record| record.sequence));
-        waiting
+    /// Per node: whether it could take this guest, and why not. As if it were asked for now with these wishes.
+    pub fn verdicts(
+        &self,
+        guest: &Guest,
+        wish: &super::Wish,
+        reachable: &BTreeSet<NodeName>,
+    ) -> BTreeMap<NodeName, Result<(), Obstacle>> {
+        let source = guest.ownership.owner().map(|owner| &owner.node);
+        let needs = Needs::of(&guest.body, &wish.selector, wish.target.as_ref());
+        let judge = |name: &NodeName| match reachable.contains(name) {
+            true => self.obstacle(&needs, source, name).map_or(Ok(()), Err),
+            false => Err(Obstacle::Unreachable),
+        };
+        self.nodes.keys().map(|name| (name.clone(), judge(name))).collect()
     }
 
-    /// The best target: not one that has declined, then most free memory, then fewest inbound, then by name.
-    fn best_target(&self, guest: &Guest, reachable: &BTreeSet<NodeName>) -> Result<NodeName, WaitReason> {
-        if let Some(reason) = self.limit_reached(guest) {
-            return Err(reason);
-        }
-        let mut obstacles = BTreeMap::new();
-        let mut eligible = Vec::new();
+    /// Where a migration with these wishes would go now, limits of other nodes and the cluster left aside.
+    pub fn would_go_to(
+        &self,
+        guest: &Guest,
+        wish: &super::Wish,
+        reachable: &BTreeSet<NodeName>,
+    ) -> Option<NodeName> {
+        let eligible =
+            self.verdicts(guest, wish, reachable).into_iter().filter(|(_, verdict)| verdict.is_ok());
+        eligible.map(|(name, _)| name).min_by(|a, b| self.rank(a).cmp(&self.rank(b)))
+    }
+
+    /// The best node for a new guest.
+    pub fn best_home(
+        &self,
+        body: &Body,
+        reachable: &BTreeSet<NodeName>,
+    ) -> Result<NodeName, BTreeMap<NodeName, Obstacle>> {
+        let needs = Needs::of(body, &Labels::new(), None);
+        let (mut best, mut obstacles) = (None, BTreeMap::new());
         for name in self.nodes.keys() {
-            let obstacle = if reachable.contains(name) {
-                self.obstacle(guest, name)
-            } else {
-                Some(Obstacle::Unreachable)
+            let obstacle = match reachable.contains(name) {
+                true => self.lasting_obstacle(&needs, None, name),
+                false => Some(Obstacle::Unreachable),
             };
             match obstacle {
                 Some(obstacle) => {
                     obstacles.insert(name.clone(), obstacle);
                 }
-                None => eligible.push(name),
+                None if best.as_ref().is_none_or(|best| self.rank(name) < self.rank(best)) => {
+                    best = Some(name.clone());
+                }
+                None => {}
             }
         }
-        let declined = |name: &NodeName| {
-            guest
-                .record
-                .as_ref()
-                .and_then(|record| record.declined.iter().position(|known| known == name))
-                .map_or(0, |at| at + 1)
-        };
-        let best = eligible.into_iter().min_by_key(|name| {
-            let free = std::cmp::Reverse(self.free_memory_bytes(name));
-            (declined(name), free, self.inbound(name), (*name).clone())
-        });
-        best.cloned().ok_or(WaitReason::NoTarget(obstacles))
+        best.ok_or(obstacles)
+    }
+
+    fn why_it_waits(
+        &self,
+        guest: &Guest,
+        reachable: &BTreeSet<NodeName>,
+        judged: &mut Judged,
+    ) -> Option<WaitReason> {
+        if let Some(reason) = self.limit_reached(guest) {
+            return Some(reason);
+        }
+        if self.best_target(guest, reachable, judged).is_some() {
+            return None;
+        }
+        let wish = &guest.record.as_ref()?.wish;
+        let verdicts = self.verdicts(guest, wish, reachable).into_iter();
+        Some(WaitReason::NoTarget(verdicts.filter_map(|(node, why)| Some((node, why.err()?))).collect()))
+    }
+
+    /// Not one that has declined, then most free memory, then fewest inbound, then by name.
+    fn best_target(
+        &self,
+        guest: &Guest,
+        reachable: &BTreeSet<NodeName>,
+        judged: &mut Judged,
+    ) -> Option<NodeName> {
+        let source = guest.ownership.owner().map(|owner| &owner.node)?;
+        if self.lacks_network(source) {
+            return None;
+        }
+        let record = guest.record.as_ref()?;
+        let needs = Needs::of(&guest.body, &record.wish.selector, record.wish.target.as_ref());
+        if record.declined.is_empty() {
+            let best = judged.entry(needs.clone()).or_insert_with(|| self.two_best(&needs, reachable));
+            return best.iter().find(|name| *name != source).cloned();
+        }
+        let declined = |name: &NodeName| record.declined.iter().position(|known| known == name);
+        let eligible = reachable.iter().filter(|name| self.obstacle(&needs, Some(source), name).is_none());
+        eligible.min_by_key(|name| (declined(name).map_or(0, |at| at + 1), self.rank(name))).cloned()
+    }
+
+    fn two_best(&self, needs: &Needs, reachable: &BTreeSet<NodeName>) -> Vec<NodeName> {
+        let mut best: Vec<&NodeName> = Vec::with_capacity(3);
+        for name in reachable.iter().filter(|name| self.obstacle(needs, None, name).is_none()) {
+            let at = best.partition_point(|known| self.rank(known) < self.rank(name));
+            best.insert(at, name);
+            best.truncate(2);
+        }
+        best.into_iter().cloned().collect()
+    }
+
+    /// Most free memory first, then fewest inbound, then by name.
+    fn rank<'a>(&self, name: &'a NodeName) -> (Reverse<u64>, usize, &'a NodeName) {
+        (Reverse(self.free_memory_bytes(name)), self.inbound(name), name)
     }
 
     /// What holds up this grant, as the registry stands; reachability is not the registry's to judge.
     pub(super) fn what_holds_up(&self, guest: &Guest, target: &NodeName) -> Option<WaitReason> {
         self.limit_reached(guest).or_else(|| {
+            let wish = &guest.record.as_ref()?.wish;
+            let needs = Needs::of(&guest.body, &wish.selector, wish.target.as_ref());
+            let source = guest.ownership.owner().map(|owner| &owner.node);
             let obstacle = match self.nodes.contains_key(target) {
-                true => self.obstacle(guest, target)?,
+                true => self.obstacle(&needs, source, target)?,
                 false => Obstacle::Unreachable,
             };
             Some(WaitReason::NoTarget(BTreeMap::from([(target.clone(), obstacle)])))
@@ -177,42 +210,158 @@ impl Registry {
     }
 
     fn limit_reached(&self, guest: &Guest) -> Option<WaitReason> {
-        let all: Vec<_> =
-            self.granted().map(|(attempt, source, _)| (attempt.migration.clone(), source)).collect();
-        let limit = self.limits.cluster;
-        if at_least(all.len(), limit) {
-            let holders = all.into_iter().map(|(migration, _)| migration).collect();
-            return Some(WaitReason::ClusterLimit { limit, holders });
+        let limits = self.settings.limits();
+        let holders = |of: &dyn Fn(&NodeName, &NodeName) -> bool| {
+            let granted = self.granted().filter(|(_, source, target)| of(source, target));
+            granted.map(|(attempt, ..)| attempt.migration.clone()).collect::<Vec<_>>()
+        };
+        if at_least(self.index.granted.len(), limits.cluster) {
+            return Some(WaitReason::ClusterLimit { limit: limits.cluster, holders: holders(&|_, _| true) });
         }
         let node = guest.ownership.owner().map(|owner| owner.node.clone())?;
-        let limit = self.limits.outbound;
-        let leaving: Vec<_> =
-            all.into_iter().filter(|(_, source)| **source == node).map(|(migration, _)| migration).collect();
-        at_least(leaving.len(), limit).then_some(WaitReason::OutboundLimit { node, limit, holders: leaving })
+        if at_least(self.outbound(&node), limits.outbound) {
+            let holders = holders(&|source, _| *source == node);
+            return Some(WaitReason::OutboundLimit { node, limit: limits.outbound, holders });
+        }
+        let network = self.settings.network.clone().filter(|_| self.lacks_network(&node))?;
+        Some(WaitReason::SourceWithoutNetwork { node, network })
     }
 
-    fn obstacle(&self, guest: &Guest, name: &NodeName) -> Option<Obstacle> {
-        let node = self.nodes.get(name)?;
-        if guest.ownership.owner().is_some_and(|owner| owner.node == *name) {
+    fn obstacle(&self, needs: &Needs, source: Option<&NodeName>, name: &NodeName) -> Option<Obstacle> {
+        self.lasting_obstacle(needs, source, name).or_else(|| {
+            let limit = self.settings.limits().inbound;
+            let full = at_least(self.inbound(name), limit);
+            full.then(|| {
+                let entering = self.granted().filter(|(_, _, target)| *target == name);
+                let holders = entering.map(|(attempt, ..)| attempt.migration.clone()).collect();
+                Obstacle::InboundLimit { limit, holders }
+            })
+        })
+    }
+
+    /// All but what ends with the migrations that run.
+    fn lasting_obstacle(
+        &self,
+        needs: &Needs,
+        source: Option<&NodeName>,
+        name: &NodeName,
+    ) -> Option<Obstacle> {
+        let Some(node) = self.nodes.get(name) else { return Some(Obstacle::Unreachable) };
+        if source == Some(name) {
             return Some(Obstacle::IsSource);
         }
-        if guest.record.as_ref().and_then(|record| record.target.as_ref()).is_some_and(|asked| asked != name)
-        {
+        if needs.target.as_ref().is_some_and(|asked| asked != name) {
             return Some(Obstacle::NotWished);
         }
         if node.fenced.is_some() {
             return Some(Obstacle::Fenced);
         }
-        let (free, needs) = (self.free_memory_bytes(name), guest.memory_bytes());
-        if free < needs {
-            return Some(Obstacle::Memory { free, needs });
+        if self.is_cordoned(name) {
+            return Some(Obstacle::Cordoned);
         }
-        let limit = self.limits.inbound;
-        at_least(self.inbound(name), limit).then_some(Obstacle::InboundLimit { limit })
+        if !needs.selector.is_empty() {
+            let carried = self.labels_of_node(name);
+            if let Some((key, value)) = labels::missing(&carried, &needs.selector) {
+                let (key, value) = (key.to_owned(), value.to_owned());
+                let has = carried.get(&key).cloned();
+                return Some(Obstacle::Label { key, value, has });
+            }
+        }
+        if let Some(network) = self.settings.network.clone().filter(|_| self.lacks_network(name)) {
+            return Some(Obstacle::Network { network });
+        }
+        let free = self.free_memory_bytes(name);
+        (free < needs.bytes).then_some(Obstacle::Memory { free, needs: needs.bytes })
     }
 
-    fn inbound(&self, name: &NodeName) -> usize {
-        self.granted().filter(|(_, _, target)| *target == name).count()
+    fn lacks_network(&self, name: &NodeName) -> bool {
+        let Some(network) = &self.settings.network else { return false };
+        self.nodes.get(name).is_some_and(|node| !node.networks.contains_key(network))
+    }
+
+    /// Waiting migrations of the sources that are let through, as they would be granted.
+    fn in_order(&self, sources: impl Fn(&NodeName) -> bool) -> InOrder<'_> {
+        let waiting = self.index.waiting.iter().filter(|(source, _)| sources(source));
+        let queues =
+            waiting.flat_map(|(_, classes)| classes.iter().map(|(class, queue)| (*class, queue.iter())));
+        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
+        for (class, queue) in queues {
+            order.push(class, queue);
+        }
+        order
+    }
+
+    fn aged(&self, class: Priority, uid: GuestUid) -> Priority {
+        let asked_ms =
+            self.guests.get(&uid).and_then(|guest| guest.record.as_ref()).map_or(0, |r| r.asked_ms());
+        let steps = self.time_ms.saturating_sub(asked_ms) / CLASS_AGE_MS;
+        match (class, steps) {
+            (Priority::Drain, _) => Priority::Drain,
+            (Priority::Low, 1) => Priority::Normal,
+            (class, 0) => class,
+            (Priority::Low | Priority::Normal | Priority::High, _) => Priority::High,
+        }
+    }
+}
+
+/// Heads of queues, merged. Within a queue who was asked for earlier has aged at least as much, so heads suffice.
+struct InOrder<'a> {
+    registry: &'a Registry,
+    heads: BinaryHeap<Head<'a>>,
+}
+
+struct Head<'a> {
+    aged: Priority,
+    place: (u64, GuestUid),
+    class: Priority,
+    rest: btree_set::Iter<'a, (u64, GuestUid)>,
+}
+
+impl<'a> InOrder<'a> {
+    fn push(&mut self, class: Priority, mut rest: btree_set::Iter<'a, (u64, GuestUid)>) {
+        if let Some(place) = rest.next() {
+            let aged = self.registry.aged(class, place.1);
+            self.heads.push(Head { aged, place: *place, class, rest });
+        }
+    }
+}
+
+impl Iterator for InOrder<'_> {
+    type Item = GuestUid;
+
+    fn next(&mut self) -> Option<GuestUid> {
+        let Head { place, class, rest, .. } = self.heads.pop()?;
+        self.push(class, rest);
+        Some(place.1)
+    }
+}
+
+impl Ord for Head<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.aged, Reverse(self.place)).cmp(&(other.aged, Reverse(other.place)))
+    }
+}
+
+impl PartialOrd for Head<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Head<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Head<'_> {}
+
+impl Needs {
+    /// Of a guest and of this attempt, both; on a clash the guest's own value wins.
+    fn of(body: &Body, added: &Labels, target: Option<&NodeName>) -> Self {
+        let mut selector = added.clone();
+        selector.extend(body.node_selector.clone());
+        Self { bytes: body.spec.memory_bytes, selector, target: target.cloned() }
     }
 }
 

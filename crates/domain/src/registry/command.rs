@@ -1,16 +1,20 @@
 //! What stands in the log, and why it is refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Node, ParallelLimits, WaitReason};
-use crate::guest::GuestSpec;
+use super::requests::RequestKey;
+use super::{Node, WaitReason, Wish};
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
+use crate::labels::{LabelError, Labels};
+use crate::machine::{Body, Machine};
 use crate::ownership::{Entry, Refused};
+use crate::policy::{Policy, PolicyError, PolicyName};
 use crate::progress::Measured;
-use crate::settings::{Overrides, SettingError};
+use crate::settings::{ClusterSettings, Overrides, SettingError};
 
 /// A guest for all time: drawn at random before it is proposed. A name may be used again, this may not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -37,8 +41,46 @@ impl fmt::Display for BootId {
 pub struct Stamped {
     /// Milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// The operator's request that it answers, so that a repeated one gets the first answer.
+    pub request: Option<RequestKey>,
     /// What to do.
     pub command: Command,
+}
+
+/// Where a new guest's first runner shall be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// The guest's number.
+    pub uid: GuestUid,
+    /// The node.
+    pub node: NodeName,
+}
+
+/// What an operator changes about a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeChange {
+    /// Its labels and whether it takes guests, as a manifest has them. A drain goes on.
+    Put {
+        /// Labels above those of its config.
+        labels: Labels,
+        /// It takes no guests.
+        cordoned: bool,
+    },
+    /// It takes guests again; its drain is over.
+    Uncordon,
+    /// It takes no guests, and all that it has move away.
+    Drain,
+    /// Its drain asks for nothing more. It still takes no guests.
+    CancelDrain,
+}
+
+/// A phase that the log would not know of by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Milestone {
+    /// The target said yes and prepares its runner.
+    PreparingTarget,
+    /// The first pages were sent.
+    Running,
 }
 
 /// What can be agreed.
@@ -51,16 +93,66 @@ pub enum Command {
         /// What it says of itself.
         node: Node,
     },
-    /// A new guest; the node makes its runner once this is agreed, and says `Born`.
-    CreateGuest {
-        /// Its number.
-        uid: GuestUid,
+    /// The cluster's settings, whole.
+    PutSettings {
+        /// All that are set.
+        settings: ClusterSettings,
+    },
+    /// A policy, whole.
+    PutPolicy {
+        /// Its name.
+        name: PolicyName,
+        /// What it is.
+        policy: Policy,
+    },
+    /// A policy is no more.
+    DeletePolicy {
+        /// Its name.
+        name: PolicyName,
+    },
+    /// A project's labels, all of them.
+    PutNamespace {
+        /// Its name.
+        name: String,
+        /// Its labels.
+        labels: Labels,
+    },
+    /// A project has no labels any more.
+    DeleteNamespace {
+        /// Its name.
+        name: String,
+    },
+    /// An operator changes something about a node, which may join later.
+    Node {
+        /// The node.
+        node: NodeName,
+        /// What.
+        change: NodeChange,
+    },
+    /// A `VirtualMachine`, whole; with a home, its guest is made too.
+    PutMachine {
+        /// Its and its guest's name.
+        name: GuestName,
+        /// What it is.
+        machine: Machine,
+        /// For a guest that is not there yet.
+        home: Option<Home>,
+    },
+    /// A `VirtualMachine` is no more. Its guest is ended by an entry of its own.
+    DeleteMachine {
         /// Its name.
         name: GuestName,
-        /// Where its first runner shall be made.
-        node: NodeName,
-        /// What it is like.
-        spec: GuestSpec,
+    },
+    /// A `VirtualMachineInstance`, whole; with a home it is made.
+    PutInstance {
+        /// Its name.
+        name: GuestName,
+        /// Its labels.
+        labels: Labels,
+        /// What it is like; `None`: as it was.
+        body: Option<Body>,
+        /// For one that is not there yet. The node makes its runner once this is agreed, and says `Born`.
+        home: Option<Home>,
     },
     /// Ask for a migration.
     Migrate {
@@ -68,10 +160,8 @@ pub enum Command {
         guest: GuestUid,
         /// The migration's name.
         migration: MigrationId,
-        /// Where to, or anywhere.
-        target: Option<NodeName>,
-        /// Its settings above the cluster's.
-        overrides: Overrides,
+        /// What is wished of it.
+        wish: Wish,
     },
     /// Other settings hold for a migration, at once.
     Set {
@@ -79,6 +169,25 @@ pub enum Command {
         migration: MigrationId,
         /// What is set; the rest stays.
         overrides: Overrides,
+    },
+    /// A migration has come so far.
+    Reached {
+        /// The migration.
+        migration: MigrationId,
+        /// How far.
+        milestone: Milestone,
+    },
+    /// The leader has found that no node can take this waiting migration's guest, or that one can again.
+    Placeable {
+        /// The migration.
+        migration: MigrationId,
+        /// Whether one can.
+        is: bool,
+    },
+    /// A finished migration is not kept any longer.
+    ForgetMigration {
+        /// The migration.
+        migration: MigrationId,
     },
     /// What a side of a migration has measured.
     Measured {
@@ -122,11 +231,6 @@ pub enum Command {
         /// The node.
         node: NodeName,
     },
-    /// Other limits hold.
-    SetLimits {
-        /// Which.
-        limits: ParallelLimits,
-    },
 }
 
 /// Why a command was refused. Nothing has changed.
@@ -153,9 +257,54 @@ pub enum Refusal {
     /// It has ended.
     #[error("migration {0} is over")]
     IsOver(MigrationId),
-    /// A setting is out of its range.
+    /// It has not ended.
+    #[error("migration {0} is not over; cancel it first")]
+    NotOver(MigrationId),
+    /// A setting, a label or a name is not valid.
     #[error("{0}")]
-    Setting(String),
+    Invalid(String),
+    /// No such policy.
+    #[error("no policy {0}")]
+    NoPolicy(PolicyName),
+    /// No such project.
+    #[error("nothing is known of project {0}")]
+    NoNamespace(String),
+    /// No such VirtualMachine.
+    #[error("no VirtualMachine {0}")]
+    NoMachine(GuestName),
+    /// A guest must be there, or its size be said.
+    #[error(
+        "guest {0} does not exist, and nothing says how much memory it has (spec.template.spec.domain.memory.guest)"
+    )]
+    NoBody(GuestName),
+    /// What is fixed while a guest runs.
+    #[error("guest {guest} runs: its {what} can not be changed; stop it and make it again")]
+    Fixed {
+        /// The guest.
+        guest: GuestName,
+        /// What.
+        what: Cow<'static, str>,
+    },
+    /// Local disks do not move.
+    #[error(
+        "guest {guest} has {bytes} bytes of local disks (BlockMigration), which this version does not move; remove emptyDisk, \
+         hostDisk and godwit.dev/local-disks"
+    )]
+    LocalDisks {
+        /// The guest.
+        guest: GuestName,
+        /// Their size.
+        bytes: u64,
+    },
+    /// The node takes no guests.
+    #[error("node {0} takes no guests: it is cordoned (godwit node uncordon {0})")]
+    Cordoned(NodeName),
+    /// The node is not drained.
+    #[error("node {0} is not being drained")]
+    NoDrain(NodeName),
+    /// The request's id was used for another request.
+    #[error("request id {0:?} was used for another request; a repeated request is the same in every word")]
+    RequestTaken(String),
     /// Another guest's migration has this name.
     #[error("a migration of this name exists, of guest {0}; choose another name")]
     MigrationTaken(GuestName),
@@ -202,11 +351,23 @@ pub enum Refusal {
     },
     /// This is a command of its own.
     #[error("{0} is not proposed as an entry: ask for a migration, and it is admitted in its turn")]
-    NotByEntry(&'static str),
+    NotByEntry(Cow<'static, str>),
 }
 
 impl From<SettingError> for Refusal {
     fn from(error: SettingError) -> Self {
-        Self::Setting(error.to_string())
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<PolicyError> for Refusal {
+    fn from(error: PolicyError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<LabelError> for Refusal {
+    fn from(error: LabelError) -> Self {
+        Self::Invalid(error.to_string())
     }
 }

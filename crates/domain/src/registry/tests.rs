@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ids::Epoch;
-use crate::ownership::{Mode, Side};
+use crate::ownership::{Entry, Mode, Side};
 use proptest::prelude::*;
 
 const GIB: u64 = 1 << 30;
@@ -31,7 +31,7 @@ fn node(memory_bytes: u64) -> Node {
 }
 
 fn stamped(time_ms: u64, command: Command) -> Stamped {
-    Stamped { time_ms, command }
+    Stamped { time_ms, request: None, command }
 }
 
 /// Nodes a, b and c of 8 GiB, and so many guests of 1 GiB on a.
@@ -43,23 +43,45 @@ fn cluster(guests: u64) -> Registry {
     }
     for n in 0..guests {
         let node = name("a");
-        let create =
-            Command::CreateGuest { uid: GuestUid(n), name: guest_name(n), node, spec: GuestSpec::idle(GIB) };
+        let create = create(n, n, node);
         registry.apply(stamped(1, create)).expect("create");
         registry.apply(about(n, Entry::Born { instance: instance(n) })).expect("born");
     }
     registry
 }
 
-fn ask(registry: &mut Registry, n: u64, target: Option<&str>) {
-    let target = target.map(name);
-    let command = Command::Migrate {
-        guest: GuestUid(n),
-        migration: migration(n),
-        target,
-        overrides: Overrides::default(),
+/// Guest number `uid`, named after `n`.
+fn create(uid: u64, n: u64, node: NodeName) -> Command {
+    Command::PutInstance {
+        name: guest_name(n),
+        labels: Labels::new(),
+        body: Some(Body::of(GuestSpec::idle(GIB))),
+        home: Some(Home { uid: GuestUid(uid), node }),
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn limits(cluster: u32, outbound: u32, inbound: u32) -> Command {
+    let settings = ClusterSettings {
+        parallel_migrations_per_cluster: Some(cluster),
+        parallel_outbound_migrations_per_node: Some(outbound),
+        parallel_inbound_migrations_per_node: Some(inbound),
+        ..ClusterSettings::default()
     };
-    registry.apply(stamped(2, command)).expect("asked");
+    Command::PutSettings { settings }
+}
+
+/// Migration `m` of guest `n`.
+fn migrate(n: u64, m: u64, wish: Wish) -> Command {
+    Command::Migrate { guest: GuestUid(n), migration: migration(m), wish }
+}
+
+fn ask(registry: &mut Registry, n: u64, target: Option<&str>) {
+    let wish = Wish { target: target.map(name), ..Wish::default() };
+    registry.apply(stamped(2, migrate(n, n, wish))).expect("asked");
 }
 
 fn all() -> BTreeSet<NodeName> {
@@ -113,15 +135,15 @@ fn permits_of_a_cancelled_migration_are_held_until_a_node_has_let_go() {
 #[test]
 fn one_that_waits_for_a_node_does_not_hold_up_those_behind_it() {
     let mut registry = cluster(3);
-    let limits = ParallelLimits { inbound: 1, outbound: 5, ..ParallelLimits::default() };
-    registry.apply(stamped(2, Command::SetLimits { limits })).expect("limits");
+    registry.apply(stamped(2, limits(5, 5, 1))).expect("limits");
     ask(&mut registry, 0, Some("b"));
     ask(&mut registry, 1, Some("b"));
     ask(&mut registry, 2, None);
     assert_eq!(admit_all(&mut registry), [(migration(0), name("b")), (migration(2), name("c"))]);
     let text = registry.wait_reason(&migration(1), &all()).expect("it waits").to_string();
     assert!(
-        text.contains("b: 1 migrations enter it") && text.contains("c: another node was asked for"),
+        text.contains("b: 1 migrations enter it, as many as allowed: m0")
+            && text.contains("c: another node was asked for"),
         "{text}"
     );
 }
@@ -157,12 +179,7 @@ fn a_name_is_free_again_only_when_the_guest_is_purged() {
     let mut registry = cluster(1);
     registry.apply(about(0, Entry::Delete)).expect("delete");
     let node_name = name("b");
-    let again = Command::CreateGuest {
-        uid: GuestUid(9),
-        name: guest_name(0),
-        node: node_name,
-        spec: GuestSpec::idle(GIB),
-    };
+    let again = create(9, 0, node_name);
     let refused = registry.apply(stamped(5, again.clone()));
     assert_eq!(refused, Err(Refusal::NameTaken(guest_name(0))));
     registry.apply(about(0, Entry::Purged { node: name("a") })).expect("purged");
@@ -182,12 +199,7 @@ fn a_fence_is_about_one_boot_and_ends_when_the_node_has_seen_it() {
     let rejoin = Command::Join { name: name("a"), node: node(8 * GIB) };
     registry.apply(stamped(4, rejoin)).expect("it comes back");
     let node_name = name("a");
-    let create = Command::CreateGuest {
-        uid: GuestUid(9),
-        name: guest_name(9),
-        node: node_name,
-        spec: GuestSpec::idle(GIB),
-    };
+    let create = create(9, 9, node_name);
     assert_eq!(registry.apply(stamped(4, create.clone())), Err(Refusal::Fenced(name("a"))));
     registry.apply(stamped(5, Command::FenceSeen { node: name("a") })).expect("seen");
     registry.apply(stamped(5, create)).expect("a guest again");
@@ -199,20 +211,15 @@ fn the_same_migration_asked_for_twice_is_one() {
     ask(&mut registry, 0, None);
     ask(&mut registry, 0, None);
     assert_eq!(registry.asked, 1);
-    let taken = Command::Migrate {
-        guest: GuestUid(1),
-        migration: migration(0),
-        target: None,
-        overrides: Overrides::default(),
-    };
+    let taken = migrate(1, 0, Wish::default());
     assert_eq!(registry.apply(stamped(3, taken)), Err(Refusal::MigrationTaken(guest_name(0))));
 }
 
 #[test]
 fn replicated_time_never_runs_back() {
     let mut registry = cluster(0);
-    registry.apply(stamped(9, Command::SetLimits { limits: ParallelLimits::default() })).expect("limits");
-    registry.apply(stamped(5, Command::SetLimits { limits: ParallelLimits::default() })).expect("limits");
+    registry.apply(stamped(9, limits(5, 2, 2))).expect("limits");
+    registry.apply(stamped(5, limits(5, 2, 2))).expect("limits");
     assert_eq!(registry.time_ms, 9);
 }
 
@@ -224,7 +231,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             let epoch = Epoch(epoch);
             let entry = |entry| Command::Guest { guest, entry };
             match kind {
-                0 | 1 => Command::Migrate { guest, migration, target: None, overrides: Overrides::default() },
+                0 | 1 => Command::Migrate { guest, migration, wish: Wish::default() },
                 2..=4 => Command::Admit { guest, migration, target: node_name },
                 5 => entry(Entry::Accept { migration, epoch, instance: instance(100 + n * 10 + m) }),
                 6 => entry(Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy }),
@@ -233,9 +240,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 9 => entry(Entry::End { migration, side: Side::Source, reason: "asked".into() }),
                 10 => entry(Entry::Dropped { migration }),
                 11 => entry(Entry::Decline { migration, epoch }),
-                12 => Command::SetLimits {
-                    limits: ParallelLimits { cluster: limit, outbound: 2, inbound: limit },
-                },
+                12 => limits(limit, 2, limit),
                 _ => entry(Entry::HandBack {
                     migration,
                     epoch,
@@ -255,7 +260,7 @@ proptest! {
         let mut again = cluster(5);
         for command in commands {
             let before: BTreeSet<MigrationId> = registry.granted().map(|(a, ..)| a.migration.clone()).collect();
-            let limits = registry.limits;
+            let limits = registry.limits();
             let outcome = registry.apply(stamped(7, command.clone()));
             prop_assert_eq!(again.apply(stamped(7, command)), outcome.clone(), "the same log, the same outcome");
             let new = registry.granted().find(|(attempt, ..)| !before.contains(&attempt.migration));
@@ -268,10 +273,11 @@ proptest! {
                 prop_assert!(count(&|_, t| t == target) <= limits.inbound as usize, "the target's limit");
             }
             for node in ["a", "b", "c"].map(name) {
-                let taken = registry.guests.values().filter(|g| takes_memory(&g.ownership, &node)).count() as u64;
+                let taken = registry.guests.values().filter(|g| takes_memory_on(&g.ownership).contains(&node)).count() as u64;
                 prop_assert!(taken * GIB <= 8 * GIB, "memory is never promised twice");
             }
         }
+        prop_assert_eq!(&Registry::from(registry.state.clone()), &registry, "what is counted is what one pass counts");
         prop_assert_eq!(registry, again);
     }
 }

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use godwit_domain::Overrides;
 use godwit_domain::agent::RunnerState;
 use godwit_domain::ownership::{Entry, Life, Ownership, Phase, Side};
-use godwit_domain::registry::{BootId, Command};
+use godwit_domain::registry::{BootId, Command, Wish};
 use godwit_domain::{InstanceId, NodeName};
 
 use super::{GUEST, World};
@@ -53,12 +52,7 @@ impl World {
         if over && !self.calm {
             self.migrations += 1;
             let migration = format!("m{}", self.migrations).parse().expect("a name");
-            self.commit(Command::Migrate {
-                guest: GUEST,
-                migration,
-                target: None,
-                overrides: Overrides::default(),
-            });
+            self.commit(Command::Migrate { guest: GUEST, migration, wish: Wish::default() });
         } else if let (Some(attempt), 0) = (&present.attempt, self.random.u32(0..16)) {
             let migration = attempt.migration.clone();
             self.propose(Entry::End { migration, side: Side::Operator, reason: "cancelled".into() });

@@ -7,9 +7,10 @@ mod sides;
 
 use godwit_domain::GuestSpec;
 use godwit_domain::agent::{Arrived, Duty, RunnerState, duties};
+use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Life, Mode, Ownership, Permits, Phase};
-use godwit_domain::registry::{BootId, Command, GuestUid, Node, Registry, Stamped};
-use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName};
+use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Registry, Stamped, State};
+use godwit_domain::{Epoch, InstanceId, Labels, MigrationId, NodeName};
 
 use crate::host::{Command as Order, Host, Outbound, Process};
 
@@ -75,7 +76,12 @@ impl World {
         }
         let name = "vm".parse().expect("a name");
         let node = world.names[0].clone();
-        world.commit(Command::CreateGuest { uid: GUEST, name, node, spec: GuestSpec::idle(1) });
+        world.commit(Command::PutInstance {
+            name,
+            labels: Labels::new(),
+            body: Some(Body::of(GuestSpec::idle(1))),
+            home: Some(Home { uid: GUEST, node }),
+        });
         world
     }
 
@@ -119,12 +125,12 @@ impl World {
         self.event();
         let before = self.registry.clone();
         let text = if self.is_replay { format!("{command:?}") } else { String::new() };
-        match self.registry.apply(Stamped { time_ms: self.events as u64, command }) {
+        match self.registry.apply(Stamped { time_ms: self.events as u64, request: None, command }) {
             Ok(_) => self.note(|| format!("log: {text}")),
             Err(refusal) => {
                 self.note(|| format!("log: refused, {refusal}: {text}"));
-                let timeless = Registry { time_ms: before.time_ms, ..self.registry.clone() };
-                assert!(timeless == before, "a refused command changes nothing");
+                let before = State { time_ms: self.registry.time_ms, ..(*before).clone() };
+                assert!(*self.registry == before, "a refused command changes nothing");
             }
         }
         if let Some(guest) = self.registry.guests.get(&GUEST)

@@ -1,0 +1,236 @@
+//! Commands about guests: they are wished for, made, changed, and entries about who may run them.
+
+use std::collections::BTreeSet;
+
+use super::{Applied, Effect, Guest, GuestUid, Home, Refusal, Registry};
+use crate::ids::{GuestName, NodeName};
+use crate::labels::{self, Labels};
+use crate::machine::{Body, Machine};
+use crate::ownership::{Entry, Licence, Life, Ownership, Permits, Phase, Side};
+
+/// Earlier migrations that are kept of a guest, beside the last one: five in all.
+const EARLIER_KEPT_MAX: usize = 4;
+
+impl Registry {
+    pub(super) fn put_machine(&mut self, name: GuestName, machine: Machine, home: Option<Home>) -> Applied {
+        labels::check(&machine.labels)?;
+        if let Some(labels) = &machine.template_labels {
+            labels::check(labels)?;
+        }
+        let mut effects = BTreeSet::new();
+        match (self.guest_named(&name), &machine.body) {
+            (Some((_, guest)), Some(body)) => changeable(&name, &guest.body, body)?,
+            (Some(_), None) => {}
+            (None, None) if self.machines.contains_key(&name) || !machine.runs => {}
+            (None, None) => return Err(Refusal::NoBody(name)),
+            (None, Some(body)) => {
+                if let Some(home) = home {
+                    let labels = machine.template_labels.clone().unwrap_or_default();
+                    effects = self.make(name.clone(), labels, body.clone(), home)?;
+                }
+            }
+        }
+        let (of, body) = (name.clone(), machine.body.clone());
+        effects.extend(self.relayer(
+            "labels of its VirtualMachine",
+            |guest| guest.name == of,
+            |registry| {
+                let body = body.or_else(|| registry.machines.get(&name).and_then(|known| known.body.clone()));
+                registry.state.machines.insert(name, Machine { body, ..machine });
+            },
+        ));
+        self.reshape(&of);
+        Ok(effects)
+    }
+
+    /// What may change while a guest runs follows its VirtualMachine.
+    fn reshape(&mut self, name: &GuestName) {
+        let Some(body) = self.machines.get(name).and_then(|machine| machine.body.clone()) else { return };
+        if let Some((uid, guest)) = self.guest_named(name)
+            && guest.body != body
+        {
+            // The guest is there.
+            let _ = self.change(uid, |guest, _| {
+                guest.body = body;
+                Ok(())
+            });
+        }
+    }
+
+    pub(super) fn delete_machine(&mut self, name: &GuestName) -> Applied {
+        if !self.machines.contains_key(name) {
+            return Err(Refusal::NoMachine(name.clone()));
+        }
+        let why = "its VirtualMachine was deleted";
+        Ok(self.relayer(
+            why,
+            |guest| guest.name == *name,
+            |registry| {
+                registry.state.machines.remove(name);
+            },
+        ))
+    }
+
+    pub(super) fn put_instance(
+        &mut self,
+        name: GuestName,
+        labels: Labels,
+        body: Option<Body>,
+        home: Option<Home>,
+    ) -> Applied {
+        labels::check(&labels)?;
+        if let Some((uid, guest)) = self.guest_named(&name) {
+            if home.as_ref().is_some_and(|home| home.uid != uid) {
+                return Err(Refusal::NameTaken(name));
+            }
+            if let Some(body) = &body {
+                changeable(&name, &guest.body, body)?;
+            }
+            return Ok(self.relayer(
+                "its labels",
+                |guest| guest.name == name,
+                |registry| {
+                    // The guest is there.
+                    let _ = registry.change(uid, |guest, _| {
+                        guest.labels = labels;
+                        guest.body = body.unwrap_or_else(|| guest.body.clone());
+                        Ok(())
+                    });
+                },
+            ));
+        }
+        match (body, home) {
+            (Some(body), Some(home)) => self.make(name, labels, body, home),
+            (None, _) | (_, None) => Err(Refusal::NoBody(name)),
+        }
+    }
+
+    fn make(&mut self, name: GuestName, labels: Labels, body: Body, home: Home) -> Applied {
+        let Home { uid, node } = home;
+        labels::check(&body.node_selector)?;
+        if self.guests.contains_key(&uid) {
+            return Err(Refusal::UidTaken(uid));
+        }
+        self.usable(&node)?;
+        if self.is_cordoned(&node) {
+            return Err(Refusal::Cordoned(node));
+        }
+        let (free, needs) = (self.free_memory_bytes(&node), body.spec.memory_bytes);
+        if needs > free {
+            return Err(Refusal::NoMemory { node, free, needs });
+        }
+        let effects = BTreeSet::from([Effect { node: node.clone(), guest: uid }]);
+        let ownership = Ownership::new(node);
+        let guest = Guest { name, labels, body, ownership, record: None, finished: Vec::new() };
+        self.index.learn(uid, &guest);
+        self.state.guests.insert(uid, guest);
+        Ok(effects)
+    }
+
+    pub(super) fn guest_entry(&mut self, uid: GuestUid, entry: Entry) -> Applied {
+        // Admission alone starts, and asking alone requests: both look at more than one guest.
+        if let Entry::Start { .. } | Entry::Request { .. } = entry {
+            return Err(Refusal::NotByEntry(entry.name().into()));
+        }
+        self.entry(uid, entry)
+    }
+
+    pub(super) fn entry(&mut self, uid: GuestUid, entry: Entry) -> Applied {
+        let declines = matches!(entry, Entry::Decline { .. });
+        let by_operator = matches!(entry, Entry::End { side: Side::Operator, .. });
+        let (nodes, ended) = self.change(uid, |guest, time_ms| {
+            let mut nodes = concerned(&guest.ownership);
+            let was_open = is_open(&guest.ownership);
+            let asked = guest.ownership.attempt.as_ref().and_then(|a| a.phase.target_node()).cloned();
+            guest.ownership.apply(entry)?;
+            if let (Some(record), Some(attempt)) = (&mut guest.record, &guest.ownership.attempt) {
+                record.note(time_ms, &attempt.phase);
+                if let (true, Some(node)) = (declines, asked) {
+                    record.declined.retain(|known| *known != node);
+                    record.declined.push(node);
+                }
+            }
+            let ended = was_open && !is_open(&guest.ownership);
+            if ended {
+                let surplus = guest.finished.len().saturating_sub(EARLIER_KEPT_MAX);
+                guest.finished.drain(..surplus);
+            }
+            nodes.extend(concerned(&guest.ownership));
+            Ok((nodes, ended))
+        })?;
+        if ended {
+            self.note_for_drain(uid, by_operator);
+        }
+        Ok(nodes.into_iter().map(|node| Effect { node, guest: uid }).collect())
+    }
+}
+
+fn is_open(ownership: &Ownership) -> bool {
+    ownership.attempt.as_ref().is_some_and(|attempt| !attempt.phase.is_over())
+}
+
+/// What a running guest is made of stays; where it may go and what is said of it may change.
+fn changeable(name: &GuestName, is: &Body, shall: &Body) -> Result<(), Refusal> {
+    let fixed = |what: &'static str| Err(Refusal::Fixed { guest: name.clone(), what: what.into() });
+    labels::check(&shall.node_selector)?;
+    if is.spec.memory_bytes != shall.spec.memory_bytes {
+        return fixed("memory");
+    }
+    if is.spec != shall.spec {
+        return fixed("workload (godwit.dev/…)");
+    }
+    Ok(())
+}
+
+/// The runners that a guest's ownership speaks of.
+pub(super) fn licences_of(ownership: &Ownership) -> Vec<Licence> {
+    let mut licences: Vec<Licence> = ownership.owner().cloned().into_iter().collect();
+    if let Life::Lost { last, kept } = &ownership.life {
+        licences.push(last.clone());
+        licences.extend(kept.clone());
+    }
+    match ownership.attempt.as_ref().map(|attempt| &attempt.phase) {
+        Some(
+            Phase::Copying { source, target }
+            | Phase::HandedOver { source, target, .. }
+            | Phase::PostCopy { source, target, .. },
+        ) => licences.extend([source.clone(), target.clone()]),
+        Some(Phase::Preparing { source, .. }) => licences.push(source.clone()),
+        Some(Phase::Pending | Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled { .. }) | None => {}
+    }
+    licences
+}
+
+/// The nodes that an entry about a guest concerns.
+pub(super) fn concerned(ownership: &Ownership) -> BTreeSet<NodeName> {
+    let mut nodes: BTreeSet<NodeName> =
+        licences_of(ownership).into_iter().map(|licence| licence.node).collect();
+    if let Some(attempt) = &ownership.attempt {
+        nodes.extend(attempt.phase.target_node().cloned());
+        // Of an ended migration: either may give its permits back, and must hear when the other has.
+        if let Permits::Held { source, target } = &attempt.permits {
+            nodes.extend([source.clone(), target.clone()]);
+        }
+    }
+    match &ownership.life {
+        Life::Deleting(left) => nodes.extend(left.iter().cloned()),
+        Life::Creating(node) => nodes.extend([node.clone()]),
+        Life::Alive(_) | Life::Lost { .. } | Life::Purged => {}
+    }
+    nodes
+}
+
+/// The nodes on which a guest, a copy of it that is kept, or a reservation for it takes memory.
+pub(super) fn takes_memory_on(ownership: &Ownership) -> BTreeSet<NodeName> {
+    let mut nodes: BTreeSet<NodeName> =
+        licences_of(ownership).into_iter().map(|licence| licence.node).collect();
+    if let Some(Permits::Held { target, .. }) = ownership.attempt.as_ref().map(|attempt| &attempt.permits) {
+        nodes.insert(target.clone());
+    }
+    match &ownership.life {
+        Life::Creating(at) => nodes.extend([at.clone()]),
+        Life::Deleting(left) => nodes.extend(left.iter().cloned()),
+        Life::Alive(_) | Life::Lost { .. } | Life::Purged => {}
+    }
+    nodes
+}

@@ -1,0 +1,117 @@
+//! Commands about hosts: they join, are cordoned, drained, fenced and removed.
+
+use std::collections::BTreeSet;
+
+use super::{Applied, BootId, Drain, Effect, Node, NodeChange, Refusal, Registry, concerned};
+use crate::ids::{InstanceId, NodeName};
+use crate::labels;
+use crate::ownership::Entry;
+
+/// Most nodes of which operators want something though they have not joined.
+const WISHES_MAX: usize = 10_000;
+
+impl Registry {
+    pub(super) fn join(&mut self, name: NodeName, mut node: Node) -> Applied {
+        labels::check(&node.labels)?;
+        // A fence outlives the boot it was about: only the node's own word that it has stopped them ends it.
+        node.fenced = self.nodes.get(&name).and_then(|known| known.fenced.clone());
+        let owed = self.touched_by(&name);
+        let owed = owed.filter(|(_, guest)| guest.ownership.holders.contains(&name));
+        let effects = owed.map(|(uid, _)| Effect { node: name.clone(), guest: uid }).collect();
+        self.state.nodes.insert(name, node);
+        Ok(effects)
+    }
+
+    pub(super) fn change_node(&mut self, name: NodeName, change: NodeChange) -> Applied {
+        let known = self.nodes.contains_key(&name);
+        match change {
+            NodeChange::Put { labels, cordoned } => {
+                labels::check(&labels)?;
+                if !known && self.node_wishes.len() >= WISHES_MAX {
+                    return Err(Refusal::NoNode(name));
+                }
+                let wish = self.state.node_wishes.entry(name).or_default();
+                wish.labels = labels;
+                wish.cordoned = cordoned;
+            }
+            NodeChange::Uncordon if known || self.node_wishes.contains_key(&name) => {
+                self.state.drains.remove(&name);
+                self.state.node_wishes.entry(name).or_default().cordoned = false;
+            }
+            NodeChange::Drain if known => {
+                let (time_ms, state) = (self.time_ms, &mut self.state);
+                state.node_wishes.entry(name.clone()).or_default().cordoned = true;
+                let drain = state
+                    .drains
+                    .entry(name)
+                    .or_insert_with(|| Drain { began_ms: time_ms, ..Drain::default() });
+                if drain.cancelled {
+                    *drain = Drain { began_ms: time_ms, ..Drain::default() };
+                }
+            }
+            NodeChange::CancelDrain => {
+                let drain = self.state.drains.get_mut(&name).ok_or_else(|| Refusal::NoDrain(name.clone()))?;
+                drain.cancelled = true;
+            }
+            NodeChange::Uncordon | NodeChange::Drain => return Err(Refusal::NoNode(name)),
+        }
+        Ok(BTreeSet::new())
+    }
+
+    pub(super) fn fence(
+        &mut self,
+        name: &NodeName,
+        boot: BootId,
+        instances: &BTreeSet<InstanceId>,
+    ) -> Applied {
+        let node = self.state.nodes.get_mut(name).ok_or_else(|| Refusal::NoNode(name.clone()))?;
+        if node.boot != boot {
+            // A vouch that comes late, after the node has booted again, is about nothing that lives now.
+            return Err(Refusal::OtherBoot { node: name.clone(), vouched: boot, present: node.boot });
+        }
+        node.fenced.get_or_insert_default().extend(instances);
+        let mut effects = BTreeSet::new();
+        let touched: Vec<_> = self.touched_by(name).map(|(uid, _)| uid).collect();
+        for uid in touched {
+            let vouch = Entry::Vouch { node: name.clone(), instances: instances.iter().copied().collect() };
+            // Guests in which none of them plays a part are not touched.
+            if let Ok(touched) = self.entry(uid, vouch) {
+                effects.extend(touched);
+            }
+        }
+        Ok(effects)
+    }
+
+    pub(super) fn fence_seen(&mut self, name: &NodeName) -> Applied {
+        let node = self.state.nodes.get_mut(name).ok_or_else(|| Refusal::NoNode(name.clone()))?;
+        node.fenced = None;
+        Ok(BTreeSet::new())
+    }
+
+    pub(super) fn remove_node(&mut self, name: &NodeName) -> Applied {
+        if !self.nodes.contains_key(name) {
+            return Err(Refusal::NoNode(name.clone()));
+        }
+        let mut touched = self.touched_by(name);
+        if let Some((_, guest)) = touched.find(|(_, guest)| concerned(&guest.ownership).contains(name)) {
+            return Err(Refusal::NodeInUse { node: name.clone(), guest: guest.name.clone() });
+        }
+        drop(touched);
+        let touched: Vec<_> = self.touched_by(name).map(|(uid, _)| uid).collect();
+        for uid in touched {
+            self.change(uid, |guest, _| {
+                guest.ownership.holders.remove(name);
+                Ok(())
+            })?;
+        }
+        self.state.nodes.remove(name);
+        self.state.node_wishes.remove(name);
+        self.state.drains.remove(name);
+        Ok(BTreeSet::new())
+    }
+
+    pub(super) fn usable(&self, name: &NodeName) -> Result<&Node, Refusal> {
+        let node = self.nodes.get(name).ok_or_else(|| Refusal::NoNode(name.clone()))?;
+        if node.fenced.is_some() { Err(Refusal::Fenced(name.clone())) } else { Ok(node) }
+    }
+}
