@@ -5,10 +5,14 @@
 use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
+use godwit_domain::policy::PolicyName;
 use godwit_domain::progress::{Measured, Progress};
-use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides};
+use godwit_domain::{
+    Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides, Priority,
+};
 use serde::{Deserialize, Serialize};
 
+use super::SettingRow;
 use crate::handoff::Stats;
 
 /// Answer to [`super::Act::Version`].
@@ -107,6 +111,10 @@ pub struct NodeRow {
     pub outbound: u64,
     /// Migrations that enter it.
     pub inbound: u64,
+    /// Whether it takes guests: `yes`, `cordoned` or `draining`.
+    pub takes_guests: String,
+    /// Its labels, from its config and from manifests.
+    pub labels: Labels,
 }
 
 /// A node with what is on it.
@@ -123,8 +131,40 @@ pub struct NodeDetail {
     pub placed: Vec<GuestRow>,
     /// Migrations that wait to leave it or are leaving it, in order.
     pub leaving: Vec<MigrationRow>,
+    /// Its migration addresses on named networks.
+    pub networks: BTreeMap<String, SocketAddr>,
+    /// How its drain stands, if it is drained.
+    pub drain: Option<DrainDetail>,
     /// Runners that it has, if it answers.
     pub runners: Option<Vec<RunnerRow>>,
+}
+
+/// How a drain stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainDetail {
+    /// `draining`, `drained`, `stuck` (guests are left and nothing more happens by itself) or `cancelled`.
+    pub state: String,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub began_ms: u64,
+    /// Guests that it has moved.
+    pub moved: u64,
+    /// Guests that are left.
+    pub left: Vec<DrainGuest>,
+}
+
+/// A guest that is still on a drained node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainGuest {
+    /// The guest.
+    pub guest: GuestName,
+    /// Whether it will not move by itself.
+    pub stuck: bool,
+    /// What is done with it, or why it can not move.
+    pub why: String,
+    /// How often its migration has failed in a row.
+    pub failed: u32,
+    /// When it is tried again, in milliseconds since the Unix epoch.
+    pub retry_at_ms: Option<u64>,
 }
 
 /// A runner on a node.
@@ -195,6 +235,12 @@ pub struct GuestDetail {
     pub rollbacks: u32,
     /// What the built-in runner was told.
     pub spec: GuestSpec,
+    /// The labels by which it gets its policy.
+    pub labels: Labels,
+    /// Labels that every node must carry that runs it.
+    pub node_selector: Labels,
+    /// The policy in force.
+    pub policy: Option<PolicyName>,
     /// Migrations, oldest first, the present one last.
     pub migrations: Vec<MigrationRow>,
 }
@@ -238,6 +284,10 @@ pub struct MigrationRow {
     pub target: Option<NodeName>,
     /// When it was asked for, in milliseconds since the Unix epoch.
     pub asked_ms: u64,
+    /// Its class in the queue.
+    pub priority: Priority,
+    /// The policy in force.
+    pub policy: Option<PolicyName>,
     /// Its place in the queue, if it waits; 1 is the first.
     pub queue_position: Option<u64>,
 }
@@ -252,12 +302,26 @@ pub struct MigrationDetail {
     pub over: bool,
     /// The node that was asked for.
     pub asked_target: Option<NodeName>,
+    /// Labels of the target that were asked for.
+    pub asked_selector: Labels,
+    /// The node whose drain has asked for it.
+    pub drains: Option<NodeName>,
+    /// The migration network that it goes over, if it is not the default one.
+    pub network: Option<String>,
+    /// Why it waits, with everything that it waits for.
+    pub waits_for: Option<String>,
+    /// Migrations that hold what it waits for.
+    pub holders: Vec<MigrationId>,
     /// Nodes whose permits it holds: cluster, outbound and inbound.
     pub permits_held: bool,
     /// How often it was called off after a pause.
     pub call_offs: u8,
-    /// Its settings above the cluster's.
+    /// Its settings above the policy's.
     pub overrides: Overrides,
+    /// What holds for it, and where that comes from.
+    pub settings: BTreeMap<String, SettingRow>,
+    /// What was changed of its settings, and by what.
+    pub changes: Vec<ChangeRow>,
     /// Per node why it can not take the guest, if it waits for a target.
     pub obstacles: BTreeMap<NodeName, String>,
     /// The phases that it came through, with replicated time.
@@ -277,4 +341,76 @@ pub struct StepRow {
     pub phase: String,
     /// Why.
     pub reason: Option<String>,
+}
+
+/// Other settings hold for a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRow {
+    /// Replicated time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// What has changed them, and which.
+    pub what: String,
+}
+
+/// What was done with an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Its kind.
+    pub kind: String,
+    /// Its name, with its namespace if it has one.
+    pub name: String,
+    /// `created`, `configured`, `unchanged`, `deleted`, `labeled`; with a dry run, what would be done.
+    pub done: String,
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// What was ignored or is unusual in it, and what follows from it.
+    pub notes: Vec<String>,
+}
+
+/// Objects of a kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objects {
+    /// The kind.
+    pub kind: String,
+    /// Each as a manifest has it, with its status.
+    pub items: Vec<serde_json::Value>,
+    /// Heads of the columns of a table of them.
+    pub head: Vec<String>,
+    /// Rows of that table, as many as items.
+    pub rows: Vec<Vec<String>>,
+    /// So many columns are enough where space is short.
+    pub narrow: usize,
+}
+
+/// Where a guest would go, and why not elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdicts {
+    /// The guest.
+    pub guest: GuestName,
+    /// Where it runs.
+    pub source: NodeName,
+    /// Where it would go; `None`: no node can take it.
+    pub target: Option<NodeName>,
+    /// Why it would not start at once, if it would not.
+    pub waits_for: Option<String>,
+    /// Per node: `None` if it could take the guest, else why not.
+    pub nodes: BTreeMap<NodeName, Option<String>>,
+    /// The policy in force.
+    pub policy: Option<PolicyName>,
+    /// What would hold.
+    pub settings: BTreeMap<String, SettingRow>,
+    /// What is worth to know before.
+    pub notes: Vec<String>,
+}
+
+/// Why a migration waits or goes where it goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationExplained {
+    /// Everything about it.
+    #[serde(flatten)]
+    pub detail: MigrationDetail,
+    /// Per node: `None` if it could take the guest now, else why not.
+    pub nodes: BTreeMap<NodeName, Option<String>>,
+    /// Migrations that go before it in the queue, at most the ten next ones.
+    pub before: Vec<MigrationId>,
 }

@@ -10,14 +10,18 @@
 //! readers of JSON round, is refused; each request gets exactly one last line.
 
 mod answers;
+mod explained;
 
-use godwit_domain::{GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides};
+use std::collections::BTreeMap;
+
+use godwit_domain::{GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::handoff::Verified;
 
 pub use answers::*;
+pub use explained::*;
 
 /// The version of this protocol.
 pub const ADMIN_VERSION: u16 = 1;
@@ -37,6 +41,9 @@ pub struct Request {
     pub v: u16,
     /// Chosen by whoever asks, returned with every answer.
     pub id: String,
+    /// The same for a request and its repetition: the second gets the first answer and has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
     /// What is asked.
     #[serde(flatten)]
     pub act: Act,
@@ -56,6 +63,26 @@ pub enum Act {
     NodeList,
     /// One node, with what is on it. Answer: [`NodeDetail`].
     NodeShow {
+        /// Which.
+        node: NodeName,
+    },
+    /// Move everything away from a node, which takes no guests any more. Answer: [`NodeDetail`].
+    NodeDrain {
+        /// Which.
+        node: NodeName,
+    },
+    /// The drain of a node asks for nothing more; the node still takes no guests. Answer: [`NodeDetail`].
+    NodeDrainCancel {
+        /// Which.
+        node: NodeName,
+    },
+    /// The drain of a node until nothing is left, or nothing more happens by itself. Events and answer: [`NodeDetail`].
+    NodeDrainWatch {
+        /// Which.
+        node: NodeName,
+    },
+    /// A node takes guests again; its drain is over. Answer: [`NodeDetail`].
+    NodeUncordon {
         /// Which.
         node: NodeName,
     },
@@ -80,6 +107,9 @@ pub enum Act {
         node: Option<NodeName>,
         /// What it is like.
         spec: GuestSpec,
+        /// Its labels.
+        #[serde(default)]
+        labels: Labels,
     },
     /// Every guest. Answer: list of [`GuestRow`].
     GuestList,
@@ -121,14 +151,28 @@ pub enum Act {
         migration: Option<MigrationId>,
         /// Where to; anywhere if not said.
         to: Option<NodeName>,
-        /// Its settings above the cluster's.
+        /// Labels that its target must carry, for this attempt alone.
+        #[serde(default)]
+        selector: Labels,
+        /// Its settings above the policy's.
         #[serde(default)]
         overrides: Overrides,
+        /// How it moves; as its settings say if not said.
+        #[serde(default)]
+        mode: Option<MoveMode>,
+        /// Only say where it would go, and why not elsewhere. Answer: [`Verdicts`].
+        #[serde(default)]
+        dry_run: bool,
     },
     /// Every migration that is kept. Answer: list of [`MigrationRow`].
     MigrationList,
     /// One migration. Answer: [`MigrationDetail`].
     MigrationShow {
+        /// Which.
+        migration: MigrationId,
+    },
+    /// Why a migration waits, goes where it goes, and under which settings. Answer: [`MigrationExplained`].
+    MigrationExplain {
         /// Which.
         migration: MigrationId,
     },
@@ -149,6 +193,80 @@ pub enum Act {
         /// Which.
         migration: MigrationId,
     },
+    /// Which policy a guest gets, and why not another. Answer: [`Explained`].
+    PolicyExplain {
+        /// Which.
+        guest: GuestName,
+    },
+    /// Make an object as a manifest has it. Answer: [`Applied`].
+    Apply {
+        /// One object, as [`crate::manifest`] reads it.
+        object: Value,
+        /// The namespace of objects that name none.
+        #[serde(default)]
+        namespace: Option<String>,
+        /// It must not be there yet.
+        #[serde(default)]
+        create: bool,
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Objects of a kind. Events, where they are watched, and answer: [`Objects`].
+    Get {
+        /// The kind, or a short name of it.
+        kind: String,
+        /// One of this name.
+        #[serde(default)]
+        name: Option<String>,
+        /// In this namespace; in all if not said.
+        #[serde(default)]
+        namespace: Option<String>,
+        /// Say again what has changed, until whoever asks goes away.
+        #[serde(default)]
+        watch: bool,
+    },
+    /// Remove an object. Answer: [`Applied`].
+    Delete {
+        /// The kind, or a short name of it.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Its namespace.
+        #[serde(default)]
+        namespace: Option<String>,
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Change labels of an object. Answer: [`Applied`].
+    Label {
+        /// The kind, or a short name of it.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// Its namespace.
+        #[serde(default)]
+        namespace: Option<String>,
+        /// Labels to set, and, without a value, to remove.
+        labels: BTreeMap<String, Option<String>>,
+        /// A label that has another value may be changed.
+        #[serde(default)]
+        overwrite: bool,
+        /// Only say what would be done.
+        #[serde(default)]
+        dry_run: bool,
+    },
+}
+
+/// How a guest moves, where that is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MoveMode {
+    /// Pages first, then the guest.
+    PreCopy,
+    /// The guest at once, its pages after it.
+    PostCopy,
 }
 
 /// One line of an answer.
@@ -254,7 +372,7 @@ mod tests {
     fn requests_are_what_the_documentation_says() {
         let line = r#"{"v":1,"id":"x","do":"migrate","guest":"default/vm1","to":"node-b"}"#;
         let request: Request = serde_json::from_str(line).expect("a request");
-        let Act::Migrate { guest, to, migration, overrides } = request.act else { panic!("{request:?}") };
+        let Act::Migrate { guest, to, migration, overrides, .. } = request.act else { panic!("{request:?}") };
         assert_eq!(
             (guest.to_string().as_str(), to.map(|to| to.to_string())),
             ("default/vm1", Some("node-b".into()))
