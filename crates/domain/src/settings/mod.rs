@@ -254,7 +254,8 @@ impl Setting {
 impl Overrides {
     /// Takes one `key=value`.
     pub fn set(&mut self, text: &str) -> Result<(), SettingError> {
-        let (key, value) = text.split_once('=').ok_or_else(|| SettingError::Form(text.to_owned()))?;
+        let no_form = || SettingError::Form(text.chars().take(64).collect());
+        let (key, value) = text.split_once('=').ok_or_else(no_form)?;
         self.put(Setting::read(key, Given::Word(value))?, "a migration")
     }
 
