@@ -7,6 +7,7 @@
 //!   session     node ⇄ leader      frames on QUIC streams               docs/protocol.md
 //!   log         the group's log    versioned entries and snapshots
 //!   admin       operator ⇄ node    JSON lines                           docs/protocol.md
+//!   manifest    KubeVirt's YAML, in and out
 //!   codec       the one place that knows bincode
 //! ```
 //!
@@ -18,5 +19,6 @@ pub mod batch;
 pub mod codec;
 pub mod handoff;
 pub mod log;
+pub mod manifest;
 pub mod migration;
 pub mod session;
