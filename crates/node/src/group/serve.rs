@@ -87,8 +87,8 @@ async fn push(group: Group, node: NodeName, number: u64, mut send: SendStream) {
     let ear = group.bells().hang(node.clone(), number);
     let name = node.clone();
     let all = group.read(move |registry| {
-        let holds = registry.guests.iter().filter(|(_, guest)| guest.ownership.holders.contains(&name));
-        holds.map(|(uid, _)| *uid).collect::<Vec<_>>()
+        let holds = registry.touched_by(&name).filter(|(_, guest)| guest.ownership.holders.contains(&name));
+        holds.map(|(uid, _)| uid).collect::<Vec<_>>()
     });
     group.bells().ring(&node, all.await.unwrap_or_default());
     loop {
@@ -127,9 +127,9 @@ fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
     Some(GuestView {
         uid,
         name: guest.name.clone(),
-        spec: guest.spec.clone(),
+        spec: guest.spec().clone(),
         ownership: guest.ownership.clone(),
-        settings: guest.settings(),
+        settings: registry.settings_of(guest),
         target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
     })
 }
@@ -166,7 +166,7 @@ async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
     let refused = |why: String| Answer::Refused { why };
     match &command {
         Command::FenceSeen { node: of } if of == node => {}
-        Command::Guest { .. } | Command::Measured { .. } => {
+        Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
             let name = node.clone();
             let fenced = group
                 .read(move |registry| registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some()));

@@ -221,14 +221,15 @@ pub fn read_in(document: &Value, default_namespace: &str) -> Result<(Manifest, V
     let mut notes = Notes::default();
     let kind = kind_of(document, &mut notes)?;
     let named = |key| document.get("metadata").and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
-    let manifest = object(kind, document, default_namespace, &mut notes).map_err(|Fault { path, rule }| {
-        let name = named("name").or_else(|| named("generateName")).map_or_else(String::new, shown);
-        let object = match named("namespace").filter(|_| kind.is_namespaced()) {
-            Some(namespace) => format!("{kind} {}/{name}", shown(namespace)),
-            None => format!("{kind} {name}"),
-        };
-        ManifestError::Field { object: object.trim_end().to_owned(), path, rule }
-    })?;
+    let manifest =
+        object(kind, document, default_namespace, &mut notes).map_err(|Fault { path, rule }| {
+            let name = named("name").or_else(|| named("generateName")).map_or_else(String::new, shown);
+            let object = match named("namespace").filter(|_| kind.is_namespaced()) {
+                Some(namespace) => format!("{kind} {}/{name}", shown(namespace)),
+                None => format!("{kind} {name}"),
+            };
+            ManifestError::Field { object: object.trim_end().to_owned(), path, rule }
+        })?;
     Ok((manifest, notes.finish()))
 }
 
@@ -242,8 +243,8 @@ fn kind_of(document: &Value, notes: &mut Notes) -> Result<Kind, ManifestError> {
         None => Err(ManifestError::NoObject(format!("it has no {key}"))),
     };
     let name = word("kind")?;
-    let kind = Kind::named(name)
-        .ok_or_else(|| ManifestError::Kind { kind: shown(name), known: Kind::known() })?;
+    let kind =
+        Kind::named(name).ok_or_else(|| ManifestError::Kind { kind: shown(name), known: Kind::known() })?;
     let version = word("apiVersion")?;
     let others = kind.other_api_versions();
     if version != kind.api_version() && !others.contains(&version) {
@@ -327,7 +328,8 @@ fn name_of<'a>(kind: Kind, metadata: &mut Fields<'a>) -> Result<&'a str, Fault> 
         Some(name) => Ok(name),
         None if generates => Ok(""),
         None if metadata.text("generateName")?.is_some() => {
-            Err(metadata.fault("generateName", format!("only migrations are named so: give this {kind} a name")))
+            Err(metadata
+                .fault("generateName", format!("only migrations are named so: give this {kind} a name")))
         }
         None => Err(metadata.fault("name", "a name is required")),
     }
@@ -375,7 +377,8 @@ fn settings_object(
     notes: &mut Notes,
 ) -> Result<Manifest, Fault> {
     if name.parse::<PolicyName>().is_err() {
-        let rule = format!("{:?} is no name: it must be a DNS name, such as kubevirt-hyperconverged", shown(name));
+        let rule =
+            format!("{:?} is no name: it must be a DNS name, such as kubevirt-hyperconverged", shown(name));
         return Err(Fault::new("metadata.name", rule));
     }
     settings::note_name(kind, namespace, name, notes);
