@@ -365,6 +365,7 @@ fn concerned(
             ownership: guest.ownership.clone(),
             settings: guest.settings(),
             target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
+            network: None,
         };
         (*uid, view)
     });

@@ -33,8 +33,17 @@ const DOMAIN_MAY_USE: [&str; 10] = [
 ];
 
 /// What `wire` may use beyond that: two encodings with their helpers, and a checksum.
-const WIRE_MAY_USE_TOO: [&str; 7] =
-    ["godwit-wire", "bincode", "serde_json", "itoa", "memchr", "zmij", "xxhash-rust"];
+const WIRE_MAY_USE_TOO: [&str; 9] = [
+    "godwit-wire",
+    "bincode",
+    "serde_json",
+    "itoa",
+    "memchr",
+    "zmij",
+    "xxhash-rust",
+    "saphyr-parser",
+    "arraydeque",
+];
 
 /// Words that a pure crate does not hold, with what to do instead.
 const IMPURE_WORDS: [(&str, &str); 5] = [

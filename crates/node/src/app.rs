@@ -142,6 +142,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
         node = %config.name,
         control_address = %node.control,
         migration_address = %node.migration,
+        networks = ?node.networks,
         admin_socket = %config.admin.socket.display(),
         "serving"
     );
@@ -176,8 +177,8 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
         migration: fabric.migration_address()?,
         boot: BootId(boot),
         memory_bytes: config.memory_offered_bytes()?,
-        labels: BTreeMap::new(),
-        networks: BTreeMap::new(),
+        labels: config.node_labels(),
+        networks: fabric.network_addresses()?,
         fenced: None,
     })
 }

@@ -12,6 +12,7 @@
 
 mod error;
 mod keys;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -22,6 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use godwit_domain::labels::Labels;
 use godwit_domain::{NodeName, Quantity};
 use serde::Deserialize;
 
@@ -39,6 +41,9 @@ const MEMORY_KEPT_PART: u64 = 10;
 /// Largest answer of the kernel about its memory, in bytes. A usual one is a thirtieth of it.
 const MEMINFO_BYTES_MAX: u64 = 64 << 10;
 
+/// The label that every node sets itself, to its own name.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
+
 /// All that a node is told by its operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -50,6 +55,8 @@ pub struct NodeConfig {
     pub cluster: String,
     /// Memory offered to guests, in bytes; `None`: what [`Self::memory_offered_bytes`] takes from the host.
     pub memory_bytes: Option<u64>,
+    /// What the operator tells of this node, for those who choose among nodes. Without [`HOSTNAME`].
+    pub labels: Labels,
     /// The folder that holds what must outlive the process. Absolute.
     pub state: PathBuf,
     /// Who the node is, and whom it believes.
@@ -78,8 +85,11 @@ pub struct IdentityFiles {
 /// How guests come and go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MigrationConfig {
-    /// The UDP address for migrations. Port 0: the kernel chooses.
+    /// The UDP address for migrations that name no network. Port 0: the kernel chooses.
     pub listen: SocketAddr,
+    /// The UDP addresses for those that name one: 16 at most, each a specific one that nothing else here listens on.
+    /// Port 0: the kernel chooses.
+    pub networks: BTreeMap<String, SocketAddr>,
     /// Largest UDP payload that is sent, in bytes; 1,200 to 6,550.
     pub udp_payload_bytes_max: u16,
     /// Size of the socket's send buffer and of its receive buffer; 1 byte to 1 GiB.
@@ -103,11 +113,13 @@ pub struct AdminConfig {
     pub socket: PathBuf,
 }
 
-/// One of the two addresses that a node listens on.
+/// One of the addresses that a node listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listen {
+pub enum Listen<'n> {
     /// `listen` in `[migration]`.
     Migration,
+    /// That of a network in `[migration.networks]`.
+    Network(&'n str),
     /// `listen` in `[control]`.
     Control,
 }
@@ -138,6 +150,7 @@ struct Raw {
     cluster: Option<String>,
     state: Option<String>,
     memory: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
     #[serde(default)]
     identity: RawIdentity,
     #[serde(default)]
@@ -164,6 +177,7 @@ struct RawMigration {
     listen: Option<String>,
     udp_payload_bytes_max: Option<i64>,
     socket_buffer_bytes: Option<String>,
+    networks: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -212,24 +226,47 @@ impl NodeConfig {
         let cluster = values::cluster(&written, raw.cluster)?;
         let state = values::state(&written, raw.state)?;
         let memory_bytes = values::memory(&written, raw.memory)?;
+        let labels = tables::labels(&written, raw.labels)?;
         let identity = IdentityFiles {
             ca: values::path(&written, &keys::CA, raw.identity.ca, file)?,
             certificate: values::path(&written, &keys::CERTIFICATE, raw.identity.certificate, file)?,
             key: values::path(&written, &keys::KEY, raw.identity.key, file)?,
         };
-        let migration = MigrationConfig {
+        let mut migration = MigrationConfig {
             listen: values::migration_listen(&written, raw.migration.listen)?,
             udp_payload_bytes_max: values::udp_payload(&written, raw.migration.udp_payload_bytes_max)?,
             socket_buffer_bytes: values::socket_buffer(&written, raw.migration.socket_buffer_bytes)?,
+            networks: BTreeMap::new(),
         };
         let control = values::control(&written, raw.control, &name, migration.listen)?;
+        let others = [(&keys::LISTEN, migration.listen), (&keys::CONTROL_LISTEN, control.listen)];
+        migration.networks = tables::networks(&written, raw.migration.networks, others)?;
         let admin = AdminConfig { socket: values::socket(&written, raw.admin.socket)? };
         let log = LogConfig {
             format: values::format(&written, raw.log.format)?,
             filter: values::filter(&written, raw.log.filter)?,
         };
         let file = file.to_owned();
-        Ok(Self { file, name, cluster, memory_bytes, state, identity, migration, control, admin, log })
+        Ok(Self {
+            file,
+            name,
+            cluster,
+            memory_bytes,
+            labels,
+            state,
+            identity,
+            migration,
+            control,
+            admin,
+            log,
+        })
+    }
+
+    /// What this node tells of itself: the operator's labels, and [`HOSTNAME`]. At most `LABELS_MAX`.
+    pub fn node_labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        labels.insert(HOSTNAME.to_owned(), self.name.to_string());
+        labels
     }
 
     /// Memory offered to guests, in bytes: what the operator says, or else what the host has (`MemTotal` in
@@ -250,18 +287,20 @@ impl NodeConfig {
     }
 
     /// The error for an endpoint that found its address taken.
-    pub fn address_in_use(&self, listen: Listen) -> ConfigError {
-        let (key, address) = match listen {
-            Listen::Migration => (&keys::LISTEN, self.migration.listen),
-            Listen::Control => (&keys::CONTROL_LISTEN, self.control.listen),
+    pub fn address_in_use(&self, listen: Listen<'_>, address: SocketAddr) -> ConfigError {
+        let (section, key) = match listen {
+            Listen::Migration => (keys::LISTEN.section.to_owned(), keys::LISTEN.name),
+            Listen::Network(name) => (keys::NETWORKS.table(), name),
+            Listen::Control => (keys::CONTROL_LISTEN.section.to_owned(), keys::CONTROL_LISTEN.name),
         };
         // On a host with several nodes the next port may well be the next node's.
-        let known = [self.migration.listen, self.control.listen];
+        let listens = [self.migration.listen, self.control.listen];
         let taken = |other: SocketAddr| {
-            known.iter().chain(self.control.voters.values()).any(|known| known.port() == other.port())
+            let known = listens.iter().chain(self.migration.networks.values());
+            known.chain(self.control.voters.values()).any(|known| known.port() == other.port())
         };
         let other = values::another_port(address, taken);
-        let line = key.line(&values::quoted(&other.to_string()));
+        let line = format!("  {} = {}", values::bare(key), values::quoted(&other.to_string()));
         let voter = self.control.voters.get(&self.name).filter(|_| listen == Listen::Control);
         let (advice, corrected) = match voter {
             None => ("take another port, or 0 and the kernel chooses one", line),
@@ -271,8 +310,8 @@ impl NodeConfig {
                 ("take another port, here and in `voters` of every node", line)
             }
         };
-        let (file, corrected) = (self.file.clone(), corrected.into());
-        ConfigError::AddressInUse { file, section: key.section, key: key.name, address, advice, corrected }
+        let (file, section, key) = (self.file.clone(), section.into(), key.into());
+        ConfigError::AddressInUse { file, section, key, address, advice, corrected: corrected.into() }
     }
 }
 

@@ -25,8 +25,10 @@ pub struct Outbound {
     pub source: NodeName,
     /// Where to.
     pub target: NodeName,
-    /// Its migration address.
+    /// Its migration address in that network.
     pub address: SocketAddr,
+    /// The network that it goes over; `None`: the default of both nodes.
+    pub network: Option<String>,
     /// Its runner.
     pub token: InstanceId,
     /// The present epoch.
@@ -59,7 +61,8 @@ pub async fn run(outbound: Outbound, mut told: mpsc::Receiver<Told>, tells: mpsc
 }
 
 async fn prepare(outbound: Outbound) -> Result<Source<Handle>, String> {
-    let Outbound { migration, source, target, address, token, epoch, settings, session, .. } = outbound;
+    let Outbound { migration, source, target, address, network, token, epoch, settings, session, .. } =
+        outbound;
     let (guest, fabric, commit_estimate) = (outbound.guest, outbound.fabric, outbound.commit_estimate);
     let pages = guest.pages();
     let preamble = Preamble {
@@ -72,8 +75,8 @@ async fn prepare(outbound: Outbound) -> Result<Source<Handle>, String> {
         memory_bytes: pages.bytes(),
         page_bytes: PAGE_BYTES,
     };
-    let (connection, send, receive) =
-        fabric.dial(address, &target, &preamble).await.map_err(|error| chain(&error))?;
+    let dialed = fabric.dial(address, &target, network.as_deref(), &preamble).await;
+    let (connection, send, receive) = dialed.map_err(|error| chain(&error))?;
     let memory = guest.memory().map_err(|error| format!("guest memory: {error}"))?;
     // Arming takes tens of milliseconds for a large guest: not on a thread that serves others.
     let armed = Arc::clone(&guest);

@@ -165,13 +165,14 @@ impl Locked<'_> {
 
 #[cfg(test)]
 mod tests {
-    use godwit_domain::GuestSpec;
-    use godwit_domain::registry::{BootId, Node, Stamped};
+    use godwit_domain::machine::Body;
+    use godwit_domain::registry::{BootId, Home, Node, Stamped};
+    use godwit_domain::{GuestSpec, Labels};
 
     use super::*;
 
     fn entry(command: Command) -> Vec<u8> {
-        log::encode_entry(&Stamped { time_ms: 1, command }).expect("encodes")
+        log::encode_entry(&Stamped { time_ms: 1, request: None, command }).expect("encodes")
     }
 
     fn name(text: &str) -> NodeName {
@@ -186,8 +187,9 @@ mod tests {
 
     fn create(uid: u64, node: &str) -> Vec<u8> {
         let guest = format!("vm{uid}").parse().expect("a name");
-        let spec = GuestSpec::idle(4096);
-        entry(Command::CreateGuest { uid: GuestUid(uid), name: guest, node: name(node), spec })
+        let body = Some(Body::of(GuestSpec::idle(4096)));
+        let home = Some(Home { uid: GuestUid(uid), node: name(node) });
+        entry(Command::PutInstance { name: guest, labels: Labels::new(), body, home })
     }
 
     #[test]

@@ -64,8 +64,9 @@ fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8], cap: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use godwit_domain::registry::{BootId, Command, GuestUid, Node};
-    use godwit_domain::{GuestSpec, Overrides};
+    use godwit_domain::machine::Body;
+    use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Wish};
+    use godwit_domain::{GuestSpec, Labels, Overrides};
 
     use super::*;
 
@@ -73,20 +74,22 @@ mod tests {
         let node = |text: &str| text.parse().expect("a name");
         let address = core::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let join = Node::new(address, address, BootId(1), 1 << 40);
-        let create = Command::CreateGuest {
-            uid: GuestUid(7),
+        let create = Command::PutInstance {
             name: "vm".parse().expect("a name"),
-            node: node("a"),
-            spec: GuestSpec::idle(1 << 20),
+            labels: Labels::new(),
+            body: Some(Body::of(GuestSpec::idle(1 << 20))),
+            home: Some(Home { uid: GuestUid(7), node: node("a") }),
         };
         let migrate = Command::Migrate {
             guest: GuestUid(7),
             migration: "m".parse().expect("a name"),
-            target: None,
-            overrides: Overrides { max_downtime_ms: Some(1), ..Overrides::default() },
+            wish: Wish {
+                overrides: Overrides { max_downtime_ms: Some(1), ..Overrides::default() },
+                ..Wish::default()
+            },
         };
         let commands = [Command::Join { name: node("a"), node: join }, create, migrate];
-        (1..).zip(commands).map(|(time_ms, command)| Stamped { time_ms, command }).collect()
+        (1..).zip(commands).map(|(time_ms, command)| Stamped { time_ms, request: None, command }).collect()
     }
 
     #[test]

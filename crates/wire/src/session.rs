@@ -89,8 +89,10 @@ pub struct GuestView {
     pub ownership: Ownership,
     /// What holds for its present migration.
     pub settings: Settings,
-    /// The migration address of its target, if it has one.
+    /// The migration address of its target, if it has one in the migration's network.
     pub target_address: Option<SocketAddr>,
+    /// The named network that its present migration goes over; `None`: the default of both nodes.
+    pub network: Option<String>,
 }
 
 /// A node's question.

@@ -50,6 +50,15 @@ impl Registry {
         &self,
         reachable: &BTreeSet<NodeName>,
     ) -> Option<(GuestUid, MigrationId, NodeName)> {
+        self.next_admission_but(reachable, &[])
+    }
+
+    /// The same, but for these migrations, which rest.
+    pub fn next_admission_but(
+        &self,
+        reachable: &BTreeSet<NodeName>,
+        resting: &[MigrationId],
+    ) -> Option<(GuestUid, MigrationId, NodeName)> {
         let limits = self.settings.limits();
         if at_least(self.index.granted.len(), limits.cluster) {
             return None;
@@ -58,8 +67,12 @@ impl Registry {
         let mut judged = Judged::new();
         self.in_order(has_room).find_map(|uid| {
             let guest = self.guests.get(&uid)?;
+            let migration = &guest.ownership.attempt.as_ref()?.migration;
+            if resting.contains(migration) {
+                return None;
+            }
             let target = self.best_target(guest, reachable, &mut judged)?;
-            Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), target))
+            Some((uid, migration.clone(), target))
         })
     }
 
@@ -77,6 +90,23 @@ impl Registry {
             let guest = self.guests.get(&uid)?;
             let migration = guest.ownership.attempt.as_ref()?.migration.clone();
             Some(Waiting { guest: uid, migration, reason: self.why_it_waits(guest, reachable, &mut judged) })
+        });
+        all.collect()
+    }
+
+    /// Every waiting migration, and whether any node could ever take its guest as things stand: permits left aside.
+    pub fn placeable(&self, reachable: &BTreeSet<NodeName>) -> Vec<(GuestUid, MigrationId, bool)> {
+        let mut judged = Judged::new();
+        let all = self.in_order(|_| true).filter_map(|uid| {
+            let guest = self.guests.get(&uid)?;
+            let (source, record) = (&guest.ownership.owner()?.node, guest.record.as_ref()?);
+            let needs = Needs::of(&guest.body, &record.wish.selector, record.wish.target.as_ref());
+            let fit = judged.entry(needs).or_insert_with_key(|needs| {
+                let fits = |name: &&NodeName| self.lasting_obstacle(needs, None, name).is_none();
+                reachable.iter().filter(fits).take(2).cloned().collect()
+            });
+            let is = !self.lacks_network(source) && fit.iter().any(|name| name != source);
+            Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), is))
         });
         all.collect()
     }

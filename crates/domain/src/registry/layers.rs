@@ -44,6 +44,11 @@ impl Registry {
         self.with_overrides(chosen, own)
     }
 
+    /// What would hold for its next migration with these overrides.
+    pub fn in_force_with(&self, guest: &Guest, own: &Overrides) -> InForce {
+        self.with_overrides(policy::choose(&self.policies, self.subject(guest)), Some(own))
+    }
+
     fn with_overrides(&self, chosen: Option<(&PolicyName, &Policy)>, own: Option<&Overrides>) -> InForce {
         let layers = Layers {
             cluster: &self.settings,

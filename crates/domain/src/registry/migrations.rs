@@ -103,7 +103,7 @@ impl Registry {
         Ok(BTreeSet::new())
     }
 
-    pub(super) fn placeable(&mut self, migration: &MigrationId, is: bool) -> Applied {
+    pub(super) fn note_placeable(&mut self, migration: &MigrationId, is: bool) -> Applied {
         let uid = self.open_migration(migration)?;
         self.change(uid, |guest, time_ms| {
             if let Some(record) = &mut guest.record {

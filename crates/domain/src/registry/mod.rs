@@ -255,7 +255,7 @@ impl Registry {
             Command::Migrate { guest, migration, wish } => self.migrate(guest, migration, wish),
             Command::Set { migration, overrides } => self.set(&migration, overrides),
             Command::Reached { migration, milestone } => self.reached(&migration, milestone),
-            Command::Placeable { migration, is } => self.placeable(&migration, is),
+            Command::Placeable { migration, is } => self.note_placeable(&migration, is),
             Command::ForgetMigration { migration } => self.forget_migration(&migration),
             Command::Measured { migration, measured } => self.measured(&migration, measured),
             Command::Admit { guest, migration, target } => self.admit(guest, migration, target),

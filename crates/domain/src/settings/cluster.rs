@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Overrides, Setting, SettingError};
+use super::{Overrides, Setting, SettingError, Shown};
 use crate::quantity::Quantity;
 use crate::registry::ParallelLimits;
 
@@ -56,6 +56,21 @@ impl ClusterSettings {
             | Setting::MaxDowntimeMs(_)) => self.migration.put(other, "the cluster")?,
         }
         Ok(())
+    }
+
+    /// The keys that are set.
+    pub fn entries(&self) -> Vec<(&'static str, Shown)> {
+        let count = |value: Option<u32>| value.map(|value| Shown::Whole(u64::from(value)));
+        let own = [
+            ("parallelMigrationsPerCluster", count(self.parallel_migrations_per_cluster)),
+            ("parallelOutboundMigrationsPerNode", count(self.parallel_outbound_migrations_per_node)),
+            ("parallelInboundMigrationsPerNode", count(self.parallel_inbound_migrations_per_node)),
+            ("network", self.network.clone().map(Shown::Text)),
+            ("nodeBandwidth", self.node_bandwidth.map(|value| Shown::Text(value.to_string()))),
+            ("recoveryTimeout", self.recovery_timeout.map(Shown::Whole)),
+        ];
+        let own = own.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        self.migration.entries().into_iter().chain(own).collect()
     }
 
     /// How many may run at once.

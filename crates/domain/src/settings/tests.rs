@@ -1,3 +1,5 @@
+//! What a key takes, and who may set it. The tables are in `tests/vectors`.
+
 use super::*;
 
 #[test]

@@ -188,18 +188,29 @@ impl NodeActor {
         target: &Licence,
     ) {
         let Some(here) = self.here.get(&source.instance) else { return };
-        let session = files::random::<8>();
-        let (Some(address), Ok(session)) = (view.target_address, session) else {
-            let reason =
-                format!("node {} has no migration address, or this one no random numbers", target.node);
-            let entry = Entry::End { migration: migration.clone(), side: Side::Source, reason };
-            return self.propose(ctx, view.uid, entry);
+        let ready = match (view.target_address, files::random::<8>()) {
+            (Some(address), Ok(session)) => Ok((address, session)),
+            (None, _) => Err(match &view.network {
+                Some(network) => {
+                    format!("node {} has no address in migration network {network}", target.node)
+                }
+                None => format!("node {} has no migration address", target.node),
+            }),
+            (Some(_), Err(error)) => Err(format!("node {} has no random numbers: {error}", self.name)),
+        };
+        let (address, session) = match ready {
+            Ok(ready) => ready,
+            Err(reason) => {
+                let entry = Entry::End { migration: migration.clone(), side: Side::Source, reason };
+                return self.propose(ctx, view.uid, entry);
+            }
         };
         let outbound = Outbound {
             migration: migration.clone(),
             source: self.name.clone(),
             target: target.node.clone(),
             address,
+            network: view.network.clone(),
             token: target.instance,
             epoch: view.ownership.epoch,
             settings: view.settings,

@@ -112,9 +112,9 @@ pub enum ConfigError {
         /// The config file.
         file: PathBuf,
         /// Its section.
-        section: &'static str,
+        section: Box<str>,
         /// The key.
-        key: &'static str,
+        key: Box<str>,
         /// The address that is taken.
         address: SocketAddr,
         /// What else could be taken.

@@ -12,8 +12,40 @@ pub(super) enum Kind {
     Bytes,
     /// A whole number.
     Number,
-    /// A table of addresses, each under a name that the operator chose.
-    Addresses,
+    /// A table of texts, each under a name that the operator chose.
+    Table(Lines),
+}
+
+/// What stands in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lines {
+    /// Nodes and their addresses.
+    Voters,
+    /// Networks and this node's address in each.
+    Networks,
+    /// Labels and their values.
+    Labels,
+}
+
+impl Lines {
+    /// What a table of these must be.
+    pub(super) fn table_rule(self) -> &'static str {
+        match self {
+            Self::Voters | Self::Networks => "it must be a table, NAME = \"IP:PORT\" for each",
+            Self::Labels => "it must be a table, KEY = \"VALUE\" for each",
+        }
+    }
+
+    /// What one of them must be, whether it is wrong or a table that nobody asked for.
+    pub(super) fn text_rule(self, is_table: bool) -> &'static str {
+        match self {
+            // What makes a table of it is most often a dot in its name.
+            Self::Networks | Self::Labels if is_table => {
+                "it must be text in quotes (what stands before the '=' needs quotes too where it has a '.' or '/')"
+            }
+            Self::Voters | Self::Networks | Self::Labels => "it must be text in quotes",
+        }
+    }
 }
 
 /// One key.
@@ -38,17 +70,22 @@ pub(super) const CLUSTER: Key = key("", "cluster", Kind::Text, r#""cluster-a""#)
 pub(super) const STATE: Key = key("", "state", Kind::Text, r#""/var/lib/godwit""#);
 /// Its default is the host's; about this is what a host with 64 GiB gives.
 pub(super) const MEMORY: Key = key("", "memory", Kind::Bytes, r#""57Gi""#);
+/// By default there are none.
+pub(super) const LABELS: Key = key("", "labels", Kind::Table(Lines::Labels), r#"{ zone = "a" }"#);
 pub(super) const CA: Key = key("identity", "ca", Kind::Text, r#""ca.pem""#);
 pub(super) const CERTIFICATE: Key = key("identity", "certificate", Kind::Text, r#""node.pem""#);
 pub(super) const KEY: Key = key("identity", "key", Kind::Text, r#""node.key""#);
 pub(super) const LISTEN: Key = key("migration", "listen", Kind::Text, r#""10.0.0.1:7400""#);
 pub(super) const UDP_PAYLOAD: Key = key("migration", "udp_payload_bytes_max", Kind::Number, "1452");
 pub(super) const SOCKET_BUFFER: Key = key("migration", "socket_buffer_bytes", Kind::Bytes, r#""4Mi""#);
+/// By default there are none.
+pub(super) const NETWORKS: Key =
+    key("migration", "networks", Kind::Table(Lines::Networks), r#"{ storage = "10.1.0.1:7400" }"#);
 pub(super) const CONTROL_LISTEN: Key = key("control", "listen", Kind::Text, r#""10.0.0.1:7300""#);
 pub(super) const VOTERS: Key = key(
     "control",
     "voters",
-    Kind::Addresses,
+    Kind::Table(Lines::Voters),
     r#"{ node-a = "10.0.0.1:7300", node-b = "10.0.0.2:7300", node-c = "10.0.0.3:7300" }"#,
 );
 pub(super) const SOCKET: Key = key("admin", "socket", Kind::Text, r#""/run/godwit/admin.sock""#);
@@ -56,17 +93,19 @@ pub(super) const FORMAT: Key = key("log", "format", Kind::Text, r#""text""#);
 pub(super) const FILTER: Key = key("log", "filter", Kind::Text, r#""info""#);
 
 /// All of them, in the order of the example file.
-pub(super) const KEYS: [Key; 15] = [
+pub(super) const KEYS: [Key; 17] = [
     NAME,
     CLUSTER,
     STATE,
     MEMORY,
+    LABELS,
     CA,
     CERTIFICATE,
     KEY,
     LISTEN,
     UDP_PAYLOAD,
     SOCKET_BUFFER,
+    NETWORKS,
     CONTROL_LISTEN,
     VOTERS,
     SOCKET,
@@ -94,7 +133,10 @@ impl Key {
 
     /// The section that holds what stands in this key's table.
     pub(super) fn table(&self) -> String {
-        format!("{}.{}", self.section, self.name)
+        match self.section {
+            "" => self.name.to_owned(),
+            section => format!("{section}.{}", self.name),
+        }
     }
 }
 
@@ -103,9 +145,12 @@ pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.section == section && key.name == name)
 }
 
-/// The key whose table this section is.
-pub(super) fn table(section: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.kind == Kind::Addresses && key.table() == section)
+/// The key whose table this section is, and what stands in it.
+pub(super) fn table(section: &str) -> Option<(&'static Key, Lines)> {
+    KEYS.iter().find_map(|key| match key.kind {
+        Kind::Table(lines) if key.table() == section => Some((key, lines)),
+        _ => None,
+    })
 }
 
 /// Whether a section of this name exists.
@@ -119,6 +164,11 @@ pub(super) fn sections() -> impl Iterator<Item = &'static str> {
     KEYS.iter()
         .map(|key| key.section)
         .filter(move |section| std::mem::replace(&mut last, section) != *section)
+}
+
+/// The keys of this section that are tables.
+pub(super) fn tables_of(section: &str) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| key.section == section && matches!(key.kind, Kind::Table(_)))
 }
 
 /// Where a key of this section stands, for people.

@@ -1,6 +1,7 @@
 //! Every refusal's text, and the example file against the defaults.
 
 mod control;
+mod tables;
 
 use super::keys::Key;
 use super::*;
@@ -93,6 +94,23 @@ fn the_example_file_holds_every_key_with_its_default() {
 }
 
 #[test]
+fn what_the_example_file_has_in_comments_is_accepted() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/node.toml");
+    let text = std::fs::read_to_string(&path).expect("read");
+    let bare = |line: &str| line.strip_prefix("# ").filter(|line| line.contains(" = \"")).map(str::to_owned);
+    // Prose that explains how a line looks is none.
+    let commented: Vec<_> = text.lines().filter_map(bare).filter(|line| line.ends_with('"')).collect();
+    let text: String = text
+        .lines()
+        .map(|line| bare(line).filter(|it| commented.contains(it)).unwrap_or(line.to_owned()) + "\n")
+        .collect();
+    let config = parse(&text).expect("accepted");
+    assert_eq!(config.memory_bytes, Some(57 << 30));
+    assert_eq!((config.labels.len(), config.migration.networks.len()), (2, 2));
+    assert_eq!(commented.len(), 5, "{commented:?}");
+}
+
+#[test]
 fn the_table_of_keys_and_the_raw_structs_agree() {
     let mut text = String::new();
     for section in std::iter::once("").chain(keys::sections()) {
@@ -107,9 +125,12 @@ fn the_table_of_keys_and_the_raw_structs_agree() {
     parse(&text).expect("every example value must be accepted");
     // The other way: what serde would accept beyond the table it must name here.
     for (text, fields) in [
-        ("x = 1", "`name`, `cluster`, `state`, `memory`, `identity`, `migration`, `control`, `admin`, `log`"),
+        (
+            "x = 1",
+            "`name`, `cluster`, `state`, `memory`, `labels`, `identity`, `migration`, `control`, `admin`, `log`",
+        ),
         ("[identity]\nx = 1", "`ca`, `certificate`, `key`"),
-        ("[migration]\nx = 1", "`listen`, `udp_payload_bytes_max`, `socket_buffer_bytes`"),
+        ("[migration]\nx = 1", "`listen`, `udp_payload_bytes_max`, `socket_buffer_bytes`, `networks`"),
         ("[control]\nx = 1", "`listen` or `voters`"),
         ("[admin]\nx = 1", "`socket`"),
         ("[log]\nx = 1", "`format` or `filter`"),
@@ -140,12 +161,12 @@ fn unknown_keys_are_told_with_the_line_that_was_meant() {
     refused(
         &least("lisen = \"10.0.0.2:7400\""),
         "config /etc/godwit/node.toml, line 13: unknown key `lisen` in [migration]; known keys there are `listen`, \
-         `udp_payload_bytes_max`, `socket_buffer_bytes`; corrected line:\n  # lisen = \"10.0.0.2:7400\"",
+         `udp_payload_bytes_max`, `socket_buffer_bytes`, `networks`; corrected line:\n  # lisen = \"10.0.0.2:7400\"",
     );
     refused(
         &least("colour = \"blue\""),
         "config /etc/godwit/node.toml, line 13: unknown key `colour` in [migration]; known keys there are `listen`, \
-         `udp_payload_bytes_max`, `socket_buffer_bytes`; corrected line:\n  # colour = \"blue\"",
+         `udp_payload_bytes_max`, `socket_buffer_bytes`, `networks`; corrected line:\n  # colour = \"blue\"",
     );
 }
 
@@ -177,17 +198,17 @@ fn unknown_sections_are_told_with_the_one_that_was_meant() {
     );
     refused(
         &least("[metrics]\nlisten = 1"),
-        "config /etc/godwit/node.toml, line 13: unknown section [metrics]; known sections are [identity], \
+        "config /etc/godwit/node.toml, line 13: unknown section [metrics]; known sections are [labels], [identity], \
          [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [metrics]",
     );
     refused(
         &least("[migration.tls]\nx = 1"),
-        "config /etc/godwit/node.toml, line 13: unknown section [migration.tls]; known sections are [identity], \
+        "config /etc/godwit/node.toml, line 13: unknown section [migration.tls]; known sections are [labels], [identity], \
          [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migration.tls]",
     );
     refused(
         &least("[migrations]"),
-        "config /etc/godwit/node.toml, line 13: unknown section [migrations]; known sections are [identity], \
+        "config /etc/godwit/node.toml, line 13: unknown section [migrations]; known sections are [labels], [identity], \
          [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migrations]",
     );
     refused(
@@ -389,7 +410,7 @@ fn files_that_can_not_be_read_are_named() {
 fn a_taken_address_is_told_with_another_port() {
     let told = |listen: &str| {
         let config = parse(&with("10.0.0.1:7400", listen)).expect("parse");
-        config.address_in_use(Listen::Migration).to_string()
+        config.address_in_use(Listen::Migration, config.migration.listen).to_string()
     };
     assert_eq!(
         told("10.0.0.1:7400"),

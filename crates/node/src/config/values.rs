@@ -39,8 +39,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const SOCKET_DEFAULT: &str = "/run/godwit/admin.sock";
 
 /// What is offered for an address without a port.
-const MIGRATION_PORT: u16 = 7400;
-const CONTROL_PORT: u16 = 7300;
+pub(super) const MIGRATION_PORT: u16 = 7400;
+pub(super) const CONTROL_PORT: u16 = 7300;
 
 const FILTER_DEFAULT: &str = "info";
 
@@ -159,7 +159,7 @@ pub(super) fn control(
 }
 
 /// Whether a socket on `listen` gets what is sent to `address`.
-fn hears(listen: SocketAddr, address: SocketAddr) -> bool {
+pub(super) fn hears(listen: SocketAddr, address: SocketAddr) -> bool {
     let any = match listen.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() && address.is_ipv4(),
         // It hears IPv4 too.
@@ -313,4 +313,10 @@ fn required(written: &Written<'_>, key: &Key, value: Option<String>) -> Result<S
 /// Text as TOML writes it.
 pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// A name as TOML writes it before the '='.
+pub(super) fn bare(name: &str) -> String {
+    let is_bare = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if !name.is_empty() && name.bytes().all(is_bare) { name.to_owned() } else { quoted(name) }
 }

@@ -5,13 +5,18 @@
 //!   text ──parse──▶ entries ──check──▶ every key known and of its kind
 //!                      │
 //!                      └──▶ errors with line, written value and corrected line
+//!
+//!   hints    what could have been meant
 //! ```
+//!
+//! A table, such as `[control.voters]`, is a key of its section, and each line in it an entry of its own.
 //!
 //! Always true: of several faults the one that stands first in the file is told.
 
+mod hints;
+
 use std::path::Path;
 
-use godwit_domain::NodeName;
 use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
@@ -66,17 +71,13 @@ impl<'t> Written<'t> {
                     }
                     for (key, value) in section {
                         this.push(name.get_ref(), (key.get_ref(), key.span().start), value);
-                        let table = format!("{}.{}", name.get_ref(), key.get_ref());
-                        if let DeValue::Table(names) = value.get_ref()
-                            && keys::table(&table).is_some()
-                        {
-                            for (key, value) in names {
-                                this.push(&table, (key.get_ref(), key.span().start), value);
-                            }
-                        }
+                        this.push_lines(&format!("{}.{}", name.get_ref(), key.get_ref()), value);
                     }
                 }
-                _ => this.push("", (name.get_ref(), name.span().start), value),
+                _ => {
+                    this.push("", (name.get_ref(), name.span().start), value);
+                    this.push_lines(name.get_ref(), value);
+                }
             }
         }
         this.entries.sort_by_key(|entry| entry.start);
@@ -103,6 +104,17 @@ impl<'t> Written<'t> {
         });
     }
 
+    /// Pushes what stands in a table, if this is one that we know.
+    fn push_lines(&mut self, table: &str, value: &toml::Spanned<DeValue<'_>>) {
+        if let DeValue::Table(names) = value.get_ref()
+            && keys::table(table).is_some()
+        {
+            for (name, value) in names {
+                self.push(table, (name.get_ref(), name.span().start), value);
+            }
+        }
+    }
+
     /// The text of a value; of a table with a head, its head.
     fn at<T>(&self, value: &toml::Spanned<T>) -> &'t str {
         self.text.get(value.span()).unwrap_or_default()
@@ -115,84 +127,17 @@ impl<'t> Written<'t> {
                 Some((rule, value)) => Err(self.value(key, rule, &value)),
             };
         }
-        if let Some(table) = keys::table(&entry.section) {
-            return match entry.shape {
-                Shape::Text => Ok(()),
-                _ => Err(self.named(
-                    table,
-                    &entry.name,
-                    "it must be text in quotes",
-                    &self.example(table, &entry.name),
-                )),
-            };
+        if let Some((table, lines)) = keys::table(&entry.section) {
+            if entry.shape == Shape::Text {
+                return Ok(());
+            }
+            let rule = lines.text_rule(entry.shape == Shape::Table);
+            return Err(self.named(table, &entry.name, rule, &self.example(table, &entry.name)));
         }
         if entry.shape == Shape::Table || (entry.section.is_empty() && keys::is_section(&entry.name)) {
             return Err(self.unknown_section(entry));
         }
         Err(self.unknown_key(entry))
-    }
-
-    fn unknown_section(&self, entry: &Entry<'_>) -> ConfigError {
-        let inner = !entry.section.is_empty();
-        let full = if inner { format!("{}.{}", entry.section, entry.name) } else { entry.name.clone() };
-        let known = keys::sections().map(|section| format!("[{section}]")).collect::<Vec<_>>().join(", ");
-        // As with keys: a section that is there already can not be what was meant.
-        let free = keys::sections().filter(|section| !inner && !self.has(section));
-        let tables = keys::KEYS.iter().filter(|key| {
-            inner && key.kind == Kind::Addresses && key.section == entry.section && self.entry(key).is_none()
-        });
-        let nearest = keys::nearest(&entry.name, free.chain(tables.map(|key| key.name)));
-        let (hint, corrected) = match nearest {
-            Some(section) if section == entry.name => {
-                ("it must be a section, not a value".to_owned(), format!("  [{section}]"))
-            }
-            Some(section) => {
-                let head =
-                    if inner { format!("[{}.{section}]", entry.section) } else { format!("[{section}]") };
-                (format!("the nearest known section is {head}"), format!("  {head}"))
-            }
-            None => {
-                let hint = format!("known sections are {known}; take it out together with its keys");
-                (hint, format!("  # [{}]", shown(&full)))
-            }
-        };
-        ConfigError::UnknownSection {
-            file: self.file.to_owned(),
-            line: self.position(entry.start).0,
-            section: shown(&full),
-            hint: hint.into(),
-            corrected: corrected.into(),
-        }
-    }
-
-    fn unknown_key(&self, entry: &Entry<'_>) -> ConfigError {
-        // A key that is set already can not be what was meant: the corrected file would hold it twice.
-        let free = |key: &&Key| self.entry(key).is_none();
-        let value = |key: &Key| repeatable(entry.written).unwrap_or(key.example).to_owned();
-        let elsewhere = keys::KEYS.iter().filter(free).find(|key| key.name == entry.name);
-        let here = || keys::KEYS.iter().filter(|key| key.section == entry.section);
-        let nearest = keys::nearest(&entry.name, here().filter(free).map(|key| key.name))
-            .and_then(|name| keys::find(&entry.section, name));
-        let (hint, corrected) = match (elsewhere, nearest) {
-            (Some(key), _) if key.section.is_empty() => {
-                ("it belongs above the first section".to_owned(), key.line(&value(key)))
-            }
-            (Some(key), _) => (format!("it belongs in [{}]", key.section), self.line(key, &value(key))),
-            (None, Some(key)) => (format!("the nearest known key is `{}`", key.name), key.line(&value(key))),
-            (None, None) => {
-                let known = here().map(|key| format!("`{}`", key.name)).collect::<Vec<_>>().join(", ");
-                let value = repeatable(entry.written).unwrap_or("…");
-                (format!("known keys there are {known}"), format!("  # {} = {value}", shown(&entry.name)))
-            }
-        };
-        ConfigError::UnknownKey {
-            file: self.file.to_owned(),
-            line: self.position(entry.start).0,
-            key: shown(&entry.name),
-            place: keys::place(&entry.section),
-            hint: hint.into(),
-            corrected: corrected.into(),
-        }
     }
 
     /// The error for a known key whose value breaks a rule; `value` is one that does not.
@@ -215,17 +160,6 @@ impl<'t> Written<'t> {
         line: &str,
     ) -> ConfigError {
         self.refuse((&table.table(), name), None, rule.into(), format!("  {line}"))
-    }
-
-    /// A line that the table would accept for this name, or for another if this can be none.
-    pub(super) fn example(&self, table: &Key, name: &str) -> String {
-        let section = table.table();
-        let taken = |address: &String| {
-            self.entries.iter().any(|entry| entry.section == section && entry.written.contains(address))
-        };
-        let address = (1..=u8::MAX).map(|host| format!("\"10.0.0.{host}:7300\"")).find(|it| !taken(it));
-        let name = if name.parse::<NodeName>().is_ok() { name } else { "node-a" };
-        format!("{name} = {}", address.unwrap_or_default())
     }
 
     fn refuse(
@@ -299,7 +233,7 @@ fn refuse_kind(key: &Key, entry: &Entry<'_>) -> Option<(&'static str, String)> {
     match (key.kind, entry.shape) {
         (Kind::Text | Kind::Bytes, Shape::Text)
         | (Kind::Number, Shape::Number)
-        | (Kind::Addresses, Shape::Table) => None,
+        | (Kind::Table(_), Shape::Table) => None,
         (Kind::Text, _) => Some(("it must be text in quotes", key.example.to_owned())),
         (Kind::Bytes, Shape::Number) => Some(("it must be text in quotes", format!("\"{bare}\""))),
         (Kind::Bytes, _) => Some(("it must be a number of bytes in quotes", key.example.to_owned())),
@@ -307,9 +241,7 @@ fn refuse_kind(key: &Key, entry: &Entry<'_>) -> Option<(&'static str, String)> {
             let value = if bare.parse::<i64>().is_ok() { bare } else { key.example };
             Some(("it must be a whole number without quotes", value.to_owned()))
         }
-        (Kind::Addresses, _) => {
-            Some(("it must be a table, NAME = \"IP:PORT\" for each", key.example.to_owned()))
-        }
+        (Kind::Table(lines), _) => Some((lines.table_rule(), key.example.to_owned())),
     }
 }
 

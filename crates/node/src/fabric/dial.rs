@@ -25,9 +25,25 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one to a control address may take. Another voter, or the next attempt, is the better use of more time.
 const DIAL_CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Characters of a network's name that an error repeats: as long as one may be.
+const NETWORK_SHOWN_CHARS: usize = 63;
+
 /// Why a peer can not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
+    /// There is no address here to leave from.
+    #[error(
+        "connect to {node} at {address} over network {network}: this node has no such network; give it an address \
+         there: `\"{network}\" = \"IP:PORT\"` under [migration.networks] in its config"
+    )]
+    NoNetwork {
+        /// Who.
+        node: NodeName,
+        /// Where.
+        address: SocketAddr,
+        /// The network, shortened.
+        network: String,
+    },
     /// The attempt could not begin.
     #[error("connect to {node} at {address}")]
     Connect {
@@ -69,18 +85,28 @@ pub enum DialError {
 }
 
 impl Fabric {
-    /// Connects to a node's migration address and says what for. Its certificate must bear its name.
+    /// Connects to a node's migration address and says what for. Its certificate must bear its name. Over a named
+    /// network, `address` is the node's in that network, and the connection leaves from this node's there.
     ///
     /// # Errors
-    /// If it can not be reached in time or is another node.
+    /// If this node is not in that network, or the other can not be reached in time or is another node.
     pub async fn dial(
         &self,
         address: SocketAddr,
         node: &NodeName,
+        network: Option<&str>,
         preamble: &Preamble,
     ) -> Result<(Connection, SendStream, RecvStream), DialError> {
+        let endpoint = match network {
+            None => &self.migration,
+            Some(network) => self.networks.get(network).ok_or_else(|| {
+                let network =
+                    network.chars().take(NETWORK_SHOWN_CHARS).flat_map(char::escape_default).collect();
+                DialError::NoNetwork { node: node.clone(), address, network }
+            })?,
+        };
         let attempt = async {
-            let (connection, mut send, receive) = connect(&self.migration, address, node).await?;
+            let (connection, mut send, receive) = connect(endpoint, address, node).await?;
             // What is said here goes before pages that are waiting.
             let _ = send.set_priority(1);
             let greeted = control::greet(&mut send, preamble).await;

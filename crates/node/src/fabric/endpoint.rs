@@ -1,12 +1,13 @@
-//! The two endpoints: their sockets, and how QUIC is set up on each.
+//! The endpoints: their sockets, and how QUIC is set up on each.
 //!
 //! ```text
-//!   migration   few connections, all bandwidth:  packets and socket buffers as configured, `transfer::transport`
+//!   migration   one for each address, the default and those of named networks, all alike:
+//!               few connections, all bandwidth:  packets and socket buffers as configured, `transfer::transport`
 //!   control     many connections, short frames:  many streams, small windows, packets that every link carries
 //! ```
 //!
 //! Always true: the sockets are different ones, so pages never stand before a heartbeat in a queue of this process;
-//! a silent peer is given up after 3 s on both. Nothing here knows who calls.
+//! a silent peer is given up after 3 s on all. Nothing here knows who calls.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -61,14 +62,18 @@ pub enum FabricError {
     Setup(String),
 }
 
-/// The endpoint of the migration address.
-pub(super) fn migration(config: &NodeConfig, identity: &Identity) -> Result<Endpoint, FabricError> {
+/// The endpoint of a migration address: the default one, or that of a network.
+pub(super) fn migration(
+    config: &NodeConfig,
+    identity: &Identity,
+    which: Listen<'_>,
+    address: SocketAddr,
+) -> Result<Endpoint, FabricError> {
     let udp_payload_bytes_max = config.migration.udp_payload_bytes_max;
     let setup = transport::endpoint_config(udp_payload_bytes_max)
         .map_err(|error| FabricError::Setup(error.to_string()))?;
-    let socket = bind(config, Listen::Migration, config.migration.listen)?;
-    enlarge(config, &socket)
-        .map_err(|source| FabricError::Socket { address: config.migration.listen, source })?;
+    let socket = bind(config, which, address)?;
+    enlarge(config, &socket).map_err(|source| FabricError::Socket { address, source })?;
     endpoint(setup, transport::shared(udp_payload_bytes_max), socket, identity)
 }
 
@@ -123,14 +128,14 @@ fn endpoint(
     Ok(endpoint)
 }
 
-fn bind(config: &NodeConfig, which: Listen, address: SocketAddr) -> Result<UdpSocket, FabricError> {
+fn bind(config: &NodeConfig, which: Listen<'_>, address: SocketAddr) -> Result<UdpSocket, FabricError> {
     UdpSocket::bind(address).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => config.address_in_use(which).into(),
+        io::ErrorKind::AddrInUse => config.address_in_use(which, address).into(),
         _ => FabricError::Socket { address, source },
     })
 }
 
-/// Gives the migration socket its buffers. The control socket's few packets fit those that the kernel gives.
+/// Gives a migration socket its buffers. The control socket's few packets fit those that the kernel gives.
 fn enlarge(config: &NodeConfig, socket: &UdpSocket) -> io::Result<()> {
     let buffer = socket2::SockRef::from(socket);
     let bytes = usize::try_from(config.migration.socket_buffer_bytes.bytes()).map_err(io::Error::other)?;

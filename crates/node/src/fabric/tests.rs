@@ -1,5 +1,7 @@
 //! Two nodes of one cluster, and strangers, on loopback in one process.
 
+mod networks;
+
 use godwit_domain::{Epoch, InstanceId, NodeName};
 use godwit_wire::migration::{Preamble, Role, SessionId};
 use godwit_wire::session::{ASK_BYTES_MAX, Hello};
@@ -37,10 +39,17 @@ impl Cluster {
 
     /// Binds a node. `control` is its control address; none of these nodes is a voter, so the port may be 0.
     pub(crate) fn bind(&self, node: &str, cluster: &str, control: &str) -> Fabric {
-        self.try_bind(node, cluster, control).expect("bind")
+        self.try_bind(node, cluster, control, "").expect("bind")
     }
 
-    fn try_bind(&self, node: &str, cluster: &str, control: &str) -> Result<Fabric, FabricError> {
+    /// `networks` are the lines of its named networks.
+    fn try_bind(
+        &self,
+        node: &str,
+        cluster: &str,
+        control: &str,
+        networks: &str,
+    ) -> Result<Fabric, FabricError> {
         let out = self.scratch.path().join(node);
         let files = ca::issue(&self.scratch.path().join("ca"), &name(node), &out).expect("issue");
         let text = format!(
@@ -54,6 +63,8 @@ key = "node.key"
 [migration]
 listen = "127.0.0.1:0"
 socket_buffer_bytes = "64Ki"
+[migration.networks]
+{networks}
 [control]
 listen = "{control}"
 voters = {{ x = "10.0.0.1:1", y = "10.0.0.2:1", z = "10.0.0.3:1" }}
@@ -67,7 +78,12 @@ voters = {{ x = "10.0.0.1:1", y = "10.0.0.2:1", z = "10.0.0.3:1" }}
 
     /// Binds a node of the usual cluster, and answers.
     pub(crate) fn serve(&self, node: &str) -> Serving {
-        Serving::new(self.bind(node, "one", "127.0.0.1:0"))
+        self.serve_in(node, "")
+    }
+
+    /// The same with named networks.
+    fn serve_in(&self, node: &str, networks: &str) -> Serving {
+        Serving::new(self.try_bind(node, "one", "127.0.0.1:0", networks).expect("bind"))
     }
 }
 
@@ -155,7 +171,7 @@ async fn migrations_come_out_on_their_own_address() {
     let mut a = cluster.serve("a");
     let b = cluster.serve("b");
     let address = a.fabric.migration_address().expect("address");
-    let _dialed = soon(b.fabric.dial(address, &name("a"), &preamble("b"))).await.expect("dial");
+    let _dialed = soon(b.fabric.dial(address, &name("a"), None, &preamble("b"))).await.expect("dial");
     let inbound = soon(a.migrations.recv()).await.expect("an inbound migration");
     assert_eq!(inbound.preamble, preamble("b"));
 }
@@ -217,7 +233,7 @@ async fn each_address_refuses_the_roles_of_the_other() {
         assert_eq!(closed(&connection).await, (u64::from(REFUSED), told));
     }
     let (connection, ..) =
-        soon(b.fabric.dial(a.control_address(), &name("a"), &preamble("b"))).await.expect("dial");
+        soon(b.fabric.dial(a.control_address(), &name("a"), None, &preamble("b"))).await.expect("dial");
     let told = "it asks for a migration on the control address, which answers peers and sessions; dial the \
                 migration address";
     assert_eq!(closed(&connection).await, (u64::from(REFUSED), told.to_owned()));
@@ -295,7 +311,7 @@ async fn a_taken_control_address_is_told_as_such() {
     let cluster = Cluster::new();
     let a = cluster.bind("a", "one", "127.0.0.1:0");
     let address = a.control_address().expect("address").to_string();
-    match cluster.try_bind("b", "one", &address) {
+    match cluster.try_bind("b", "one", &address, "") {
         Err(FabricError::Address(error)) => {
             assert!(error.to_string().contains("`listen` in [control]"), "{error}");
             assert!(error.to_string().contains(&address), "{error}");

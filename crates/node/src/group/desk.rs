@@ -10,14 +10,19 @@
 //! rule and what would satisfy it.
 
 mod acts;
+mod asked;
+mod moves;
+mod objects;
 mod problem;
+mod shown;
 
 use std::time::Duration;
 
+use godwit_domain::machine::Body;
 use godwit_domain::ownership::Life;
-use godwit_domain::registry::{Guest, GuestUid, Registry};
+use godwit_domain::registry::{Guest, GuestUid, NodeChange, Registry};
 use godwit_domain::{GuestName, MigrationId, NodeName};
-use godwit_wire::admin::{Act, Body, Problem, Reply, Request, Status};
+use godwit_wire::admin::{Act, Body as ReplyBody, Done, Problem, Reply, Request, Status};
 use godwit_wire::session::{ASK_BYTES_MAX, Answer, NodeAnswer, NodeAsk, PUSH_BYTES_MAX};
 use quinn::{RecvStream, SendStream};
 use serde::Serialize;
@@ -27,7 +32,11 @@ use tokio::sync::mpsc;
 use super::rows::{self, Beside};
 use super::{Group, NotAgreed};
 use crate::fabric::frames;
+use asked::Asked;
+use objects::Verb;
 use problem::{gone, no_guest, no_migration, no_node};
+
+pub(super) use moves::free_name;
 
 /// How long ago a quorum must have answered for a leader's word to be the present truth.
 const QUORUM_AGE_MAX: Duration = Duration::from_secs(2);
@@ -52,11 +61,11 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
     };
     let id = request.id.clone();
     let (events, mut told) = mpsc::channel(16);
-    let mut work: Work = Box::pin(async move { handle(&group, request.act, events).await });
+    let mut work: Work = Box::pin(async move { handle(&group, request, events).await });
     loop {
         let (body, last) = tokio::select! {
-            Some(event) = told.recv() => (Body::Event(event), false),
-            answered = &mut work => (answered.map_or_else(Body::Error, Body::Ok), true),
+            Some(event) = told.recv() => (ReplyBody::Event(event), false),
+            answered = &mut work => (answered.map_or_else(ReplyBody::Error, ReplyBody::Ok), true),
         };
         let reply = Reply { id: id.clone(), body };
         let Ok(line) = serde_json::to_string(&reply) else { return };
@@ -72,9 +81,14 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
 }
 
 /// Answers a request, at the leader.
-pub async fn handle(group: &Group, act: Act, events: mpsc::Sender<Value>) -> Answered {
+pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>) -> Answered {
     if !is_sure_to_lead(group).await {
         return Err(problem::no_quorum());
+    }
+    let Request { act, request_id, .. } = request;
+    let asked = Asked::new(request_id.filter(|_| !only_looks(&act)), &act)?;
+    if let Some(earlier) = asked.earlier(group).await? {
+        return again(group, act, earlier.made).await;
     }
     match act {
         Act::Version | Act::ControlStatus => Err(problem::not_here()),
@@ -83,20 +97,65 @@ pub async fn handle(group: &Group, act: Act, events: mpsc::Sender<Value>) -> Ans
         Act::GuestShow { guest } => guest_detail(group, guest).await,
         Act::MigrationShow { migration } => migration_detail(group, migration).await,
         Act::MigrationWatch { migration } => watch(group, migration, events).await,
-        Act::NodeFence { node, although_reachable } => acts::fence(group, node, although_reachable).await,
-        Act::NodeRemove { node } => acts::remove(group, node).await,
-        Act::GuestCreate { guest, node, spec } => acts::create(group, guest, node, spec).await,
+        Act::MigrationExplain { .. } | Act::PolicyExplain { .. } => look(group, act).await,
+        Act::NodeFence { node, although_reachable } => {
+            acts::fence(group, asked, node, although_reachable).await
+        }
+        Act::NodeRemove { node } => acts::remove(group, asked, node).await,
+        Act::NodeDrain { node } => moves::change_node(group, asked, node, NodeChange::Drain).await,
+        Act::NodeDrainCancel { node } => moves::cancel_drain(group, asked, node).await,
+        Act::NodeDrainWatch { node } => moves::watch_drain(group, node, events).await,
+        Act::NodeUncordon { node } => moves::change_node(group, asked, node, NodeChange::Uncordon).await,
+        Act::GuestCreate { guest, node, spec, labels } => {
+            acts::create(group, asked, guest, node, Body::of(spec), labels).await
+        }
         Act::GuestVerify { guest } => acts::verify(group, guest).await,
         Act::GuestStats { guest } => acts::stats(group, guest).await,
-        Act::GuestStop { guest } => acts::stop(group, guest).await,
+        Act::GuestStop { guest } => acts::stop(group, asked, guest).await,
         Act::GuestRecover { guest, accept_rollback, instance } => {
-            acts::recover(group, guest, accept_rollback, instance).await
+            acts::recover(group, asked, guest, accept_rollback, instance).await
         }
-        Act::Migrate { guest, migration, to, overrides } => {
-            acts::migrate(group, guest, migration, to, overrides).await
+        Act::Migrate { .. } => moves::migrate(group, asked, act).await,
+        Act::MigrationSet { migration, overrides } => moves::set(group, asked, migration, overrides).await,
+        Act::MigrationCancel { migration } => moves::cancel(group, asked, migration).await,
+        Act::Apply { object, namespace, create, dry_run } => {
+            objects::apply(group, asked, &object, namespace, Verb { create, dry_run }).await
         }
-        Act::MigrationSet { migration, overrides } => acts::set(group, migration, overrides).await,
-        Act::MigrationCancel { migration } => acts::cancel(group, migration).await,
+        Act::Get { kind, name, namespace, watch: false } => shown::get(group, &kind, name, namespace).await,
+        Act::Get { kind, name, namespace, watch: true } => {
+            shown::watch(group, &kind, name, namespace, events).await
+        }
+        Act::Delete { kind, name, namespace, dry_run } => {
+            objects::delete(group, asked, &kind, name, namespace, dry_run).await
+        }
+        Act::Label { kind, name, namespace, labels, overwrite, dry_run } => {
+            let change = objects::Relabel { labels, overwrite };
+            objects::label(group, asked, &kind, name, namespace, change, dry_run).await
+        }
+    }
+}
+
+/// The answer to a request that was answered before: how what it has made, or changed, stands now.
+async fn again(group: &Group, act: Act, made: Option<String>) -> Answered {
+    let note = || json(&Done { note: Some("done before, under the same request id".to_owned()) });
+    match act {
+        Act::Migrate { .. } => match made.and_then(|made| made.parse().ok()) {
+            Some(migration) => migration_detail(group, migration).await,
+            None => note(),
+        },
+        Act::MigrationSet { migration, .. } | Act::MigrationCancel { migration } => {
+            migration_detail(group, migration).await
+        }
+        Act::GuestCreate { guest, .. } => acts::await_created(group, guest, made).await,
+        Act::GuestRecover { guest, .. } => guest_detail(group, guest).await,
+        Act::NodeDrain { node } | Act::NodeDrainCancel { node } | Act::NodeUncordon { node } => {
+            acts::node_show(group, node).await
+        }
+        Act::Apply { .. } | Act::Delete { .. } | Act::Label { .. } => {
+            let applied = made.and_then(|made| serde_json::from_str::<Value>(&made).ok());
+            applied.map_or_else(note, Ok)
+        }
+        _ => note(),
     }
 }
 
@@ -126,6 +185,8 @@ pub fn only_looks(act: &Act) -> bool {
             | Act::GuestShow { .. }
             | Act::MigrationList
             | Act::MigrationShow { .. }
+            | Act::MigrationExplain { .. }
+            | Act::PolicyExplain { .. }
     )
 }
 
@@ -134,31 +195,39 @@ pub async fn look(group: &Group, act: Act) -> Answered {
     let beside = Beside::of(group).await;
     let (cluster, me, view, leads) =
         (group.cluster().to_owned(), group.me().clone(), group.view(), group.leads());
-    let found = group.read(move |registry| match act {
-        Act::Status => {
-            let head = (cluster, me, view, leads);
-            json(&status(registry, &beside, head))
-        }
+    let found = group.read(move |registry| {
+        let beside = beside.with_queue(registry);
+        look_at(registry, &beside, act, (cluster, me, view, leads))
+    });
+    found.await.unwrap_or_else(|| Err(gone()))
+}
+
+type Head = (String, NodeName, godwit_control::View, bool);
+
+fn look_at(registry: &Registry, beside: &Beside, act: Act, head: Head) -> Answered {
+    match act {
+        Act::Status => json(&status(registry, beside, head)),
         Act::NodeList => {
             let nodes = registry.nodes.iter();
-            json(&nodes.map(|(name, node)| rows::node_row(registry, &beside, name, node)).collect::<Vec<_>>())
+            json(&nodes.map(|(name, node)| rows::node_row(registry, beside, name, node)).collect::<Vec<_>>())
         }
-        Act::NodeShow { node } => match rows::node_detail(registry, &beside, &node) {
+        Act::NodeShow { node } => match rows::node_detail(registry, beside, &node) {
             Some(detail) => json(&detail),
             None => Err(no_node(&node)),
         },
         Act::GuestList => {
-            json(&living(registry).map(|(_, guest)| rows::guest_row(&beside, guest)).collect::<Vec<_>>())
+            json(&living(registry).map(|(_, guest)| rows::guest_row(beside, guest)).collect::<Vec<_>>())
         }
         Act::GuestShow { guest } => match registry.guest_named(&guest) {
-            Some((uid, found)) => json(&rows::guest_detail(registry, &beside, uid, found)),
+            Some((uid, found)) => json(&rows::guest_detail(registry, beside, uid, found)),
             None => Err(no_guest(&guest)),
         },
-        Act::MigrationList => json(&migrations(registry, &beside)),
-        Act::MigrationShow { migration } => detail_of(registry, &beside, &migration),
+        Act::MigrationList => json(&migrations(registry, beside)),
+        Act::MigrationShow { migration } => detail_of(registry, beside, &migration),
+        Act::MigrationExplain { migration } => moves::explain(registry, beside, &migration),
+        Act::PolicyExplain { guest } => moves::explain_policy(registry, &guest),
         _ => Err(problem::not_here()),
-    });
-    found.await.unwrap_or_else(|| Err(gone()))
+    }
 }
 
 fn json<T: Serialize>(value: &T) -> Answered {
@@ -183,11 +252,7 @@ fn migrations(registry: &Registry, beside: &Beside) -> Vec<godwit_wire::admin::M
     rows
 }
 
-fn status(
-    registry: &Registry,
-    beside: &Beside,
-    (cluster, answered_by, view, leads): (String, NodeName, godwit_control::View, bool),
-) -> Status {
+fn status(registry: &Registry, beside: &Beside, (cluster, answered_by, view, leads): Head) -> Status {
     let mut guests = std::collections::BTreeMap::new();
     for (_, guest) in living(registry) {
         *guests.entry(rows::guest_row(beside, guest).state).or_insert(0) += 1;

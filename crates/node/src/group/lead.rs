@@ -1,29 +1,31 @@
-//! What a leader does by itself: it admits what can be admitted, and ends what has waited too long for a target.
+//! What a leader does by itself: it admits what can be admitted, asks for what drains want, and ends what has waited too
+//! long.
 //!
 //! ```text
-//!   something applied, a node comes or goes, a second passes ─▶ next admission ─▶ propose, and look again
+//!   something applied, a node comes or goes, a second passes ─▶ drains ─▶ next admission ─▶ propose, and look again
 //! ```
 //!
-//! Always true: an admission is one entry, checked again when it is applied, so two leaders can not admit too much.
+//! Always true: an admission is one entry, checked again when it is applied, so two leaders can not admit too much; what
+//! outlives a leadership is in the log, the clock of a migration without a target among it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use godwit_domain::MigrationId;
 use godwit_domain::ownership::{Entry, Phase, Side};
-use godwit_domain::registry::{Command, GuestUid, WaitReason};
+use godwit_domain::registry::{Command, Due, GuestUid, Obstacle, WaitReason, Wish};
+use godwit_domain::{MigrationId, NodeName};
 
-use super::{Group, NotAgreed};
+use super::desk::free_name;
+use super::{Group, NotAgreed, now_ms};
 
 /// How often a leader looks though nothing has happened.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a migration waits for a node that could take its guest (`unschedulableTimeoutSeconds`).
-const UNSCHEDULABLE_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// How long a migration that every node has refused rests before one is asked again.
 const DECLINED_REST: Duration = Duration::from_secs(10);
 /// How long a target that was asked may be silent (`recoveryTimeout`).
 const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(60);
+/// Migrations that drains ask for in one look. The rest follows in the next.
+const DUE_MAX: usize = 64;
 
 /// Leads whenever this voter does. Never ends by itself.
 pub async fn lead(group: Group) {
@@ -33,13 +35,18 @@ pub async fn lead(group: Group) {
             return;
         }
         tracing::info!(node = %group.me(), term = group.view().term, "leads the control group");
-        let mut without_target = BTreeMap::new();
         let mut tried_again = BTreeMap::new();
+        let mut looked_at = Instant::now();
         group.floor().open();
         while group.leads() {
+            ask_for_drains(&group).await;
             admit_all(&group, &mut tried_again).await;
             end_the_unanswered(&group).await;
-            end_the_hopeless(&group, &mut without_target).await;
+            // A queue of thousands is judged once a second, not at every entry.
+            if looked_at.elapsed() >= LOOK_INTERVAL {
+                looked_at = Instant::now();
+                watch_the_unplaceable(&group).await;
+            }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 () = group.floor().changed() => {}
@@ -51,22 +58,43 @@ pub async fn lead(group: Group) {
     }
 }
 
+/// Asks for the migrations that drains want now.
+async fn ask_for_drains(group: &Group) {
+    let now = now_ms();
+    let due = group.read(move |registry| {
+        let due = registry.due_for_drain(now).into_iter().take(DUE_MAX);
+        due.filter_map(|due| Some((free_name(registry, registry.guests.get(&due.guest)?)?, due)))
+            .collect::<Vec<_>>()
+    });
+    let mut names = std::collections::BTreeSet::new();
+    for (migration, Due { node, guest, avoid }) in due.await.unwrap_or_default() {
+        // Two guests of one name in two namespaces: the second has its turn in the next look.
+        if !names.insert(migration.clone()) {
+            continue;
+        }
+        tracing::info!(%migration, %node, "asked for by the drain of its node");
+        let wish = Wish { drains: Some(node), avoid, ..Wish::default() };
+        if let Err(error) = group.propose(Command::Migrate { guest, migration, wish }).await {
+            tracing::info!(%error, "what a drain wants was not agreed");
+            return;
+        }
+    }
+}
+
 async fn admit_all(group: &Group, tried_again: &mut BTreeMap<MigrationId, Instant>) {
     tried_again.retain(|_, tried| tried.elapsed() < DECLINED_REST);
     loop {
         let reachable = group.floor().reachable();
+        let resting: Vec<MigrationId> = tried_again.keys().cloned().collect();
         let next = group.read(move |registry| {
-            let (guest, migration, target) = registry.next_admission(&reachable)?;
+            let (guest, migration, target) = registry.next_admission_but(&reachable, &resting)?;
             let record = registry.guests.get(&guest)?.record.as_ref()?;
-            let has_declined = record.declined.contains(&target);
-            Some((guest, migration, target, has_declined))
+            let again = record.declined.contains(&target) && record.wish.avoid.as_ref() != Some(&target);
+            Some((guest, migration, target, again))
         });
-        let Some((guest, migration, target, has_declined)) = next.await.flatten() else { return };
-        // Every node that could take it has refused: it is asked again, and not at the speed of the log.
-        if has_declined && tried_again.contains_key(&migration) {
-            return;
-        }
-        if has_declined {
+        let Some((guest, migration, target, again)) = next.await.flatten() else { return };
+        // Every node that could take it has refused: one is asked again, and not at the speed of the log.
+        if again {
             tried_again.insert(migration.clone(), Instant::now());
         }
         tracing::info!(%migration, %target, "admitted");
@@ -82,11 +110,11 @@ async fn admit_all(group: &Group, tried_again: &mut BTreeMap<MigrationId, Instan
 /// Migrations whose target was asked and can not answer any more: nobody else would end them.
 async fn end_the_unanswered(group: &Group) {
     let preparing = group.read(|registry| {
-        let attempts = registry.guests.iter().filter_map(|(uid, guest)| {
-            let attempt = guest.ownership.attempt.as_ref()?;
+        let attempts = registry.granted().filter_map(|(attempt, ..)| {
             let Phase::Preparing { target, .. } = &attempt.phase else { return None };
             let fenced = registry.nodes.get(target).is_none_or(|node| node.fenced.is_some());
-            Some((*uid, attempt.migration.clone(), target.clone(), fenced))
+            let (uid, _) = registry.guest_of(&attempt.migration)?;
+            Some((uid, attempt.migration.clone(), target.clone(), fenced))
         });
         attempts.collect::<Vec<_>>()
     });
@@ -99,35 +127,64 @@ async fn end_the_unanswered(group: &Group) {
                 .is_some_and(|at| at.elapsed() > UNANSWERED_TIMEOUT);
         if fenced || silent {
             let reason = format!("node {target} was asked to take the guest and does not answer");
-            let entry = Entry::End { migration, side: Side::Control, reason };
-            let _ = group.propose(Command::Guest { guest, entry }).await;
+            end(group, guest, migration, reason).await;
         }
     }
 }
 
-/// Migrations that have waited long enough for a node to appear that could take their guest.
-async fn end_the_hopeless(group: &Group, since: &mut BTreeMap<MigrationId, Instant>) {
-    let reachable = group.floor().reachable();
-    let look = move |registry: &godwit_domain::registry::Registry| {
-        let attempts = registry.guests.iter().filter_map(|(uid, guest)| {
-            let migration = &guest.ownership.attempt.as_ref()?.migration;
-            match registry.wait_reason(migration, &reachable)? {
-                reason @ WaitReason::NoTarget(_) => Some((*uid, migration.clone(), reason.to_string())),
-                WaitReason::ClusterLimit { .. } | WaitReason::OutboundLimit { .. } => None,
+/// A waiting migration for which something has changed about its having a target at all.
+enum Judged {
+    /// Since now no node can take its guest, or one can again.
+    Turned { migration: MigrationId, placeable: bool },
+    /// It has waited long enough.
+    Hopeless { guest: GuestUid, migration: MigrationId, reason: String },
+}
+
+/// Takes down since when no node can take a guest, and ends what has waited long enough for one to appear.
+async fn watch_the_unplaceable(group: &Group) {
+    // A leader that was just elected does not know yet who answers.
+    if !group.floor().is_settled() {
+        return;
+    }
+    let (reachable, now) = (group.floor().reachable(), now_ms());
+    let judged = group.read(move |registry| {
+        let waiting =
+            registry.placeable(&reachable).into_iter().filter_map(|(guest, migration, placeable)| {
+                let (it, record) =
+                    (registry.guests.get(&guest)?, registry.guests.get(&guest)?.record.as_ref()?);
+                match (placeable, record.unplaceable_since_ms) {
+                    (false, None) | (true, Some(_)) => Some(Judged::Turned { migration, placeable }),
+                    (false, Some(since)) => {
+                        let limit_s = record.wish.unschedulable_timeout_s;
+                        let hopeless = now >= since.saturating_add(limit_s.saturating_mul(1000));
+                        let why = || {
+                            WaitReason::NoTarget(obstacles(registry.verdicts(it, &record.wish, &reachable)))
+                        };
+                        let reason = || format!("Unschedulable for {limit_s} s: {}", why());
+                        hopeless.then(|| Judged::Hopeless { guest, migration, reason: reason() })
+                    }
+                    (true, None) => None,
+                }
+            });
+        waiting.take(DUE_MAX).collect::<Vec<_>>()
+    });
+    for judged in judged.await.unwrap_or_default() {
+        match judged {
+            Judged::Turned { migration, placeable: is } => {
+                let _ = group.propose(Command::Placeable { migration, is }).await;
             }
-        });
-        attempts.collect::<Vec<(GuestUid, MigrationId, String)>>()
-    };
-    let waiting = group.read(look).await.unwrap_or_default();
-    since.retain(|migration, _| waiting.iter().any(|(_, waits, _)| waits == migration));
-    for (guest, migration, reason) in waiting {
-        let began = *since.entry(migration.clone()).or_insert_with(Instant::now);
-        if began.elapsed() >= UNSCHEDULABLE_TIMEOUT {
-            let reason = format!("no node for {} s: {reason}", UNSCHEDULABLE_TIMEOUT.as_secs());
-            let entry = Entry::End { migration, side: Side::Control, reason };
-            if let Err(error @ NotAgreed::Refused(_)) = group.propose(Command::Guest { guest, entry }).await {
-                tracing::info!(%error, "the end of a migration without a target was refused");
-            }
+            Judged::Hopeless { guest, migration, reason } => end(group, guest, migration, reason).await,
         }
+    }
+}
+
+fn obstacles(verdicts: BTreeMap<NodeName, Result<(), Obstacle>>) -> BTreeMap<NodeName, Obstacle> {
+    verdicts.into_iter().filter_map(|(node, verdict)| Some((node, verdict.err()?))).collect()
+}
+
+async fn end(group: &Group, guest: GuestUid, migration: MigrationId, reason: String) {
+    let entry = Entry::End { migration, side: Side::Control, reason };
+    if let Err(error @ NotAgreed::Refused(_)) = group.propose(Command::Guest { guest, entry }).await {
+        tracing::info!(%error, "an end by the leader was refused");
     }
 }

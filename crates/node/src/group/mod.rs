@@ -24,7 +24,7 @@ use godwit_control::{
     ControlActor, NodeId, Propose, ProposeError, Query, QuorumAge, Role, Status, StatusNow, View,
 };
 use godwit_domain::NodeName;
-use godwit_domain::registry::{Command, Refusal, Registry, Stamped};
+use godwit_domain::registry::{Command, Refusal, Registry, RequestKey, Stamped};
 use godwit_wire::log;
 use tokio::sync::watch;
 
@@ -61,6 +61,12 @@ pub enum NotAgreed {
     /// Nobody knows.
     #[error("it is not known whether it is agreed; look, or ask again")]
     Unknown,
+}
+
+/// This host's time, in milliseconds since the Unix epoch.
+pub fn now_ms() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A voter's number: made of its name, so that nobody has to give them out.
@@ -125,9 +131,12 @@ impl Group {
 
     /// Agrees on a command, with this leader's time.
     pub async fn propose(&self, command: Command) -> Result<(), NotAgreed> {
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let time_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
-        let entry = log::encode_entry(&Stamped { time_ms, command })
+        self.propose_for(None, command).await
+    }
+
+    /// The same, as the answer to an operator's request: a repeated one gets the first answer.
+    pub async fn propose_for(&self, request: Option<RequestKey>, command: Command) -> Result<(), NotAgreed> {
+        let entry = log::encode_entry(&Stamped { time_ms: now_ms(), request, command })
             .map_err(|error| NotAgreed::NotTaken(error.to_string()))?;
         match self.0.control.send(Propose::<Result<(), Refusal>>::new(entry)).await {
             Ok(Ok(applied)) => Ok(applied?),

@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use godwit_domain::ownership::{Attempt, Life, Permits, Phase};
 use godwit_domain::progress::Progress;
-use godwit_domain::registry::{Guest, GuestUid, Node, Obstacle, Record, Registry, Step, WaitReason};
+use godwit_domain::registry::{Drain, Guest, GuestUid, Node, Obstacle, Registry, Step, Tries, WaitReason};
 use godwit_domain::{MigrationId, NodeName};
+pub(super) use godwit_wire::admin::rows as settings_rows;
 use godwit_wire::admin::{
-    CopyRow, GuestDetail, GuestRow, MigrationDetail, MigrationRow, NodeDetail, NodeRow, StepRow,
+    ChangeRow, CopyRow, DrainDetail, DrainGuest, GuestDetail, GuestRow, MigrationDetail, MigrationRow,
+    NodeDetail, NodeRow, StepRow,
 };
 
 use super::Group;
@@ -30,6 +32,8 @@ pub(super) struct Beside {
     pub(super) progress: BTreeMap<MigrationId, Progress>,
     /// Migrations whose target prepares.
     pub(super) preparing: BTreeSet<MigrationId>,
+    /// Waiting migrations: their places, and for what they wait.
+    pub(super) queue: BTreeMap<MigrationId, (usize, Option<WaitReason>)>,
 }
 
 impl Beside {
@@ -37,8 +41,7 @@ impl Beside {
     pub(super) async fn of(group: &Group) -> Self {
         let leads = group.leads();
         let names = group.read(|registry| {
-            let attempts = registry.guests.values().filter_map(|guest| guest.ownership.attempt.as_ref());
-            let open = attempts.filter(|attempt| !attempt.phase.is_over());
+            let open = registry.migrating().filter_map(|(_, guest)| guest.ownership.attempt.as_ref());
             (
                 registry.nodes.keys().cloned().collect::<Vec<_>>(),
                 open.map(|attempt| attempt.migration.clone()).collect::<Vec<_>>(),
@@ -59,7 +62,20 @@ impl Beside {
             silent_ms: silent.collect(),
             progress: progress.collect(),
             preparing: migrations.iter().filter(|name| floor.prepares(name)).cloned().collect(),
+            queue: BTreeMap::new(),
         }
+    }
+
+    /// With the queue as it stands in this registry. Without a leader nobody knows for what it waits.
+    pub(super) fn with_queue(mut self, registry: &Registry) -> Self {
+        let nobody = BTreeSet::new();
+        let waiting = registry.waiting(self.reachable.as_ref().unwrap_or(&nobody)).into_iter();
+        let known = self.reachable.is_some();
+        self.queue = (1..)
+            .zip(waiting)
+            .map(|(place, it)| (it.migration, (place, it.reason.filter(|_| known))))
+            .collect();
+        self
     }
 
     fn is_unreachable(&self, node: &NodeName) -> bool {
@@ -84,7 +100,11 @@ pub(super) fn node_row(registry: &Registry, beside: &Beside, name: &NodeName, no
         (false, true) => "voter",
         (false, false) => "-",
     };
-    let owns = |guest: &&Guest| guest.ownership.owner().is_some_and(|owner| owner.node == *name);
+    let takes_guests = match (registry.drains.get(name), registry.is_cordoned(name)) {
+        (Some(drain), _) if !drain.cancelled => "draining",
+        (_, true) => "cordoned",
+        (_, false) => "yes",
+    };
     NodeRow {
         name: name.clone(),
         state: state.to_owned(),
@@ -95,23 +115,22 @@ pub(super) fn node_row(registry: &Registry, beside: &Beside, name: &NodeName, no
         control: control.to_owned(),
         control_address: node.control,
         migration_address: node.migration,
-        guests: count(registry.guests.values().filter(owns).count()),
+        guests: count(registry.owned_by(name).count()),
         memory_bytes: node.memory_bytes,
         free_memory_bytes: registry.free_memory_bytes(name),
-        outbound: count(registry.granted().filter(|(_, source, _)| *source == name).count()),
-        inbound: count(registry.granted().filter(|(_, _, target)| *target == name).count()),
+        outbound: count(registry.outbound(name)),
+        inbound: count(registry.inbound(name)),
+        takes_guests: takes_guests.to_owned(),
+        labels: registry.labels_of_node(name),
     }
 }
 
 /// A node with what the registry places on it. Its runners are for the node itself to tell.
 pub(super) fn node_detail(registry: &Registry, beside: &Beside, name: &NodeName) -> Option<NodeDetail> {
     let node = registry.nodes.get(name)?;
-    let here = |guest: &&Guest| guest.ownership.owner().is_some_and(|owner| owner.node == *name);
     let mut leaving: Vec<MigrationRow> = registry
-        .guests
-        .values()
-        .filter(here)
-        .filter_map(|guest| {
+        .owned_by(name)
+        .filter_map(|(_, guest)| {
             migration_row(registry, beside, guest, &guest.ownership.attempt.as_ref()?.migration)
         })
         .filter(|row| !is_over(&row.phase))
@@ -121,10 +140,79 @@ pub(super) fn node_detail(registry: &Registry, beside: &Beside, name: &NodeName)
         row: node_row(registry, beside, name, node),
         boot: node.boot.to_string(),
         fence_waits_for: node.fenced.clone().unwrap_or_default().into_iter().collect(),
-        placed: registry.guests.values().filter(here).map(|guest| guest_row(beside, guest)).collect(),
+        placed: registry.owned_by(name).map(|(_, guest)| guest_row(beside, guest)).collect(),
         leaving,
+        networks: node.networks.clone(),
+        drain: drain_detail(registry, beside, name),
         runners: None,
     })
+}
+
+/// How a node's drain stands.
+pub(super) fn drain_detail(registry: &Registry, beside: &Beside, name: &NodeName) -> Option<DrainDetail> {
+    let drain = registry.drains.get(name)?;
+    let left: Vec<DrainGuest> = registry
+        .touched_by(name)
+        .filter_map(|(uid, guest)| drain_guest(registry, beside, (name, drain), uid, guest))
+        .collect();
+    let state = match (drain.cancelled, left.is_empty()) {
+        (true, _) => "cancelled",
+        (false, true) => "drained",
+        (false, false) if left.iter().all(|guest| guest.stuck) => "stuck",
+        (false, false) => "draining",
+    };
+    Some(DrainDetail { state: state.to_owned(), began_ms: drain.began_ms, moved: drain.moved, left })
+}
+
+/// A guest that is still on a drained node, and why.
+fn drain_guest(
+    registry: &Registry,
+    beside: &Beside,
+    (node, drain): (&NodeName, &Drain),
+    uid: GuestUid,
+    guest: &Guest,
+) -> Option<DrainGuest> {
+    let row = |stuck: bool, why: String, tries: Option<&Tries>| {
+        let (failed, retry) = tries.map_or((0, None), |tries| (tries.failed, Some(tries.not_before_ms)));
+        Some(DrainGuest {
+            guest: guest.name.clone(),
+            stuck,
+            why,
+            failed,
+            retry_at_ms: retry.filter(|_| !stuck),
+        })
+    };
+    match &guest.ownership.life {
+        Life::Alive(owner) if owner.node == *node => {}
+        Life::Creating(at) if at == node => return row(false, "it is being made".to_owned(), None),
+        Life::Lost { last, .. } if last.node == *node => {
+            return row(true, "it is lost: recover or stop it".to_owned(), None);
+        }
+        Life::Alive(_) | Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+            return None;
+        }
+    }
+    let tries = drain.tries.get(&uid);
+    if guest.body.local_disks_bytes > 0 {
+        let why = format!(
+            "its {} bytes of local disks are not moved by this version",
+            guest.body.local_disks_bytes
+        );
+        return row(true, why, tries);
+    }
+    if let Some(attempt) = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over()) {
+        let (phase, detail) = phase(beside, attempt);
+        let detail = detail.map(|detail| format!(", {detail}")).unwrap_or_default();
+        // One that no node can take is tried until its time is over; meanwhile nothing else happens by itself.
+        let unplaceable = guest.record.as_ref().is_some_and(|record| record.unplaceable_since_ms.is_some());
+        return row(unplaceable, format!("{} {phase}{detail}", attempt.migration), tries);
+    }
+    match tries {
+        Some(tries) if tries.stopped => row(true, format!("not tried again: {}", tries.why), Some(tries)),
+        Some(tries) => row(false, format!("is tried again; it failed: {}", tries.why), Some(tries)),
+        None if drain.cancelled => row(true, "the drain was cancelled".to_owned(), None),
+        None => row(false, "is asked for next".to_owned(), None),
+    }
 }
 
 fn is_over(phase: &str) -> bool {
@@ -183,7 +271,10 @@ pub(super) fn guest_detail(
         instance: guest.ownership.owner().map(|owner| owner.instance),
         copies,
         rollbacks: guest.ownership.rollbacks,
-        spec: guest.spec.clone(),
+        spec: guest.spec().clone(),
+        labels: registry.subject(guest).guest.clone(),
+        node_selector: guest.body.node_selector.clone(),
+        policy: registry.in_force(guest).policy,
         migrations: names.filter_map(|name| migration_row(registry, beside, guest, name)).collect(),
     }
 }
@@ -196,12 +287,11 @@ pub(super) fn migration_row(
     name: &MigrationId,
 ) -> Option<MigrationRow> {
     let (attempt, record) = guest.migration(name)?;
-    let (phase, detail) = phase(registry, beside, attempt);
+    let (phase, detail) = phase(beside, attempt);
     let (source, target) = match &record.route {
         Some((source, target)) => (Some(source.clone()), Some(target.clone())),
-        None => (guest.ownership.owner().map(|owner| owner.node.clone()), record.target.clone()),
+        None => (guest.ownership.owner().map(|owner| owner.node.clone()), record.wish.target.clone()),
     };
-    let waits = matches!(attempt.phase, Phase::Pending);
     Some(MigrationRow {
         name: name.clone(),
         guest: guest.name.clone(),
@@ -210,15 +300,17 @@ pub(super) fn migration_row(
         source,
         target,
         asked_ms: record.asked_ms(),
-        queue_position: waits.then(|| registry.queue_position(name).map(count)).flatten(),
+        priority: record.class,
+        policy: record.policy.clone(),
+        queue_position: beside.queue.get(name).map(|(place, _)| count(*place)),
     })
 }
 
 /// The phase as people know it, and what more there is to say.
-fn phase(registry: &Registry, beside: &Beside, attempt: &Attempt) -> (&'static str, Option<String>) {
+fn phase(beside: &Beside, attempt: &Attempt) -> (&'static str, Option<String>) {
     let name = &attempt.migration;
     match &attempt.phase {
-        Phase::Pending => ("Pending", waits_for(registry, beside, name).map(|reason| reason.to_string())),
+        Phase::Pending => ("Pending", waits_for(beside, name).map(WaitReason::brief)),
         Phase::Preparing { target, .. } if beside.preparing.contains(name) => {
             ("PreparingTarget", unheard(beside, target))
         }
@@ -268,8 +360,8 @@ fn unheard(beside: &Beside, node: &NodeName) -> Option<String> {
     Some(format!("node {node} has not been heard for {} s", ms / 1000))
 }
 
-fn waits_for(registry: &Registry, beside: &Beside, name: &MigrationId) -> Option<WaitReason> {
-    registry.wait_reason(name, beside.reachable.as_ref()?)
+fn waits_for<'a>(beside: &'a Beside, name: &MigrationId) -> Option<&'a WaitReason> {
+    beside.queue.get(name)?.1.as_ref()
 }
 
 /// One migration.
@@ -280,26 +372,51 @@ pub(super) fn migration_detail(
     name: &MigrationId,
 ) -> Option<MigrationDetail> {
     let (attempt, record) = guest.migration(name)?;
-    let Record { target, overrides, steps, measured, .. } = record;
-    let obstacles = match waits_for(registry, beside, name) {
-        Some(WaitReason::NoTarget(nodes)) => nodes,
-        Some(WaitReason::ClusterLimit { .. } | WaitReason::OutboundLimit { .. }) | None => BTreeMap::new(),
+    let over = attempt.phase.is_over();
+    let reason = waits_for(beside, name);
+    let obstacles = match reason {
+        Some(WaitReason::NoTarget(nodes)) => nodes.clone(),
+        Some(
+            WaitReason::ClusterLimit { .. }
+            | WaitReason::OutboundLimit { .. }
+            | WaitReason::SourceWithoutNetwork { .. },
+        )
+        | None => BTreeMap::new(),
     };
+    let holders = match reason {
+        Some(WaitReason::ClusterLimit { holders, .. } | WaitReason::OutboundLimit { holders, .. }) => {
+            holders.clone()
+        }
+        Some(WaitReason::NoTarget(_) | WaitReason::SourceWithoutNetwork { .. }) | None => Vec::new(),
+    };
+    // What held for one that is over is not known any more: its changes are.
+    let settings = if over { BTreeMap::new() } else { settings_rows(&registry.in_force(guest).resolved) };
     Some(MigrationDetail {
         row: migration_row(registry, beside, guest, name)?,
-        over: attempt.phase.is_over(),
-        asked_target: target.clone(),
+        over,
+        asked_target: record.wish.target.clone(),
+        asked_selector: record.wish.selector.clone(),
+        drains: record.wish.drains.clone(),
+        network: record.network.clone(),
+        waits_for: reason.map(ToString::to_string),
+        holders,
         permits_held: attempt.permits != Permits::None,
         call_offs: attempt.call_offs,
-        overrides: *overrides,
+        overrides: record.wish.overrides,
+        settings,
+        changes: record
+            .changes
+            .iter()
+            .map(|it| ChangeRow { time_ms: it.time_ms, what: it.what.clone() })
+            .collect(),
         obstacles: obstacles.into_iter().map(|(node, why): (_, Obstacle)| (node, why.to_string())).collect(),
-        steps: steps.iter().map(step_row).collect(),
+        steps: record.steps.iter().map(step_row).collect(),
         progress: beside.progress.get(name).copied(),
-        measured: *measured,
+        measured: record.measured,
     })
 }
 
-fn step_row(step: &Step) -> StepRow {
+pub(super) fn step_row(step: &Step) -> StepRow {
     let Step { time_ms, phase, reason } = step;
     // The log knows fewer phases than people do.
     let phase = match phase.as_str() {

@@ -9,8 +9,10 @@
 //! Always true: a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
 //! said that it has stopped what it must; a session ends with the leadership.
 
+use std::net::SocketAddr;
+
 use godwit_domain::NodeName;
-use godwit_domain::registry::{Command, GuestUid, Node, Registry};
+use godwit_domain::registry::{Command, Guest, GuestUid, Node, Registry};
 use godwit_wire::session::{
     ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, GuestView, PUSH_BYTES_MAX, Push, Welcome,
 };
@@ -87,8 +89,8 @@ async fn push(group: Group, node: NodeName, number: u64, mut send: SendStream) {
     let ear = group.bells().hang(node.clone(), number);
     let name = node.clone();
     let all = group.read(move |registry| {
-        let holds = registry.guests.iter().filter(|(_, guest)| guest.ownership.holders.contains(&name));
-        holds.map(|(uid, _)| *uid).collect::<Vec<_>>()
+        let holds = registry.touched_by(&name).filter(|(_, guest)| guest.ownership.holders.contains(&name));
+        holds.map(|(uid, _)| uid).collect::<Vec<_>>()
     });
     group.bells().ring(&node, all.await.unwrap_or_default());
     loop {
@@ -124,14 +126,30 @@ fn pushed(registry: &Registry, node: &NodeName, guests: Vec<GuestUid>, complete:
 fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
     let guest = registry.guests.get(&uid)?;
     let target = guest.ownership.attempt.as_ref().and_then(|attempt| attempt.phase.target_node());
+    let network = network_of(guest);
+    let target = target.and_then(|target| registry.nodes.get(target));
     Some(GuestView {
         uid,
         name: guest.name.clone(),
-        spec: guest.spec.clone(),
+        spec: guest.spec().clone(),
         ownership: guest.ownership.clone(),
-        settings: guest.settings(),
-        target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
+        settings: registry.settings_of(guest),
+        target_address: target.and_then(|target| address_in(target, network.as_deref())),
+        network,
     })
+}
+
+/// The network that a guest's present migration goes over; `None`: the default.
+fn network_of(guest: &Guest) -> Option<String> {
+    guest.record.as_ref().and_then(|record| record.network.clone())
+}
+
+/// Where pages for a node come in, if it is in that network.
+fn address_in(node: &Node, network: Option<&str>) -> Option<SocketAddr> {
+    match network {
+        None => Some(node.migration),
+        Some(network) => node.networks.get(network).copied(),
+    }
 }
 
 async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive: RecvStream) {
@@ -166,7 +184,7 @@ async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
     let refused = |why: String| Answer::Refused { why };
     match &command {
         Command::FenceSeen { node: of } if of == node => {}
-        Command::Guest { .. } | Command::Measured { .. } => {
+        Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
             let name = node.clone();
             let fenced = group
                 .read(move |registry| registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some()));
@@ -182,5 +200,23 @@ async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
         Err(NotAgreed::Refused(refusal)) => refused(refusal.to_string()),
         Err(NotAgreed::NotTaken(why)) => Answer::Unknown { why },
         Err(NotAgreed::Unknown) => Answer::Unknown { why: NotAgreed::Unknown.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_reached_in_the_network_that_is_named_and_in_no_other() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("address");
+        let networks = [("storage".to_owned(), at("10.1.0.1:7400"))].into();
+        let boot = godwit_domain::registry::BootId(1);
+        let node = Node { networks, ..Node::new(at("10.0.0.1:7300"), at("10.0.0.1:7400"), boot, 1) };
+        for (network, address) in
+            [(None, Some("10.0.0.1:7400")), (Some("storage"), Some("10.1.0.1:7400")), (Some("other"), None)]
+        {
+            assert_eq!(address_in(&node, network), address.map(at), "{network:?}");
+        }
     }
 }

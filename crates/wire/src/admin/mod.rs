@@ -335,6 +335,11 @@ impl Code {
     }
 }
 
+/// A digest of what is asked, by which a repeated request is told from another one.
+pub fn digest(act: &Act) -> Result<u64, serde_json::Error> {
+    Ok(xxhash_rust::xxh3::xxh3_64(serde_json::to_string(act)?.as_bytes()))
+}
+
 /// The greatest count in a value, if it is above [`COUNT_MAX`].
 pub fn count_too_large(value: &Value) -> Option<u64> {
     match value {

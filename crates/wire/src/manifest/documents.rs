@@ -77,7 +77,9 @@ impl Builder {
                 self.document += 1;
                 if self.document > DOCUMENTS_MAX { Err(ManifestError::ManyDocuments) } else { Ok(()) }
             }
-            Event::Alias(_) => Err(self.flaw(line, "an alias (*name) is not read: write out what it stands for")),
+            Event::Alias(_) => {
+                Err(self.flaw(line, "an alias (*name) is not read: write out what it stands for"))
+            }
             Event::Scalar(text, style, _, tag) => self.scalar(&text, style, tag.as_deref(), line),
             Event::SequenceStart(_, tag) => self.open(Open::List(Vec::new()), "seq", tag.as_deref(), line),
             Event::MappingStart(_, tag) => {
@@ -91,13 +93,7 @@ impl Builder {
         }
     }
 
-    fn open(
-        &mut self,
-        open: Open,
-        kind: &str,
-        tag: Option<&Tag>,
-        line: usize,
-    ) -> Result<(), ManifestError> {
+    fn open(&mut self, open: Open, kind: &str, tag: Option<&Tag>, line: usize) -> Result<(), ManifestError> {
         if let Some(tag) = tag.filter(|tag| !(tag.is_yaml_core_schema() && tag.suffix == kind)) {
             return Err(self.tag(tag, line));
         }
@@ -149,7 +145,9 @@ impl Builder {
         let core = if tag.is_yaml_core_schema() { tag.suffix.as_str() } else { "" };
         match (core, &value) {
             ("str", _) => Ok(Value::String(text.to_owned())),
-            ("int" | "float", Value::Number(_)) | ("bool", Value::Bool(_)) | ("null", Value::Null) => Ok(value),
+            ("int" | "float", Value::Number(_)) | ("bool", Value::Bool(_)) | ("null", Value::Null) => {
+                Ok(value)
+            }
             _ => Err(self.tag(tag, line)),
         }
     }

@@ -173,7 +173,8 @@ impl<'a> Fields<'a> {
 
     /// Paths of the keys that nobody asked for and that say something.
     pub(super) fn rest(&self) -> impl Iterator<Item = String> + use<'_, 'a> {
-        let unasked = self.map.iter().filter(|(key, value)| !self.asked.contains(key.as_str()) && !value.is_null());
+        let unasked =
+            self.map.iter().filter(|(key, value)| !self.asked.contains(key.as_str()) && !value.is_null());
         unasked.map(|(key, _)| self.path(key))
     }
 

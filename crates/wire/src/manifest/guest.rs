@@ -155,7 +155,11 @@ fn memory(spec: &mut Fields<'_>, notes: &mut Notes) -> Result<Quantity, Fault> {
 }
 
 /// Bytes of the disks that live on the node.
-fn local_disks(spec: &mut Fields<'_>, annotations: &Annotations<'_>, notes: &mut Notes) -> Result<u64, Fault> {
+fn local_disks(
+    spec: &mut Fields<'_>,
+    annotations: &Annotations<'_>,
+    notes: &mut Notes,
+) -> Result<u64, Fault> {
     let mut bytes = 0_u64;
     for (index, volume) in spec.list("volumes")?.iter().enumerate() {
         let mut volume = Fields::of(volume, format!("{}[{index}]", spec.path("volumes")))?;

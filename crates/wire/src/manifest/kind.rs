@@ -108,7 +108,9 @@ impl Kind {
             Self::Namespace => &["namespace", "namespaces", "ns"],
             Self::Node => &["node", "nodes", "no"],
             Self::VirtualMachine => &["virtualmachine", "virtualmachines", "vms", "vm"],
-            Self::VirtualMachineInstance => &["virtualmachineinstance", "virtualmachineinstances", "vmis", "vmi"],
+            Self::VirtualMachineInstance => {
+                &["virtualmachineinstance", "virtualmachineinstances", "vmis", "vmi"]
+            }
             Self::VirtualMachineInstanceMigration => {
                 &["virtualmachineinstancemigration", "virtualmachineinstancemigrations", "vmims", "vmim"]
             }
@@ -178,6 +180,9 @@ mod tests {
             assert_eq!(word.parse(), Ok(kind));
         }
         let error = "pod".parse::<Kind>().expect_err("no such kind").to_string();
-        assert!(error.contains("pod") && error.contains("(vmim)") && error.contains("migrationpolicy"), "{error}");
+        assert!(
+            error.contains("pod") && error.contains("(vmim)") && error.contains("migrationpolicy"),
+            "{error}"
+        );
     }
 }

@@ -62,7 +62,8 @@ pub(super) fn wish(
     let guest = spec.text("vmiName")?.filter(|name| !name.is_empty());
     let guest = guest.ok_or_else(|| spec.fault("vmiName", missing))?;
     no_placeholder(guest).map_err(|rule| spec.fault("vmiName", rule))?;
-    let guest = format!("{namespace}/{guest}").parse().map_err(|error| spec.fault("vmiName", format!("{error}")))?;
+    let guest =
+        format!("{namespace}/{guest}").parse().map_err(|error| spec.fault("vmiName", format!("{error}")))?;
     let selector = spec.labels("addedNodeSelector")?.unwrap_or_default();
     let priority = match settings::single(&mut spec, "priority")? {
         Some(Setting::Priority(priority)) => Some(priority),

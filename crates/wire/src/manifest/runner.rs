@@ -68,9 +68,10 @@ impl<'a> Annotations<'a> {
     /// They describe a guest: without one they would be lost without a word.
     pub(super) fn refuse_without_body(&self, spec: &str) -> Result<(), Fault> {
         match self.0.values().next() {
-            Some((path, _)) => {
-                Err(Fault::new(path, format!("is part of what the guest is like: give {spec} with its memory too")))
-            }
+            Some((path, _)) => Err(Fault::new(
+                path,
+                format!("is part of what the guest is like: give {spec} with its memory too"),
+            )),
             None => Ok(()),
         }
     }
@@ -172,6 +173,8 @@ pub(super) fn check_memory(path: String, memory: Quantity) -> Result<Quantity, F
         return Ok(memory);
     }
     let bytes = memory.bytes();
-    let rule = format!("is {bytes} bytes; memory must be a whole number of 4096-byte pages, at least one, below 16Ti");
+    let rule = format!(
+        "is {bytes} bytes; memory must be a whole number of 4096-byte pages, at least one, below 16Ti"
+    );
     Err(Fault::new(path, rule))
 }

@@ -121,9 +121,11 @@ pub(super) fn policy(spec: Option<Fields<'_>>) -> Result<Policy, Fault> {
         return Err(spec.fault("experimental", rule));
     }
     let mut policy = Policy { namespace_selector, guest_selector, ..Policy::default() };
-    read_settings(&mut spec, |key| key == "selectors" || key == "experimental", |setting| {
-        policy.overrides.put(setting, "a policy")
-    })?;
+    read_settings(
+        &mut spec,
+        |key| key == "selectors" || key == "experimental",
+        |setting| policy.overrides.put(setting, "a policy"),
+    )?;
     policy.check().map_err(|error| spec.fault("", error.to_string()))?;
     Ok(policy)
 }
@@ -188,6 +190,8 @@ pub(super) fn whole(fields: &mut Fields<'_>, key: &str, max: u64) -> Result<Opti
     let number = value.as_number().and_then(|number| scalar::text_of(number).parse().ok());
     match number.filter(|number| *number <= max) {
         Some(number) => Ok(Some(number)),
-        None => Err(fields.fault(key, format!("must be a whole number from 0 to {max}, not {}", what(value)))),
+        None => {
+            Err(fields.fault(key, format!("must be a whole number from 0 to {max}, not {}", what(value))))
+        }
     }
 }

@@ -13,7 +13,8 @@ use super::{Manifest, MigrationWish, NameWish, SettingsKind, runner};
 /// KubeVirt's form of an object: `apiVersion`, `kind`, `metadata`, `spec`.
 pub fn show(manifest: &Manifest) -> Value {
     let mut metadata = Map::new();
-    let generated = matches!(manifest, Manifest::Migration(MigrationWish { name: NameWish::Generated(_), .. }));
+    let generated =
+        matches!(manifest, Manifest::Migration(MigrationWish { name: NameWish::Generated(_), .. }));
     let name = if generated { "generateName" } else { "name" };
     metadata.insert(name.to_owned(), Value::from(manifest.name()));
     if let Some(namespace) = manifest.namespace() {
@@ -133,7 +134,8 @@ fn body(body: &Body, metadata: &mut Map<String, Value>) -> Value {
 }
 
 fn migration(wish: &MigrationWish) -> Value {
-    let MigrationWish { namespace: _, name: _, guest, selector, priority, unschedulable_timeout_seconds } = wish;
+    let MigrationWish { namespace: _, name: _, guest, selector, priority, unschedulable_timeout_seconds } =
+        wish;
     let mut spec = Map::new();
     spec.insert("vmiName".to_owned(), Value::from(guest.name()));
     put_labels(&mut spec, "addedNodeSelector", selector);

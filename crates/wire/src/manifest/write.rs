@@ -130,7 +130,8 @@ fn quote(out: &mut String, word: &str) {
             c => {
                 let code = u32::from(c);
                 // Writing to a string does not fail.
-                let _ = if code <= 0xffff { write!(out, "\\u{code:04x}") } else { write!(out, "\\U{code:08x}") };
+                let _ =
+                    if code <= 0xffff { write!(out, "\\u{code:04x}") } else { write!(out, "\\U{code:08x}") };
             }
         }
     }

@@ -229,7 +229,10 @@ fn what_is_repeated_of_the_voters_is_bounded() {
 
 #[test]
 fn a_taken_control_address_is_told_with_another_port_wherever_it_is_written() {
-    let told = |text: &str| parse(text).expect("parse").address_in_use(Listen::Control).to_string();
+    let told = |text: &str| {
+        let config = parse(text).expect("parse");
+        config.address_in_use(Listen::Control, config.control.listen).to_string()
+    };
     assert_eq!(
         told(&with_voters("node-x", "10.0.0.9:7300", VOTERS)),
         "config /etc/godwit/node.toml: `listen` in [control]: another process on this host already uses UDP address \

@@ -3,27 +3,25 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Licence, Life, Phase, Side};
-use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Registry};
-use godwit_domain::{GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Overrides, PageCount};
-use godwit_wire::admin::{Act, Code, Done, Fenced, GuestStats, LostGuest, NodeDetail, Problem, RunnerRow};
+use godwit_domain::machine::Body;
+use godwit_domain::ownership::{Entry, Licence, Life, Phase};
+use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Home, Refusal, Registry, WaitReason};
+use godwit_domain::{GuestName, InstanceId, Labels, NodeName, PageCount};
+use godwit_wire::admin::{Done, Fenced, GuestStats, LostGuest, NodeDetail, Problem, RunnerRow};
 use godwit_wire::handoff::RunState;
 use godwit_wire::session::{NodeAnswer, NodeAsk};
 
-use super::super::Group;
-use super::problem::{self, gone, no_guest, no_migration, no_node, refused};
+use super::super::{Group, NotAgreed};
+use super::asked::Asked;
+use super::problem::{self, gone, no_guest, no_node, refused};
 use super::rows::{self, Beside};
-use super::{Answered, ask_node, guest_detail, json, look, migration_detail};
+use super::{Answered, ask_node, guest_detail, json};
 use crate::files;
 
 /// How long a new guest may take to run, beside a second for every 128 MiB that are filled.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a stopped guest is waited for before it is said who still holds it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest part of a guest's name in the name of its migration: with a number it stays below 63.
-const STEM_BYTES_MAX: usize = 40;
-/// Names that are tried for a migration that was given none: a guest has six kept ones at most.
-const NAMES_TRIED_MAX: usize = 1000;
 /// How often a runner is asked whether it runs yet.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -50,7 +48,7 @@ async fn until<R: Send + 'static>(
 }
 
 /// A guest by its name.
-async fn named<R: Send + 'static>(
+pub(super) async fn named<R: Send + 'static>(
     group: &Group,
     name: &GuestName,
     of: impl FnOnce(GuestUid, &Guest, &Registry) -> R + Send + 'static,
@@ -66,8 +64,10 @@ async fn named<R: Send + 'static>(
 pub(super) async fn node_show(group: &Group, node: NodeName) -> Answered {
     let beside = Beside::of(group).await;
     let name = node.clone();
-    let found =
-        group.read(move |registry| rows::node_detail(registry, &beside, &name)).await.ok_or_else(gone)?;
+    let found = group
+        .read(move |registry| rows::node_detail(registry, &beside.with_queue(registry), &name))
+        .await
+        .ok_or_else(gone)?;
     let mut detail: NodeDetail = found.ok_or_else(|| no_node(&node))?;
     // One that does not answer is shown without its runners: what is agreed about it is still known.
     if let Ok(NodeAnswer::Here(here)) = ask_node(group, &node, NodeAsk::Show).await {
@@ -88,11 +88,7 @@ type Vouch = (BootId, BTreeSet<InstanceId>, Vec<LostGuest>);
 
 fn vouch_for(registry: &Registry, node: &NodeName) -> Option<Vouch> {
     let boot = registry.nodes.get(node)?.boot;
-    let owned = registry
-        .guests
-        .values()
-        .filter(|guest| guest.ownership.owner().is_some_and(|owner| owner.node == *node));
-    let lost = owned.map(|guest| {
+    let lost = registry.owned_by(node).map(|(_, guest)| {
         let phase = guest.ownership.attempt.as_ref().map(|attempt| &attempt.phase);
         let kept = phase.and_then(Phase::kept_source).map(|kept| kept.node.clone());
         LostGuest { guest: guest.name.clone(), kept_on: kept.filter(|kept| kept != node) }
@@ -111,7 +107,7 @@ async fn settled(group: &Group) -> Result<(), Problem> {
     Ok(())
 }
 
-pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: bool) -> Answered {
+pub(super) async fn fence(group: &Group, asked: Asked, node: NodeName, although_reachable: bool) -> Answered {
     settled(group).await?;
     if group.floor().session(&node).is_some() && !although_reachable {
         let message = format!("node {node} answers: it is not off");
@@ -121,7 +117,7 @@ pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: boo
     let name = node.clone();
     let vouch = group.read(move |registry| vouch_for(registry, &name)).await.ok_or_else(gone)?;
     let (boot, instances, lost) = vouch.ok_or_else(|| no_node(&node))?;
-    group.propose(Command::Fence { node: node.clone(), boot, instances }).await?;
+    asked.propose(group, None, Command::Fence { node: node.clone(), boot, instances }).await?;
     tracing::warn!(%node, %boot, lost = lost.len(), "fenced: an operator vouches that it is off");
     let note = if lost.is_empty() {
         format!("node {node} is fenced. No guest was there")
@@ -134,7 +130,7 @@ pub(super) async fn fence(group: &Group, node: NodeName, although_reachable: boo
     json(&Fenced { node, lost, note })
 }
 
-pub(super) async fn remove(group: &Group, node: NodeName) -> Answered {
+pub(super) async fn remove(group: &Group, asked: Asked, node: NodeName) -> Answered {
     settled(group).await?;
     if group.floor().session(&node).is_some() {
         let message = format!("node {node} has a session with the leader");
@@ -148,24 +144,47 @@ pub(super) async fn remove(group: &Group, node: NodeName) -> Answered {
             "voters are fixed by the config in this version",
         ));
     }
-    group.propose(Command::RemoveNode { node }).await?;
+    asked.propose(group, None, Command::RemoveNode { node }).await?;
     json(&Done::default())
 }
 
 pub(super) async fn create(
     group: &Group,
+    asked: Asked,
     name: GuestName,
     node: Option<NodeName>,
-    spec: GuestSpec,
+    body: Body,
+    labels: Labels,
 ) -> Answered {
-    if PageCount::of_memory(spec.memory_bytes).is_none() {
-        let message = format!("memory of {} bytes", spec.memory_bytes);
+    let home = home(group, node, &body).await?;
+    let made = Some(home.uid.0.to_string());
+    let memory_bytes = body.spec.memory_bytes;
+    let place = (home.uid, home.node.clone());
+    let new = Command::PutInstance { name: name.clone(), labels, body: Some(body), home: Some(home) };
+    refuse_taken(group, &name).await?;
+    asked.propose(group, made, new).await?;
+    settle_in(group, &name, place, memory_bytes).await?;
+    guest_detail(group, name).await
+}
+
+/// A name that a guest has is not given to another.
+async fn refuse_taken(group: &Group, name: &GuestName) -> Result<(), Problem> {
+    let asked = name.clone();
+    let taken = group.read(move |registry| registry.guest_named(&asked).is_some()).await.ok_or_else(gone)?;
+    if taken { Err(NotAgreed::Refused(Refusal::NameTaken(name.clone())).into()) } else { Ok(()) }
+}
+
+/// Where a new guest is made: on that node, or the best one.
+pub(super) async fn home(group: &Group, node: Option<NodeName>, body: &Body) -> Result<Home, Problem> {
+    let memory_bytes = body.spec.memory_bytes;
+    if PageCount::of_memory(memory_bytes).is_none() {
+        let message = format!("memory of {memory_bytes} bytes");
         let rule = "memory is a whole number of 4,096-byte pages, at least one and below 16 TiB";
         return Err(refused(rule, message, "a size such as 512Mi or 4Gi"));
     }
     let node = match node {
         Some(node) => node,
-        None => roomiest(group, spec.memory_bytes).await?,
+        None => best_home(group, body).await?,
     };
     if group.floor().session(&node).is_none() {
         let asked = node.clone();
@@ -174,18 +193,34 @@ pub(super) async fn create(
     }
     let random: [u8; 8] =
         files::random().map_err(|error| problem::failed("random numbers", error.to_string()))?;
-    let uid = GuestUid(u64::from_ne_bytes(random));
-    let memory_bytes = spec.memory_bytes;
+    Ok(Home { uid: GuestUid(u64::from_ne_bytes(random)), node })
+}
+
+/// Waits until a new guest runs. One that can not is not left half made.
+pub(super) async fn settle_in(
+    group: &Group,
+    name: &GuestName,
+    (uid, node): (GuestUid, NodeName),
+    memory_bytes: u64,
+) -> Result<(), Problem> {
     let limit = CREATE_TIMEOUT + Duration::from_secs(memory_bytes >> 27);
-    group.propose(Command::CreateGuest { uid, name: name.clone(), node: node.clone(), spec }).await?;
-    match runs(group, uid, &node, limit).await {
-        Ok(()) => guest_detail(group, name).await,
-        Err(why) => {
-            // It could not be made, say, because its workload does not fit. It is not left half made.
-            let _ = group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await;
-            Err(problem::failed("the guest's runner must start", format!("guest {name} on {node}: {why}")))
-        }
+    let Err(why) = runs(group, uid, &node, limit).await else { return Ok(()) };
+    let _ = group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await;
+    Err(problem::failed("the guest's runner must start", format!("guest {name} on {node}: {why}")))
+}
+
+/// A guest that was asked for before under the same request id.
+pub(super) async fn await_created(group: &Group, name: GuestName, made: Option<String>) -> Answered {
+    let found = named(group, &name, |uid, guest, _| {
+        let node = guest.ownership.holders.first().cloned();
+        (uid, node, guest.memory_bytes(), matches!(guest.ownership.life, Life::Creating(_)))
+    });
+    let (uid, node, memory_bytes, creating) = found.await?;
+    let same = made.is_none_or(|made| made == uid.0.to_string());
+    if let (true, true, Some(node)) = (same, creating, node) {
+        settle_in(group, &name, (uid, node), memory_bytes).await?;
     }
+    guest_detail(group, name).await
 }
 
 /// Waits until a new guest runs. `Err`: why it does not.
@@ -204,28 +239,17 @@ async fn runs(group: &Group, uid: GuestUid, node: &NodeName, limit: Duration) ->
     Err(format!("it does not run after {} s", limit.as_secs()))
 }
 
-/// The reachable node with most free memory.
-async fn roomiest(group: &Group, memory_bytes: u64) -> Result<NodeName, Problem> {
-    let reachable = group.floor().reachable();
-    let best = group.read(move |registry| {
-        let usable =
-            registry.nodes.iter().filter(|(name, node)| node.fenced.is_none() && reachable.contains(*name));
-        let free =
-            usable.map(|(name, _)| (registry.free_memory_bytes(name), std::cmp::Reverse(name.clone())));
-        free.max()
-    });
-    match best.await.flatten() {
-        Some((free, std::cmp::Reverse(name))) if free >= memory_bytes => Ok(name),
-        Some((free, std::cmp::Reverse(name))) => {
-            let message = format!("the guest needs {memory_bytes} bytes; {name} has most free, {free} bytes");
-            Err(refused(
-                "the guest must fit into a node's free memory",
-                message,
-                "godwit node list shows what is free",
-            ))
+/// The reachable node with most free memory that the guest may be on.
+async fn best_home(group: &Group, body: &Body) -> Result<NodeName, Problem> {
+    let (reachable, body) = (group.floor().reachable(), body.clone());
+    let best = group.read(move |registry| registry.best_home(&body, &reachable)).await.ok_or_else(gone)?;
+    best.map_err(|obstacles| {
+        if obstacles.is_empty() {
+            return refused("a node must have joined", "no node has", "godwit node list");
         }
-        None => Err(refused("a node must be reachable", "no node is", "godwit node list")),
-    }
+        let message = WaitReason::NoTarget(obstacles).to_string();
+        refused("a node must be able to take the guest", message, "godwit node list shows what each has free")
+    })
 }
 
 /// Where a guest runs.
@@ -256,9 +280,26 @@ pub(super) async fn stats(group: &Group, name: GuestName) -> Answered {
     }
 }
 
-pub(super) async fn stop(group: &Group, name: GuestName) -> Answered {
-    let uid = named(group, &name, |uid, _, _| uid).await?;
-    group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await?;
+/// Ends a guest for good, and its VirtualMachine, which would wish for it again.
+pub(super) async fn stop(group: &Group, asked: Asked, name: GuestName) -> Answered {
+    let found =
+        named(group, &name, |uid, guest, registry| (uid, registry.machines.contains_key(&guest.name)));
+    let (uid, has_machine) = found.await?;
+    if has_machine {
+        group.propose(Command::DeleteMachine { name: name.clone() }).await?;
+    }
+    end(group, asked, None, &name, uid).await
+}
+
+/// Ends a guest; answered when it is gone wherever it can be reached.
+pub(super) async fn end(
+    group: &Group,
+    asked: Asked,
+    made: Option<String>,
+    name: &GuestName,
+    uid: GuestUid,
+) -> Answered {
+    asked.propose(group, made, Command::Guest { guest: uid, entry: Entry::Delete }).await?;
     let purged = move |registry: &Registry| {
         let purged = registry.guests.get(&uid).is_none_or(|guest| guest.ownership.life == Life::Purged);
         purged.then_some(())
@@ -266,7 +307,7 @@ pub(super) async fn stop(group: &Group, name: GuestName) -> Answered {
     if until(group, STOP_TIMEOUT, purged).await?.is_some() {
         return json(&Done::default());
     }
-    let left = named(group, &name, |_, guest, _| holders(guest)).await.unwrap_or_default();
+    let left = named(group, name, |_, guest, _| holders(guest)).await.unwrap_or_default();
     let note = format!(
         "nobody may run it any more; its name is free when these have said that they hold nothing of it: {left}"
     );
@@ -283,6 +324,7 @@ fn holders(guest: &Guest) -> String {
 
 pub(super) async fn recover(
     group: &Group,
+    asked: Asked,
     name: GuestName,
     accept_rollback: bool,
     instance: Option<InstanceId>,
@@ -311,76 +353,8 @@ pub(super) async fn recover(
             return Err(refused("a copy must be kept", message, hint));
         }
     };
-    group.propose(Command::Guest { guest: uid, entry: Entry::Recover { instance: copy } }).await?;
+    let recover = Command::Guest { guest: uid, entry: Entry::Recover { instance: copy } };
+    asked.propose(group, None, recover).await?;
     tracing::warn!(guest = %name, instance = %copy, "recovered from an older copy, by an operator");
     guest_detail(group, name).await
-}
-
-pub(super) async fn migrate(
-    group: &Group,
-    name: GuestName,
-    migration: Option<MigrationId>,
-    to: Option<NodeName>,
-    overrides: Overrides,
-) -> Answered {
-    let (uid, free) = named(group, &name, |uid, guest, registry| (uid, free_name(registry, guest))).await?;
-    let migration = match (migration, free) {
-        (Some(migration), _) | (None, Some(migration)) => migration,
-        (None, None) => {
-            return Err(problem::failed("a migration's name", format!("none is free for {name}")));
-        }
-    };
-    let command = Command::Migrate { guest: uid, migration: migration.clone(), target: to, overrides };
-    group.propose(command).await?;
-    migration_detail(group, migration).await
-}
-
-/// A name that no migration has: the guest's, and a number.
-fn free_name(registry: &Registry, guest: &Guest) -> Option<MigrationId> {
-    let stem: String = guest.name.name().chars().take(STEM_BYTES_MAX).collect();
-    let stem = stem.trim_end_matches('-');
-    let names = (registry.asked + 1..).filter_map(|number| format!("{stem}-{number}").parse().ok());
-    names.into_iter().take(NAMES_TRIED_MAX).find(|name| registry.guest_of(name).is_none())
-}
-
-pub(super) async fn set(group: &Group, migration: MigrationId, overrides: Overrides) -> Answered {
-    group.propose(Command::Set { migration: migration.clone(), overrides }).await?;
-    migration_detail(group, migration).await
-}
-
-pub(super) async fn cancel(group: &Group, migration: MigrationId) -> Answered {
-    let asked = migration.clone();
-    let found = group.read(move |registry| {
-        let (uid, guest) = registry.guest_of(&asked)?;
-        Some((uid, guest.migration(&asked).map(|(attempt, _)| attempt.phase.clone())))
-    });
-    let (guest, phase) = found.await.ok_or_else(gone)?.ok_or_else(|| no_migration(&migration))?;
-    match phase {
-        // Asked for again.
-        Some(Phase::Cancelled { .. }) => return migration_detail(group, migration).await,
-        Some(Phase::Succeeded | Phase::Failed { .. }) => {
-            let message = format!("migration {migration} is over");
-            return Err(refused("only what is not over is cancelled", message, "godwit migration show NAME"));
-        }
-        Some(
-            Phase::Pending
-            | Phase::Preparing { .. }
-            | Phase::Copying { .. }
-            | Phase::HandedOver { .. }
-            | Phase::PostCopy { .. },
-        )
-        | None => {}
-    }
-    let reason = "cancelled by an operator".to_owned();
-    let entry = Entry::End { migration: migration.clone(), side: Side::Operator, reason };
-    if let Err(error) = group.propose(Command::Guest { guest, entry }).await {
-        let problem = Problem::from(error);
-        let hint = "it can not be taken back; the guest is moved again when it runs there";
-        return Err(if problem.code == Code::Refused {
-            Problem { try_: hint.to_owned(), ..problem }
-        } else {
-            problem
-        });
-    }
-    look(group, Act::MigrationShow { migration }).await
 }

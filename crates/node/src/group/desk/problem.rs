@@ -35,6 +35,10 @@ pub(super) fn refused(rule: &str, message: impl Into<String>, hint: impl Into<St
     Problem::new(Code::Refused, rule, message, hint)
 }
 
+pub(super) fn not_found(rule: &str, message: impl Into<String>, hint: impl Into<String>) -> Problem {
+    Problem::new(Code::NotFound, rule, message, hint)
+}
+
 pub(super) fn failed(rule: &str, message: impl Into<String>) -> Problem {
     Problem::new(Code::Failed, rule, message, "see the node's log")
 }
@@ -109,7 +113,35 @@ fn of_refusal(refusal: &Refusal) -> Problem {
             "choose another node, a smaller guest, or raise `memory` in the node's config",
         ),
         Refusal::Waits { .. } => (Code::Refused, "limits hold", "it is admitted in its turn"),
-        Refusal::Setting(_) => (Code::Refused, "a setting has its range", "see the message"),
+        Refusal::NotOver(_) => {
+            (Code::Refused, "only what is over is forgotten", "godwit migration cancel NAME")
+        }
+        Refusal::Invalid(_) => {
+            (Code::Refused, "a value must be one that the key takes", "docs/settings.md has each")
+        }
+        Refusal::NoPolicy(_) => (Code::NotFound, "the policy must exist", "godwit policy list"),
+        Refusal::NoNamespace(_) => (Code::NotFound, "the project must be known", "godwit get ns"),
+        Refusal::NoMachine(_) => (Code::NotFound, "the VirtualMachine must exist", "godwit get vm -A"),
+        Refusal::NoBody(_) => (
+            Code::Refused,
+            "a new guest says how much memory it has",
+            "spec.template.spec.domain.memory.guest: 1Gi",
+        ),
+        Refusal::Fixed { .. } => (
+            Code::Refused,
+            "what a guest is made of stays while it runs",
+            "godwit guest stop NAME, then apply again",
+        ),
+        Refusal::LocalDisks { .. } => {
+            (Code::Refused, "a guest that moves has no local disks", "block migration is not built")
+        }
+        Refusal::Cordoned(_) => {
+            (Code::Refused, "a cordoned node takes no guests", "godwit node uncordon NODE")
+        }
+        Refusal::NoDrain(_) => (Code::NotFound, "the node must be drained", "godwit drain NODE"),
+        Refusal::RequestTaken(_) => {
+            (Code::Refused, "a request id is one request's", "leave --request-id out, and one is made")
+        }
         Refusal::NotByEntry(_) => (Code::Refused, "it is agreed on in another way", "ask for a migration"),
         Refusal::Ownership(_) => {
             (Code::Refused, "ownership", "godwit guest show NAME says how the guest stands")

@@ -1,0 +1,57 @@
+//! A request as it was asked: with an id, its repetition gets the first answer.
+//!
+//! Always true: the registry remembers, not this leader, so the answer is the same after an election.
+
+use godwit_domain::registry::{Answered as Remembered, Command, REQUEST_ID_BYTES_MAX, RequestKey};
+use godwit_wire::admin::{Act, Problem, digest};
+
+use super::super::{Group, NotAgreed};
+use super::problem::{gone, refused};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    key: Option<(String, u64)>,
+}
+
+impl Asked {
+    /// Without an id.
+    pub(super) fn once() -> Self {
+        Self { key: None }
+    }
+
+    /// Under this id, if there is one.
+    pub(super) fn new(id: Option<String>, act: &Act) -> Result<Self, Problem> {
+        let Some(id) = id else { return Ok(Self::once()) };
+        if id.is_empty() || id.len() > REQUEST_ID_BYTES_MAX {
+            let message = format!("a request id of {} bytes", id.len());
+            let rule = "a request id has 1 to 128 bytes";
+            return Err(refused(rule, message, "32 random hexadecimal digits do"));
+        }
+        let digest = digest(act).map_err(|error| super::problem::failed("request", error.to_string()))?;
+        Ok(Self { key: Some((id, digest)) })
+    }
+
+    /// What this request was answered before. `Err`: that it was refused.
+    pub(super) async fn earlier(&self, group: &Group) -> Result<Option<Remembered>, Problem> {
+        let Some((id, digest)) = self.key.clone() else { return Ok(None) };
+        let earlier = group.read(move |registry| registry.requests.answer(&id, digest).map(|it| it.cloned()));
+        match earlier.await.ok_or_else(gone)? {
+            None => Ok(None),
+            Some(Err(taken)) => Err(NotAgreed::Refused(taken).into()),
+            Some(Ok(Remembered { outcome: Err(refusal), .. })) => Err(NotAgreed::Refused(refusal).into()),
+            Some(Ok(answered)) => Ok(Some(answered)),
+        }
+    }
+
+    /// Agrees on the command that this request comes to. `made`: what must be known to answer it again.
+    pub(super) async fn propose(
+        &self,
+        group: &Group,
+        made: Option<String>,
+        command: Command,
+    ) -> Result<(), NotAgreed> {
+        let key = self.key.clone().map(|(id, digest)| RequestKey { id, digest, made });
+        group.propose_for(key, command).await
+    }
+}

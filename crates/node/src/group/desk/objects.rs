@@ -1,0 +1,488 @@
+//! Manifests: made, changed, labelled and removed, one object at a time.
+//!
+//! ```text
+//!   object ─ read ─▶ Manifest ─▶ the command that it comes to ─▶ dry run: applied to a copy, and thrown away
+//!                       └─ as it is already: unchanged      └──▶ proposed, and seen through
+//! ```
+//!
+//! Always true: an object is judged by the registry, with a dry run as without; what it says that is not understood was
+//! refused before anything was proposed.
+
+use std::collections::BTreeMap;
+
+use godwit_domain::labels::Labels;
+use godwit_domain::machine::{Body, Machine};
+use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Refusal, Registry, Stamped, Wish};
+use godwit_domain::{ClusterSettings, GuestName, NodeName};
+use godwit_wire::admin::{Applied, Code, Problem};
+use godwit_wire::manifest::{self, Kind, Manifest, MigrationWish, NameWish};
+use serde_json::Value;
+
+use super::super::{Group, NotAgreed, now_ms};
+use super::acts;
+use super::asked::Asked;
+use super::problem::{gone, refused};
+use super::{Answered, json, moves};
+use crate::files;
+
+/// How an object is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Verb {
+    /// It must not be there yet.
+    pub(super) create: bool,
+    /// Only say what would be done.
+    pub(super) dry_run: bool,
+}
+
+/// What is done about a `label` command.
+#[derive(Debug, Clone)]
+pub(super) struct Relabel {
+    /// Set, and, without a value, removed.
+    pub(super) labels: BTreeMap<String, Option<String>>,
+    /// A label that has another value may be changed.
+    pub(super) overwrite: bool,
+}
+
+/// What an object comes to.
+#[derive(Debug)]
+struct Plan {
+    kind: Kind,
+    name: String,
+    done: &'static str,
+    command: Option<Command>,
+    /// A guest that is made by it, with its memory in bytes.
+    makes: Option<(GuestName, Home, u64)>,
+    /// A guest that is ended by it.
+    ends: Option<(GuestName, GuestUid)>,
+    notes: Vec<String>,
+}
+
+pub(super) async fn apply(
+    group: &Group,
+    asked: Asked,
+    object: &Value,
+    namespace: Option<String>,
+    verb: Verb,
+) -> Answered {
+    let namespace = namespace.as_deref().unwrap_or(manifest::DEFAULT_NAMESPACE);
+    let (manifest, notes) = manifest::read_in(object, namespace).map_err(|error| invalid(&error))?;
+    let mut plan = plan(group, manifest, verb).await?;
+    plan.notes.splice(0..0, notes);
+    carry_out(group, asked, plan, verb.dry_run).await
+}
+
+fn invalid(error: &dyn std::error::Error) -> Problem {
+    let rule = "a manifest says what it is, and nothing about migration that is not known here";
+    refused(rule, error.to_string(), "docs/settings.md and docs/policies.md have examples")
+}
+
+async fn carry_out(group: &Group, asked: Asked, plan: Plan, dry_run: bool) -> Answered {
+    let Plan { kind, name, done, command, makes, ends, notes } = plan;
+    let applied = Applied { kind: kind.to_string(), name, done: done.to_owned(), dry_run, notes };
+    let Some(command) = command else { return json(&applied) };
+    if dry_run {
+        let stamped = Stamped { time_ms: now_ms(), request: None, command };
+        let tried = group.read(move |registry| registry.clone().apply(stamped).map(drop));
+        tried.await.ok_or_else(gone)?.map_err(NotAgreed::Refused)?;
+        return json(&applied);
+    }
+    let made = serde_json::to_string(&applied).ok();
+    asked.propose(group, made, command).await?;
+    if let Some((guest, Home { uid, node }, memory_bytes)) = makes {
+        acts::settle_in(group, &guest, (uid, node), memory_bytes).await?;
+    }
+    if let Some((guest, uid)) = ends {
+        acts::end(group, Asked::once(), None, &guest, uid).await?;
+    }
+    json(&applied)
+}
+
+async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Problem> {
+    let (kind, full) = (manifest.kind(), full_name(&manifest));
+    let simple = |there: bool, same: bool, command: Command| {
+        let done = match (there, same) {
+            (false, _) => "created",
+            (true, true) => "unchanged",
+            (true, false) => "configured",
+        };
+        let command = Some(command).filter(|_| done != "unchanged");
+        Plan { kind, name: full.clone(), done, command, makes: None, ends: None, notes: Vec::new() }
+    };
+    let plan = match manifest {
+        Manifest::Settings { settings, .. } => {
+            let (there, same) = (true, settings.clone());
+            let same = read(group, move |registry| registry.settings == same).await?;
+            simple(there, same, Command::PutSettings { settings })
+        }
+        Manifest::Policy { name, policy } => {
+            let (of, new) = (name.clone(), policy.clone());
+            let known =
+                read(group, move |registry| registry.policies.get(&of).map(|known| *known == new)).await?;
+            simple(known.is_some(), known == Some(true), Command::PutPolicy { name, policy })
+        }
+        Manifest::Namespace { name, labels } => {
+            let (of, new) = (name.clone(), labels.clone());
+            let known =
+                read(group, move |registry| registry.namespaces.get(&of).map(|known| *known == new)).await?;
+            simple(known.is_some(), known == Some(true), Command::PutNamespace { name, labels })
+        }
+        Manifest::Node { name, labels, cordoned } => {
+            let (of, new) = (name.clone(), (labels.clone(), cordoned));
+            let known = read(group, move |registry| {
+                let wish = registry.node_wishes.get(&of);
+                let same = wish.is_some_and(|wish| (&wish.labels, wish.cordoned) == (&new.0, new.1));
+                (wish.is_some() || registry.nodes.contains_key(&of), same)
+            });
+            let (there, same) = known.await?;
+            let change = NodeChange::Put { labels, cordoned };
+            simple(there, same, Command::Node { node: name, change })
+        }
+        Manifest::Machine { name, machine } => machine_plan(group, kind, full, name, machine).await?,
+        Manifest::Instance { name, labels, body } => {
+            instance_plan(group, kind, full, name, labels, body).await?
+        }
+        Manifest::Migration(wish) => migration_plan(group, kind, wish, verb).await?,
+    };
+    let is_settings = matches!(kind, Kind::HyperConverged | Kind::KubeVirt);
+    if verb.create && plan.done != "created" && !is_settings {
+        let message = format!("{} {} exists", plan.kind, plan.name);
+        return Err(refused(
+            "what is created is not there yet",
+            message,
+            "godwit apply changes what is there",
+        ));
+    }
+    Ok(plan)
+}
+
+async fn machine_plan(
+    group: &Group,
+    kind: Kind,
+    full: String,
+    name: GuestName,
+    machine: Machine,
+) -> Result<Plan, Problem> {
+    let (of, new) = (name.clone(), machine.clone());
+    let (known, guest) = read(group, move |registry| {
+        (registry.machines.get(&of).cloned(), registry.guest_named(&of).map(|(uid, _)| uid))
+    })
+    .await?;
+    let body = machine.body.clone().or_else(|| known.as_ref()?.body.clone());
+    let mut notes = Vec::new();
+    let makes = match (&body, guest) {
+        (Some(body), None) if machine.runs => {
+            Some((name.clone(), acts::home(group, None, body).await?, body.spec.memory_bytes))
+        }
+        _ => None,
+    };
+    let ends = guest.filter(|_| !machine.runs).map(|uid| (name.clone(), uid));
+    if ends.is_some() {
+        notes.push(format!("guest {name} runs and shall not: it is stopped"));
+    }
+    let same = known.as_ref().is_some_and(|known| {
+        let body = new.body.clone().or_else(|| known.body.clone());
+        *known == Machine { body, ..new }
+    });
+    let done = match (known.is_some() || guest.is_some(), same && makes.is_none() && ends.is_none()) {
+        (false, _) => "created",
+        (true, true) => "unchanged",
+        (true, false) => "configured",
+    };
+    let home = makes.as_ref().map(|(_, home, _)| home.clone());
+    let machine = Machine { body, ..machine };
+    let command = Some(Command::PutMachine { name, machine, home }).filter(|_| done != "unchanged");
+    Ok(Plan { kind, name: full, done, command, makes, ends, notes })
+}
+
+async fn instance_plan(
+    group: &Group,
+    kind: Kind,
+    full: String,
+    name: GuestName,
+    labels: Labels,
+    body: Option<Body>,
+) -> Result<Plan, Problem> {
+    let of = name.clone();
+    let known = read(group, move |registry| {
+        let (_, guest) = registry.guest_named(&of)?;
+        let template = registry.machines.get(&of).and_then(|machine| machine.template_labels.as_ref());
+        Some((guest.labels.clone(), guest.body.clone(), template.is_some()))
+    });
+    let known = known.await?;
+    let mut notes = Vec::new();
+    if known.as_ref().is_some_and(|(.., has_template)| *has_template) {
+        notes.push(format!("VirtualMachine {name} has labels in its template: those count, not these"));
+    }
+    let makes = match (&body, &known) {
+        (Some(body), None) => {
+            Some((name.clone(), acts::home(group, None, body).await?, body.spec.memory_bytes))
+        }
+        _ => None,
+    };
+    let same = known.as_ref().is_some_and(|(known_labels, known_body, _)| {
+        *known_labels == labels && body.as_ref().is_none_or(|body| body == known_body)
+    });
+    let done = match (known.is_some(), same) {
+        (false, _) => "created",
+        (true, true) => "unchanged",
+        (true, false) => "configured",
+    };
+    let home = makes.as_ref().map(|(_, home, _)| home.clone());
+    let command = Some(Command::PutInstance { name, labels, body, home }).filter(|_| done != "unchanged");
+    Ok(Plan { kind, name: full, done, command, makes, ends: None, notes })
+}
+
+async fn migration_plan(
+    group: &Group,
+    kind: Kind,
+    asked: MigrationWish,
+    verb: Verb,
+) -> Result<Plan, Problem> {
+    let MigrationWish { name, guest, selector, priority, unschedulable_timeout_seconds, .. } = asked;
+    let migration = match name {
+        NameWish::Named(name) => name,
+        NameWish::Generated(prefix) if verb.create => {
+            let random: [u8; 4] = files::random().map_err(|error| invalid(&error))?;
+            format!("{prefix}{:08x}", u32::from_ne_bytes(random)).parse().map_err(|error| invalid(&error))?
+        }
+        NameWish::Generated(_) => {
+            let message = "metadata.generateName makes another migration each time".to_owned();
+            return Err(refused(
+                "what is applied has a name",
+                message,
+                "godwit create -f FILE, or metadata.name",
+            ));
+        }
+    };
+    let mut wish = Wish { selector, ..Wish::default() };
+    wish.overrides.priority = priority;
+    wish.unschedulable_timeout_s = unschedulable_timeout_seconds.unwrap_or(wish.unschedulable_timeout_s);
+    let of = migration.clone();
+    let (uid, there) = read(group, {
+        let guest = guest.clone();
+        move |registry: &Registry| {
+            (registry.guest_named(&guest).map(|(uid, _)| uid), registry.guest_of(&of).is_some())
+        }
+    })
+    .await?;
+    let uid = uid.ok_or_else(|| super::no_guest(&guest))?;
+    // One that is there is proposed again all the same: whether it is the same one, the registry knows.
+    let done = if there { "unchanged" } else { "created" };
+    let command = Some(Command::Migrate { guest: uid, migration: migration.clone(), wish });
+    let name = migration.to_string();
+    Ok(Plan { kind, name, done, command, makes: None, ends: None, notes: Vec::new() })
+}
+
+// ---- delete, label -------------------------------------------------------------------------------------------------
+
+pub(super) async fn delete(
+    group: &Group,
+    asked: Asked,
+    kind: &str,
+    name: String,
+    namespace: Option<String>,
+    dry_run: bool,
+) -> Answered {
+    let kind: Kind = kind.parse().map_err(|error| invalid(&error))?;
+    let mut plan = Plan {
+        kind,
+        name: name.clone(),
+        done: "deleted",
+        command: None,
+        makes: None,
+        ends: None,
+        notes: Vec::new(),
+    };
+    match kind {
+        Kind::HyperConverged | Kind::KubeVirt => {
+            plan.notes.push("every setting has its default again".to_owned());
+            plan.command = Some(Command::PutSettings { settings: ClusterSettings::default() });
+        }
+        Kind::MigrationPolicy => {
+            let name = name.parse().map_err(|error| invalid(&error))?;
+            plan.command = Some(Command::DeletePolicy { name });
+        }
+        Kind::Namespace => plan.command = Some(Command::DeleteNamespace { name }),
+        Kind::Node => {
+            let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
+            if !dry_run {
+                acts::remove(group, asked, node).await?;
+                return json(&Applied {
+                    kind: kind.to_string(),
+                    name,
+                    done: "deleted".into(),
+                    dry_run,
+                    notes: vec![],
+                });
+            }
+            plan.command = Some(Command::RemoveNode { node });
+        }
+        Kind::VirtualMachine | Kind::VirtualMachineInstance => {
+            let guest = guest_name(&name, namespace)?;
+            let of = guest.clone();
+            let (uid, has_machine) = read(group, move |registry| {
+                (registry.guest_named(&of).map(|(uid, _)| uid), registry.machines.contains_key(&of))
+            })
+            .await?;
+            plan.name = guest.to_string();
+            plan.ends = uid.map(|uid| (guest.clone(), uid));
+            plan.command = match (has_machine, uid) {
+                (true, _) => Some(Command::DeleteMachine { name: guest }),
+                (false, Some(uid)) => {
+                    plan.ends = None;
+                    let entry = godwit_domain::ownership::Entry::Delete;
+                    if !dry_run {
+                        let made = None;
+                        acts::end(group, asked.clone(), made, &guest, uid).await?;
+                        let (kind, name) = (kind.to_string(), guest.to_string());
+                        return json(&Applied { kind, name, done: "deleted".into(), dry_run, notes: vec![] });
+                    }
+                    Some(Command::Guest { guest: uid, entry })
+                }
+                (false, None) => return Err(super::no_guest(&guest)),
+            };
+        }
+        Kind::VirtualMachineInstanceMigration => {
+            let migration: godwit_domain::MigrationId = name.parse().map_err(|error| invalid(&error))?;
+            let of = migration.clone();
+            let open = read(group, move |registry| {
+                let (_, guest) = registry.guest_of(&of)?;
+                Some(guest.ownership.phase_of(&of).is_some_and(|phase| !phase.is_over()))
+            });
+            match open.await?.ok_or_else(|| super::no_migration(&migration))? {
+                true if dry_run => plan.notes.push("it is not over: it would be cancelled".to_owned()),
+                true => {
+                    moves::cancel(group, asked.clone(), migration).await?;
+                    plan.notes.push("it was not over: it is cancelled".to_owned());
+                }
+                false => plan.command = Some(Command::ForgetMigration { migration }),
+            }
+        }
+    }
+    carry_out(group, asked, plan, dry_run).await
+}
+
+pub(super) async fn label(
+    group: &Group,
+    asked: Asked,
+    kind: &str,
+    name: String,
+    namespace: Option<String>,
+    change: Relabel,
+    dry_run: bool,
+) -> Answered {
+    let kind: Kind = kind.parse().map_err(|error| invalid(&error))?;
+    let mut notes = Vec::new();
+    let (name, command) = match kind {
+        Kind::Namespace => {
+            let of = name.clone();
+            let labels = read(group, move |registry| registry.namespaces.get(&of).cloned()).await?;
+            let labels = change.of(&labels.unwrap_or_default())?;
+            (name.clone(), Command::PutNamespace { name, labels })
+        }
+        Kind::Node => {
+            let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
+            let of = node.clone();
+            let known = read(group, move |registry| {
+                registry.nodes.contains_key(&of).then(|| {
+                    (
+                        registry.node_wishes.get(&of).cloned().unwrap_or_default(),
+                        registry.nodes[&of].labels.clone(),
+                    )
+                })
+            });
+            let (wish, of_config) = known.await?.ok_or_else(|| super::no_node(&node))?;
+            let labels = change.of(&wish.labels)?;
+            let stays =
+                change.labels.iter().find(|(key, value)| value.is_none() && of_config.contains_key(*key));
+            notes.extend(stays.map(|(key, _)| format!("label {key} is in the node's config: it stays")));
+            (name, Command::Node { node, change: NodeChange::Put { labels, cordoned: wish.cordoned } })
+        }
+        Kind::VirtualMachine => {
+            let guest = guest_name(&name, namespace)?;
+            let of = guest.clone();
+            let machine = read(group, move |registry| registry.machines.get(&of).cloned()).await?;
+            let missing = || Problem::from(NotAgreed::Refused(Refusal::NoMachine(guest.clone())));
+            let machine = machine.ok_or_else(missing)?;
+            let labels = change.of(&machine.labels)?;
+            notes.push(
+                "no policy looks at a VirtualMachine's own labels: spec.template.metadata.labels count"
+                    .to_owned(),
+            );
+            let machine = Machine { labels, ..machine };
+            (guest.to_string(), Command::PutMachine { name: guest, machine, home: None })
+        }
+        Kind::VirtualMachineInstance => {
+            let guest = guest_name(&name, namespace)?;
+            let of = guest.clone();
+            let labels =
+                read(group, move |registry| Some(registry.guest_named(&of)?.1.labels.clone())).await?;
+            let labels = change.of(&labels.ok_or_else(|| super::no_guest(&guest))?)?;
+            (guest.to_string(), Command::PutInstance { name: guest, labels, body: None, home: None })
+        }
+        Kind::HyperConverged
+        | Kind::KubeVirt
+        | Kind::MigrationPolicy
+        | Kind::VirtualMachineInstanceMigration => {
+            let message = format!("labels of a {kind} are not kept: nothing selects by them");
+            return Err(refused(
+                "labels are those of ns, no, vm and vmi",
+                message,
+                "godwit edit changes the object",
+            ));
+        }
+    };
+    let plan = Plan { kind, name, done: "labeled", command: Some(command), makes: None, ends: None, notes };
+    carry_out(group, asked, plan, dry_run).await
+}
+
+impl Relabel {
+    fn of(&self, labels: &Labels) -> Result<Labels, Problem> {
+        let mut changed = labels.clone();
+        for (key, value) in &self.labels {
+            match (value, labels.get(key)) {
+                (Some(value), Some(known)) if value != known && !self.overwrite => {
+                    let message = format!("label {key} is {known:?}");
+                    return Err(refused(
+                        "a label that is there is not changed by chance",
+                        message,
+                        "--overwrite",
+                    ));
+                }
+                (Some(value), _) => {
+                    changed.insert(key.clone(), value.clone());
+                }
+                (None, _) => {
+                    changed.remove(key);
+                }
+            }
+        }
+        Ok(changed)
+    }
+}
+
+// ---- helpers -------------------------------------------------------------------------------------------------------
+
+pub(super) fn guest_name(name: &str, namespace: Option<String>) -> Result<GuestName, Problem> {
+    let full = match namespace {
+        Some(namespace) if !name.contains('/') => format!("{namespace}/{name}"),
+        _ => name.to_owned(),
+    };
+    full.parse().map_err(|error: godwit_domain::ids::NameError| {
+        Problem::new(Code::Refused, "a name is a DNS label", error.to_string(), "godwit get vmi -A")
+    })
+}
+
+fn full_name(manifest: &Manifest) -> String {
+    match (manifest.namespace(), manifest.kind().is_namespaced()) {
+        (Some(namespace), true) => format!("{namespace}/{}", manifest.name()),
+        _ => manifest.name(),
+    }
+}
+
+async fn read<R: Send + 'static>(
+    group: &Group,
+    look: impl FnOnce(&Registry) -> R + Send + 'static,
+) -> Result<R, Problem> {
+    group.read(look).await.ok_or_else(gone)
+}
