@@ -1,0 +1,90 @@
+//! How a migration goes, and what was measured of it.
+
+use godwit_domain::progress::{Measured, Progress, SourceReport};
+
+use super::units::{bytes, micros, millis, rate};
+use super::{NOTHING, facts};
+
+/// How it does, in one line.
+pub fn in_short(progress: &Progress) -> String {
+    let left = progress.left_bytes.saturating_add(progress.dirty_bytes);
+    // Before anything has arrived there is nothing to predict from.
+    let downtime = match progress.send_rate {
+        0 => "not known yet".to_owned(),
+        _ => millis(progress.predicted_downtime_ms),
+    };
+    format!(
+        "round {}, {} left, {} out, {} written, downtime now {downtime}",
+        progress.round,
+        bytes(left),
+        rate(progress.send_rate),
+        rate(progress.dirty_rate)
+    )
+}
+
+/// Everything that its source has said.
+pub(super) fn progress_of(progress: &Progress) -> String {
+    let Progress {
+        round,
+        switching_over,
+        waits_for_quorum,
+        left_bytes,
+        dirty_bytes,
+        wire_bytes,
+        send_rate,
+        dirty_rate,
+        predicted_downtime_ms,
+    } = progress;
+    let stands = match (switching_over, waits_for_quorum) {
+        (true, _) => "switching over: the guest stands still",
+        (false, true) => "waits for a quorum to switch over",
+        (false, false) => "copies while the guest runs",
+    };
+    let predicted = if *send_rate == 0 { NOTHING.to_owned() } else { millis(*predicted_downtime_ms) };
+    facts([
+        ("does", stands.to_owned()),
+        ("round", round.to_string()),
+        ("left in this round", bytes(*left_bytes)),
+        ("written again since", bytes(*dirty_bytes)),
+        ("sent so far", bytes(*wire_bytes)),
+        ("arrives at", rate(*send_rate)),
+        ("the guest writes at", rate(*dirty_rate)),
+        ("predicted downtime", predicted),
+    ])
+}
+
+/// What was measured; nothing before there is something.
+pub(super) fn measured_of(measured: &Measured) -> String {
+    let Measured { source, resume_us } = measured;
+    let mut all = Vec::new();
+    if let Some(report) = source {
+        let SourceReport {
+            total_us,
+            pause_us,
+            state_us,
+            commit_us,
+            rounds,
+            wire_bytes,
+            raw_pages,
+            zero_pages,
+            skipped_pages,
+            last_round_pages,
+            predicted_downtime_us,
+        } = report;
+        all = vec![
+            ("total", micros(*total_us)),
+            ("pause", micros(*pause_us)),
+            ("state", micros(*state_us)),
+            ("commit", micros(*commit_us)),
+            ("predicted downtime", micros(*predicted_downtime_us)),
+            ("rounds", rounds.to_string()),
+            ("bytes on the wire", bytes(*wire_bytes)),
+            ("pages sent", raw_pages.to_string()),
+            ("pages sent as zeros", zero_pages.to_string()),
+            ("pages left out, written again", skipped_pages.to_string()),
+            ("pages of the last round", last_round_pages.to_string()),
+        ];
+    }
+    all.extend(resume_us.map(|us| ("resume", micros(us))));
+    if all.is_empty() { String::new() } else { facts(all) }
+}
