@@ -26,8 +26,8 @@ pub enum GaveUp {
     CompletionTimeout(Duration),
     /// It has passed, and pausing to finish is allowed, but would take longer than one more deadline.
     #[error(
-        "CompletionTimeout: not complete after {}, and the guest is not paused to finish: that takes {}, which is more \
-         than the {} left of one more deadline; raise completionTimeoutPerGiB or the bandwidth",
+        "CompletionTimeout: not complete after {}, and pausing the guest to finish takes {}, which is more than the {} \
+         left of one more deadline; raise completionTimeoutPerGiB or the bandwidth",
         Seconds(*limit), Seconds(*predicted), Seconds(*left)
     )]
     PauseDoesNotFit {
@@ -87,8 +87,8 @@ pub fn at_deadline(allowed: Allowed) -> AtDeadline {
     }
 }
 
-/// Before a guest is paused to finish: a pause that can not end within one more deadline is not begun. `overdue`: how
-/// long ago the deadline `limit` passed.
+/// Before a guest is paused to finish, and once it stands still and all that it wrote is known: a pause that can not
+/// end within one more deadline is not begun, or not gone on with. `overdue`: how long ago the deadline `limit` passed.
 pub fn pause_fits(now: &Standing, limit: Duration, overdue: Duration) -> Result<(), GaveUp> {
     let (predicted, left) = (now.predicted_downtime(), limit.saturating_sub(overdue));
     if predicted <= left { Ok(()) } else { Err(GaveUp::PauseDoesNotFit { limit, predicted, left }) }

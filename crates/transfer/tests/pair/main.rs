@@ -6,13 +6,15 @@
 //!   proposals reach the log in any order, views reach each side late
 //! ```
 //!
-//! At every step: the guest runs on one side at most, and only under a licence. When it starts at the target:
+//! At every step: the guest runs on one side at most, and only under a licence; a copy that was given up sends nothing
+//! more and pauses nobody. When it starts at the target:
 //! what is there is the memory as it stood at the pause. In the end: it runs somewhere.
 //!
 //! A failing seed prints its line: `GODWIT_SEED=N cargo test -p godwit-transfer --test pair`.
 
 #![expect(clippy::print_stdout, reason = "what a test prints is for its reader")]
 
+mod deadlines;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};
@@ -28,6 +30,7 @@ const STEPS_MAX: usize = 40_000;
 enum Ending {
     Moved(Mode),
     Stayed,
+    Cancelled,
 }
 
 /// Runs one seed to its end. Returns what came of it and a hash of everything that happened.
@@ -41,7 +44,8 @@ fn run(seed: u64) -> (Ending, u64) {
                 Ending::Moved(world.mode)
             } else {
                 assert!(world.source_runs, "after a failure the guest runs at the source");
-                Ending::Stayed
+                assert_eq!(world.throttle, 0, "and is not throttled any more");
+                if world.is_cancelled() { Ending::Cancelled } else { Ending::Stayed }
             };
             return (ending, world.trace.finish());
         }
@@ -74,13 +78,14 @@ fn memory_arrives_whole_in_every_interleaving() {
             Ending::Moved(Mode::StopAndCopy) => "moved",
             Ending::Moved(Mode::PostCopy) => "moved by post-copy",
             Ending::Stayed => "stayed",
+            Ending::Cancelled => "cancelled at a time limit",
         };
         *endings.entry(name).or_insert(0) += 1;
     }
     println!("{} distinct interleavings: {endings:?}", distinct.len());
     if seeds().count() > 1 {
         assert_eq!(distinct.len() as u64, SEEDS, "every seed is another interleaving");
-        assert_eq!(endings.len(), 3, "every kind of ending was met");
+        assert_eq!(endings.len(), 4, "every kind of ending was met");
     }
 }
 
