@@ -4,12 +4,12 @@
 //!   64 MiB, half of them written all the time ── 32 MiB/s ──▶ never fits into 300 ms
 //!     nothing allowed            Cancelled at the deadline, and the guest has not noticed
 //!     allowWorkloadDisruption    paused to finish: a long pause, and nothing lost
-//!     allowAutoConverge          throttled until it fits, and free again at the target
+//!     allowAutoConverge          throttled until it fits, and free again: at the target, or when its node comes back
 //! ```
 
 use std::time::Duration;
 
-use godwit::lab::cluster::Moved;
+use godwit::lab::cluster::{Cluster, Moved};
 use godwit::lab::monotonic_ns;
 use godwit_domain::progress::Course;
 use godwit_domain::{GuestSpec, Overrides};
@@ -29,7 +29,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     stories![
         where_nothing_is_allowed_a_guest_that_writes_too_fast_stays_undisturbed,
         where_disruption_is_allowed_it_is_paused_to_finish,
-        where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_target
+        where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_target,
+        a_throttled_guest_whose_node_has_died_is_free_again_when_it_is_found
     ]
 }
 
@@ -115,4 +116,34 @@ async fn where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_ta
         "it was throttled so that it need not stand still: {longest:?}"
     );
     Ok(())
+}
+
+/// The target dies as well, so that no new session is there to take the throttle back.
+async fn a_throttled_guest_whose_node_has_died_is_free_again_when_it_is_found(world: &mut World) -> Outcome {
+    world.announce(&["did not begin", "giving up", "migration failed"]);
+    world.three_with(busy()).await?;
+    let since = monotonic_ns();
+    let allowed = Overrides { allow_auto_converge: Some(true), ..limited_to(BANDWIDTH) };
+    let asked = world.ask_for("node-b", allowed).await?;
+    let throttle = async |cluster: &Cluster| Some(cluster.stats(&guest()).await.ok()?.throttle_percent);
+    world
+        .comes("it is throttled", async |cluster| throttle(cluster).await.filter(|percent| *percent > 0))
+        .await;
+    for name in ["node-a", "node-b"] {
+        world.cluster.kill_node(&node(name)).await?;
+    }
+    world.cluster.restart_node(&node("node-a")).await?;
+    world
+        .comes("it is free again", async |cluster| throttle(cluster).await.filter(|percent| *percent == 0))
+        .await;
+    world.cluster.restart_node(&node("node-b")).await?;
+    let over =
+        async |cluster: &Cluster| cluster.migration(&asked.row.name).await.ok().filter(|detail| detail.over);
+    let ended = world.comes("it is over", over).await;
+    assert_eq!(ended.row.phase, "Failed", "{ended:?}");
+    world.runs_under_the_agreed_epoch().await?;
+    assert_eq!(world.wrong_pages().await?, 0);
+    let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
+    assert_eq!(seen.lost, 0, "{seen:?}");
+    world.runner_goes("node-b").await
 }

@@ -20,8 +20,11 @@ impl SourceSession {
         }
         self.stage = Stage::Closing { state: state.clone(), proposed: false };
         self.begin_round(now);
-        self.final_round = Some(self.rounds.round());
-        self.send_final(&state);
+        // Unless there is no further round, and it has ended instead.
+        if matches!(self.stage, Stage::Closing { .. }) {
+            self.final_round = Some(self.rounds.round());
+            self.send_final(&state);
+        }
     }
 
     /// The device state, the stamps that the target must hold at the end, and the frame that closes.

@@ -24,13 +24,14 @@
 
 mod closing;
 mod deadline;
+mod ending;
 mod rounds;
 mod standing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use godwit_domain::ownership::{Ownership, Phase, Side};
+use godwit_domain::ownership::Side;
 use godwit_domain::precopy::{self, AtDeadline, GaveUp, Limits, Standing, Throttle, Verdict};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
 use godwit_memory::PageSet;
@@ -247,47 +248,6 @@ impl SourceSession {
         self.close_if_ready(now);
     }
 
-    /// This is agreed about the guest. The only thing that ends a pause.
-    pub fn view(&mut self, ownership: &Ownership) {
-        let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.setup.migration);
-        if ownership.epoch <= self.setup.epoch && ours.is_some_and(|attempt| !attempt.phase.is_over()) {
-            return;
-        }
-        match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
-            (_, Stage::Over) => {}
-            (
-                Some(Phase::HandedOver { .. }),
-                Stage::Closing { state, .. } | Stage::Ending { state: Some(state), .. },
-            ) => self.stage = Stage::HandedOver { state },
-            (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
-            // A pause was called off that an earlier process had made: the guest runs on under the next epoch.
-            (Some(Phase::Copying { .. }), Stage::Copying) => {
-                self.setup.epoch = ownership.epoch;
-                self.actions.push_back(Action::Resume(ownership.epoch));
-                self.stage = Stage::Copying;
-            }
-            (
-                Some(
-                    Phase::Preparing { .. }
-                    | Phase::Copying { .. }
-                    | Phase::HandedOver { .. }
-                    | Phase::PostCopy { .. },
-                ),
-                stage,
-            ) => self.stage = stage,
-            (Some(Phase::Failed { reason } | Phase::Cancelled { reason }), _) => {
-                self.ended(ownership, reason.clone());
-            }
-            (Some(Phase::Pending), _) => self.ended(ownership, "the target declined".into()),
-            (None, _) => self.ended(ownership, "another migration of this guest has begun".into()),
-        }
-    }
-
-    /// It can not go on, for this reason. The guest stays as it is until the log has spoken.
-    pub fn fail(&mut self, reason: String) {
-        self.end(Side::Source, reason);
-    }
-
     /// A quorum of the control group has answered a question that was asked then.
     pub fn quorum_answered(&mut self, asked: Duration) {
         self.quorum_asked = self.quorum_asked.max(Some(asked));
@@ -482,35 +442,6 @@ impl SourceSession {
 
     fn quorum_is_there(&self, now: Duration) -> bool {
         self.quorum_asked.is_some_and(|asked| now.saturating_sub(asked) <= QUORUM_AGE_MAX)
-    }
-
-    fn end(&mut self, side: Side, reason: String) {
-        let (stopped, state) = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Copying => (false, None),
-            Stage::Stopping { .. } => (true, None),
-            Stage::Closing { state, .. } => (true, Some(state)),
-            // Nothing to propose: the target owns the guest, or the end was proposed already.
-            stage @ (Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over) => {
-                self.stage = stage;
-                return;
-            }
-        };
-        // A guest that was not told yet is not told at all.
-        let told = !self.actions.iter().any(|action| matches!(action, Action::Pause(_)));
-        self.actions.retain(|action| !matches!(action, Action::Pause(_)));
-        self.stage = Stage::Ending { stopped: stopped && told, state };
-        self.waits_for_quorum = false;
-        self.unthrottle();
-        self.actions.push_back(Action::ProposeEnd(side, reason));
-    }
-
-    fn ended(&mut self, ownership: &Ownership, reason: String) {
-        self.stage = Stage::Over;
-        self.unthrottle();
-        if ownership.licenses(self.setup.instance) {
-            self.actions.push_back(Action::Resume(ownership.epoch));
-        }
-        self.actions.push_back(Action::Finish(Err(reason)));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Ownership, Phase};
 use godwit_domain::precopy::{Allowed, Limits};
+use godwit_domain::progress::Course;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
 use godwit_transfer::source::{self, Plan, Setup, SourceSession};
@@ -47,6 +48,7 @@ pub(crate) struct World {
     source_done: Option<Result<(), String>>,
     /// Percent of its time that is taken from the guest here.
     pub(crate) throttle: u8,
+    pub(crate) paused_to_finish: bool,
     gave_up: bool,
     session: u64,
     pub(crate) mode: Mode,
@@ -77,7 +79,7 @@ fn limits(random: &mut fastrand::Rng) -> Limits {
     let allowed = Allowed { post_copy: allowed.pause && random.bool(), ..allowed };
     Limits {
         downtime_max: Duration::from_millis(60),
-        completion_timeout: (random.u32(0..8) == 0).then(|| Duration::from_millis(random.u64(50..1500))),
+        completion_timeout: (random.u32(0..4) == 0).then(|| Duration::from_millis(random.u64(50..1500))),
         allowed,
         ..Limits::defaults_for(PAGES.bytes())
     }
@@ -124,6 +126,7 @@ impl World {
             source_link: None,
             source_done: None,
             throttle: 0,
+            paused_to_finish: false,
             gave_up: false,
             session: 1,
             mode,
@@ -224,6 +227,8 @@ impl World {
                 assert_eq!(epoch, self.log.epoch.min(epoch), "pauses an epoch that is known");
                 let silent = self.now.saturating_sub(self.quorum);
                 assert!(silent <= source::QUORUM_AGE_MAX, "paused without a quorum for {silent:?}");
+                let course = self.source.snapshot(self.now).course;
+                self.paused_to_finish = matches!(course, Course::PausesToFinish | Course::PausesForPostCopy);
                 self.sealed = epoch;
                 self.pausing = true;
             }
