@@ -9,6 +9,7 @@
 //!   quorum      the group is cut, or has no quorum
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
+//!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
 //!   identities  who may speak to a node
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
 //!   commands    configs and the command line
@@ -22,6 +23,8 @@
 mod bandwidth;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/deadlines.rs"]
+mod deadlines;
 #[path = "cluster/deaths.rs"]
 mod deaths;
 #[path = "cluster/hostile.rs"]
@@ -60,6 +63,7 @@ fn main() {
         quorum::trials(),
         inputs::trials(),
         bandwidth::trials(),
+        deadlines::trials(),
         identities::trials(),
         hostile::trials(),
         hostile_target::trials(),

@@ -128,14 +128,20 @@ impl Puppet {
         on: &str,
         spec: GuestSpec,
     ) -> Result<(), Refusal> {
-        self.apply(Command::CreateGuest { uid, name, node: node(on), spec })
+        self.apply(Command::PutInstance {
+            name,
+            labels: Labels::new(),
+            body: Some(Body::of(spec)),
+            home: Some(Home { uid, node: node(on) }),
+        })
     }
 
     /// Has it agreed that a guest shall go to this node now.
     pub(crate) fn send(&self, guest: GuestUid, migration: &MigrationId, target: &str) -> Result<(), Refusal> {
         let (migration, target) = (migration.clone(), node(target));
         let (asked, overrides) = (Some(target.clone()), unlimited());
-        self.apply(Command::Migrate { guest, migration: migration.clone(), target: asked, overrides })?;
+        let wish = Wish { target: asked, overrides, ..Wish::default() };
+        self.apply(Command::Migrate { guest, migration: migration.clone(), wish })?;
         self.apply(Command::Admit { guest, migration, target })
     }
 
@@ -361,9 +367,9 @@ fn concerned(
         let view = GuestView {
             uid: *uid,
             name: guest.name.clone(),
-            spec: guest.spec.clone(),
+            spec: guest.spec().clone(),
             ownership: guest.ownership.clone(),
-            settings: guest.settings(),
+            settings: registry.settings_of(guest),
             target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
             network: None,
         };

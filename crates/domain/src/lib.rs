@@ -5,7 +5,8 @@
 //!   agent                             what a node owes about a guest
 //!   ownership                         who may run a guest: licences, epochs, entries
 //!   registry                          what the cluster agrees on: nodes, guests, admission
-//!   precopy                           another round, switch over, or give up
+//!   precopy                           another round, switch over, throttle, pause, or give up
+//!   share                             one node's bandwidth between its migrations
 //!   machine                           a guest as manifests describe it
 //!   labels, policy                    which policy a guest gets, and why not another
 //!   settings, guest, progress         what a migration and a guest are told, and how it goes
@@ -29,6 +30,7 @@ pub mod progress;
 pub mod quantity;
 pub mod registry;
 pub mod settings;
+pub mod share;
 pub mod units;
 
 pub use guest::GuestSpec;

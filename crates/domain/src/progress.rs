@@ -2,6 +2,25 @@
 
 use serde::{Deserialize, Serialize};
 
+/// What is done about a guest that writes while its memory is copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Course {
+    /// Rounds go on until the rest fits into the allowed downtime.
+    #[default]
+    Rounds,
+    /// The same, and the guest is throttled.
+    Throttled,
+    /// The rest fits: the guest is stopped and the last round goes.
+    SwitchesOver,
+    /// The deadline has passed: the guest is paused to finish, or will be as soon as a quorum answers.
+    PausesToFinish,
+    /// The same in place of post-copy, which is decided, and which this build does not do.
+    PausesForPostCopy,
+    /// It is over as far as the source can say; the log has the last word.
+    Ends,
+}
+
 /// A running migration in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -23,6 +42,10 @@ pub struct Progress {
     pub dirty_rate: u64,
     /// How long the guest would stand still if stopped now, in milliseconds.
     pub predicted_downtime_ms: u64,
+    /// Percent of its time that is taken from the guest, 0 to 80.
+    pub throttle_percent: u8,
+    /// What is done to bring it to an end.
+    pub course: Course,
 }
 
 /// What was measured of a migration that succeeded. Durations only: two hosts' clocks are never compared.
@@ -59,4 +82,8 @@ pub struct SourceReport {
     pub last_round_pages: u64,
     /// Downtime as it was predicted when the guest was stopped, in microseconds.
     pub predicted_downtime_us: u64,
+    /// The most that was taken from the guest's time to let the copy converge, in percent.
+    pub throttle_percent_max: u8,
+    /// The guest was paused at the deadline though that took longer than `maxDowntimeMs`.
+    pub paused_to_finish: bool,
 }

@@ -276,6 +276,11 @@ impl Runner {
         self.do_it("resume", Command::Resume { epoch }).await
     }
 
+    /// Takes so many percent of its time from the guest's writers, 0 to 99. It stays so until another is asked for.
+    pub async fn throttle(&self, percent: u8) -> Result<(), ClientError> {
+        self.do_it("throttle", Command::Throttle { percent }).await
+    }
+
     /// Compares every page with what it must hold.
     pub async fn verify(&self) -> Result<Verified, ClientError> {
         match self.ask("verify", Command::Verify, VERIFY_TIMEOUT).await? {

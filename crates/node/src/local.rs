@@ -206,7 +206,10 @@ impl Runners {
                 Err(error) => Err(drive::chain(&error)),
             };
             match reached {
-                Ok(found) => sought.found.push(found),
+                Ok(found) => {
+                    run_freely(&found.1).await;
+                    sought.found.push(found);
+                }
                 Err(error) => {
                     tracing::error!(dir = %dir.display(), error, "a runner is not reached; it is tried again");
                     sought.unreached.push(dir);
@@ -311,6 +314,14 @@ fn arguments(role: &Role<'_>) -> Vec<String> {
     arguments
 }
 
+/// A process that is gone may have throttled it, for a migration that nobody will end any more.
+async fn run_freely(attached: &Attached) {
+    if let Err(error) = attached.runner.throttle(0).await {
+        let (guest, instance) = (&attached.hello.guest, attached.hello.instance);
+        tracing::warn!(%guest, %instance, error = drive::chain(&error), "a guest that was found may be throttled");
+    }
+}
+
 async fn attach(dir: PathBuf) -> Result<Attached, LocalError> {
     // It waits for a Hello with blocking reads: not on a thread that serves others.
     let handle = tokio::runtime::Handle::current();
@@ -348,6 +359,10 @@ impl drive::Runner for Handle {
 
     async fn load(&self, epoch: Epoch, state: Vec<u8>) -> Result<(), RunnerError> {
         self.0.load(epoch, state).await.map_err(boxed)
+    }
+
+    async fn throttle(&self, percent: u8) -> Result<(), RunnerError> {
+        self.0.throttle(percent).await.map_err(boxed)
     }
 
     async fn resume(&self, epoch: Epoch) -> Result<(), RunnerError> {

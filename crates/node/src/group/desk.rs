@@ -36,7 +36,7 @@ use asked::Asked;
 use objects::Verb;
 use problem::{gone, no_guest, no_migration, no_node};
 
-pub(super) use moves::free_name;
+pub(crate) use moves::free_name;
 
 /// How long ago a quorum must have answered for a leader's word to be the present truth.
 const QUORUM_AGE_MAX: Duration = Duration::from_secs(2);
@@ -87,7 +87,7 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
     }
     let Request { act, request_id, .. } = request;
     let asked = Asked::new(request_id.filter(|_| !only_looks(&act)), &act)?;
-    if let Some(earlier) = asked.earlier(group).await? {
+    if let Some(earlier) = asked.clone().earlier(group).await? {
         return again(group, act, earlier.made).await;
     }
     match act {
@@ -245,7 +245,7 @@ fn migrations(registry: &Registry, beside: &Beside) -> Vec<godwit_wire::admin::M
             .collect::<Vec<_>>()
     };
     let all = registry.guests.values().flat_map(|guest| {
-        of(guest).into_iter().filter_map(move |name| rows::migration_row(registry, beside, guest, &name))
+        of(guest).into_iter().filter_map(move |name| rows::migration_row(beside, guest, &name))
     });
     let mut rows: Vec<_> = all.collect();
     rows.sort_by(|a, b| (a.asked_ms, &a.name).cmp(&(b.asked_ms, &b.name)));

@@ -130,9 +130,7 @@ pub(super) fn node_detail(registry: &Registry, beside: &Beside, name: &NodeName)
     let node = registry.nodes.get(name)?;
     let mut leaving: Vec<MigrationRow> = registry
         .owned_by(name)
-        .filter_map(|(_, guest)| {
-            migration_row(registry, beside, guest, &guest.ownership.attempt.as_ref()?.migration)
-        })
+        .filter_map(|(_, guest)| migration_row(beside, guest, &guest.ownership.attempt.as_ref()?.migration))
         .filter(|row| !is_over(&row.phase))
         .collect();
     leaving.sort_by_key(|row| (row.queue_position, row.asked_ms));
@@ -153,7 +151,7 @@ pub(super) fn drain_detail(registry: &Registry, beside: &Beside, name: &NodeName
     let drain = registry.drains.get(name)?;
     let left: Vec<DrainGuest> = registry
         .touched_by(name)
-        .filter_map(|(uid, guest)| drain_guest(registry, beside, (name, drain), uid, guest))
+        .filter_map(|(uid, guest)| drain_guest(beside, (name, drain), uid, guest))
         .collect();
     let state = match (drain.cancelled, left.is_empty()) {
         (true, _) => "cancelled",
@@ -166,7 +164,6 @@ pub(super) fn drain_detail(registry: &Registry, beside: &Beside, name: &NodeName
 
 /// A guest that is still on a drained node, and why.
 fn drain_guest(
-    registry: &Registry,
     beside: &Beside,
     (node, drain): (&NodeName, &Drain),
     uid: GuestUid,
@@ -275,17 +272,12 @@ pub(super) fn guest_detail(
         labels: registry.subject(guest).guest.clone(),
         node_selector: guest.body.node_selector.clone(),
         policy: registry.in_force(guest).policy,
-        migrations: names.filter_map(|name| migration_row(registry, beside, guest, name)).collect(),
+        migrations: names.filter_map(|name| migration_row(beside, guest, name)).collect(),
     }
 }
 
 /// A migration in a list.
-pub(super) fn migration_row(
-    registry: &Registry,
-    beside: &Beside,
-    guest: &Guest,
-    name: &MigrationId,
-) -> Option<MigrationRow> {
+pub(super) fn migration_row(beside: &Beside, guest: &Guest, name: &MigrationId) -> Option<MigrationRow> {
     let (attempt, record) = guest.migration(name)?;
     let (phase, detail) = phase(beside, attempt);
     let (source, target) = match &record.route {
@@ -392,7 +384,7 @@ pub(super) fn migration_detail(
     // What held for one that is over is not known any more: its changes are.
     let settings = if over { BTreeMap::new() } else { settings_rows(&registry.in_force(guest).resolved) };
     Some(MigrationDetail {
-        row: migration_row(registry, beside, guest, name)?,
+        row: migration_row(beside, guest, name)?,
         over,
         asked_target: record.wish.target.clone(),
         asked_selector: record.wish.selector.clone(),

@@ -46,6 +46,8 @@ pub trait Runner: Send + Sync + 'static {
     fn save(&self) -> impl Future<Output = Result<Vec<u8>, RunnerError>> + Send;
     /// Take a device state; start nothing.
     fn load(&self, epoch: Epoch, state: Vec<u8>) -> impl Future<Output = Result<(), RunnerError>> + Send;
+    /// Take so many percent of its time from the guest, 0 to 99. 0 lets it run freely.
+    fn throttle(&self, percent: u8) -> impl Future<Output = Result<(), RunnerError>> + Send;
     /// Run, or note the new epoch if it runs.
     fn resume(&self, epoch: Epoch) -> impl Future<Output = Result<(), RunnerError>> + Send;
     /// Whether it runs under this epoch or a later one: asked when nobody heard the answer to a resume.

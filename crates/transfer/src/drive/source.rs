@@ -4,8 +4,8 @@ mod hands;
 
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Phase, Side};
-use godwit_domain::progress::{Progress, SourceReport};
+use godwit_domain::ownership::{Entry, Phase};
+use godwit_domain::progress::{Course, Progress, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
@@ -26,6 +26,8 @@ use hands::{MemoryWorker, command, hear_frames, planted, send_batches};
 const PLANS_OPEN_MAX: usize = 3;
 /// Events that may wait for the driver: an answer to each thing it has asked for, and room for frames.
 const EVENTS_MAX: usize = 32;
+/// Jobs that may wait for the runner: every step of a throttle, and pause, save, let run freely, resume.
+const RUNNER_JOBS_MAX: usize = 12;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -53,6 +55,8 @@ enum Event {
     Scanned(PageSet),
     Paused,
     Saved(Vec<u8>),
+    /// So many percent of its time are taken from the guest.
+    Throttled(u8),
     Sent {
         raw_pages: u64,
         zero_pages: u64,
@@ -71,6 +75,7 @@ enum MemoryJob {
 enum RunnerJob {
     Pause(godwit_domain::Epoch),
     Save,
+    Throttle(u8),
     Resume(godwit_domain::Epoch),
 }
 
@@ -104,6 +109,8 @@ struct Driver {
     times: Times,
     closing: Closing,
     waits_for_quorum: bool,
+    /// What was last asked of the runner, in percent.
+    throttle: u8,
     progress_at: Duration,
 }
 
@@ -133,7 +140,7 @@ impl Driver {
         limiter.change(&connection, |_, _| {});
         let (memory_jobs, jobs) = mpsc::channel(PLANS_OPEN_MAX + 2);
         let (encoded, batches) = mpsc::channel(1);
-        let (runner_jobs, orders) = mpsc::channel(4);
+        let (runner_jobs, orders) = mpsc::channel(RUNNER_JOBS_MAX);
         let (control, hear) = control;
         let reader = Reader::new(memory, setup.session);
         let pages = setup.pages;
@@ -168,6 +175,7 @@ impl Driver {
             times: Times::default(),
             closing: Closing::Kept,
             waits_for_quorum: false,
+            throttle: 0,
             progress_at: Duration::ZERO,
         }
     }
@@ -209,20 +217,23 @@ impl Driver {
             Action::Scan => self.ask_memory(MemoryJob::Scan),
             Action::Pause(epoch) => {
                 self.times.pause = Some(self.clock.now());
-                let predicted = self.session.snapshot(self.clock.now()).predicted_downtime;
-                self.report.predicted_downtime_us = micros(predicted);
-                tracing::info!(%epoch, predicted_downtime_ms = predicted.as_millis(), "switching over");
+                let snapshot = self.session.snapshot(self.clock.now());
+                self.report.predicted_downtime_us = micros(snapshot.predicted_downtime);
+                self.report.paused_to_finish = why_paused(snapshot.course).is_some();
+                let why = why_paused(snapshot.course).unwrap_or("the rest fits into the allowed downtime");
+                let predicted_downtime_ms = snapshot.predicted_downtime.as_millis();
+                tracing::info!(%epoch, predicted_downtime_ms, why, "switching over");
                 self.ask_runner(RunnerJob::Pause(epoch));
             }
+            Action::Throttle(percent) => self.throttle(percent),
             Action::Save => self.ask_runner(RunnerJob::Save),
             Action::Resume(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
             Action::ProposeHandOver(epoch, mode) => {
                 self.propose(Entry::HandOver { migration: self.migration.clone(), epoch, mode }).await;
             }
-            Action::ProposeEnd(reason) => {
+            Action::ProposeEnd(side, reason) => {
                 tracing::warn!(reason, "giving up");
-                self.propose(Entry::End { migration: self.migration.clone(), side: Side::Source, reason })
-                    .await;
+                self.propose(Entry::End { migration: self.migration.clone(), side, reason }).await;
             }
             Action::Finish(outcome) => return Some(self.finish(outcome)),
         }
@@ -247,6 +258,10 @@ impl Driver {
             }
             Event::Paused => self.session.paused(),
             Event::Saved(state) => self.session.saved(now, state),
+            Event::Throttled(percent) => {
+                self.session.throttled(percent);
+                self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
+            }
             Event::Sent { raw_pages, zero_pages } => {
                 self.plans_open = self.plans_open.saturating_sub(1);
                 self.report.raw_pages += raw_pages;
@@ -353,6 +368,14 @@ impl Driver {
         }
     }
 
+    fn throttle(&mut self, percent: u8) {
+        if percent != self.throttle {
+            tracing::info!(percent, "the guest is throttled");
+        }
+        self.throttle = percent;
+        self.ask_runner(RunnerJob::Throttle(percent));
+    }
+
     fn tell_progress(&mut self) {
         let now = self.clock.now();
         if now < self.progress_at {
@@ -376,6 +399,8 @@ impl Driver {
             send_rate: snapshot.send_rate,
             dirty_rate: snapshot.dirty_rate,
             predicted_downtime_ms: u64::try_from(snapshot.predicted_downtime.as_millis()).unwrap_or(u64::MAX),
+            throttle_percent: snapshot.throttle_percent,
+            course: snapshot.course,
         };
         // Only the newest is worth anything: what does not fit is left out.
         let _ = self.tells.try_send(Tells::Progress(progress));
@@ -413,6 +438,10 @@ impl Driver {
     }
 
     async fn stop(&mut self) {
+        if self.throttle > 0 {
+            // Whoever told it to stop, the guest does not pay for it.
+            self.throttle(0);
+        }
         // Dropped senders end the runner's task after its last job, and the memory thread.
         let (closed, _) = mpsc::channel(1);
         self.memory_jobs = closed;
@@ -425,5 +454,16 @@ impl Driver {
             let _ = thread.await;
         }
         while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Why a guest is paused that does not fit into the allowed downtime.
+fn why_paused(course: Course) -> Option<&'static str> {
+    match course {
+        Course::PausesToFinish => Some("the deadline has passed, and the guest may be paused to finish"),
+        Course::PausesForPostCopy => {
+            Some("the deadline has passed: post-copy is decided, and this build pauses the guest instead")
+        }
+        Course::Rounds | Course::Throttled | Course::SwitchesOver | Course::Ends => None,
     }
 }

@@ -15,16 +15,25 @@ impl SourceSession {
     pub(super) fn close_if_ready(&mut self, now: Duration) {
         let Stage::Stopping { scanned: true, state: state @ Some(_) } = &mut self.stage else { return };
         let Some(state) = state.take() else { return };
+        if let Err(why) = self.finishes_in_time(now) {
+            return self.give_up(why);
+        }
         self.stage = Stage::Closing { state: state.clone(), proposed: false };
         self.begin_round(now);
-        self.final_round = Some(self.rounds.round());
-        self.send_final(&state);
+        // Unless there is no further round, and it has ended instead.
+        if matches!(self.stage, Stage::Closing { .. }) {
+            self.final_round = Some(self.rounds.round());
+            self.send_final(&state);
+        }
     }
 
     /// The device state, the stamps that the target must hold at the end, and the frame that closes.
     pub(super) fn send_final(&mut self, state: &[u8]) {
         let Link::Up { sent, .. } = self.link else { return };
-        if !matches!(self.stage, Stage::Closing { .. } | Stage::HandedOver { .. }) {
+        if !matches!(
+            self.stage,
+            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending { state: Some(_), .. }
+        ) {
             return;
         }
         self.final_round = Some(self.rounds.round());

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!   Copying ──fits──▶ Stopping ──paused, scanned, saved──▶ Closing ──committed──▶ HandedOver ──▶ Over
-//!      │                  │                                   │
-//!      └──────────────────┴────────── fails ──▶ Ending ◀──────┘        (the log decides which of the two)
+//!      ├─deadline, allowed┤                                   │
+//!      └──────────────────┴─── fails, time-out ──▶ Ending ◀───┘        (the log decides which of the two)
 //! ```
 //!
 //! Always true:
@@ -12,6 +12,8 @@
 //! - a page that was written again before it was sent leaves the round (`rounds`);
 //! - once sealed, the guest runs here only when the licence, in a later epoch, names this instance. No time-out
 //!   and no lost connection resumes it;
+//! - a copy that ends before its pause sends nothing more, whether or not the log can be reached, and its guest is not
+//!   disturbed: it is not paused any more, and not throttled;
 //! - it is not stopped unless a quorum of the control group has answered within the last second: without one nobody
 //!   could say where it goes on. Until then rounds go on;
 //! - a lost connection loses nothing: what the target holds is asked for, and all else is sent again in a
@@ -21,14 +23,16 @@
 //! Driven by [`crate::drive::source`]; everything it does is tested against [`crate::target`] over a fake link.
 
 mod closing;
+mod deadline;
+mod ending;
 mod rounds;
 mod standing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use godwit_domain::ownership::{Ownership, Phase};
-use godwit_domain::precopy::{self, GaveUp, Limits, Verdict};
+use godwit_domain::ownership::Side;
+use godwit_domain::precopy::{self, AtDeadline, GaveUp, Limits, Standing, Throttle, Verdict};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
 use godwit_memory::PageSet;
 use godwit_wire::codec::Blob;
@@ -82,8 +86,10 @@ pub enum Action {
     Save,
     /// Propose that the target shall own the guest.
     ProposeHandOver(Epoch, Mode),
-    /// Propose the end of this migration.
-    ProposeEnd(String),
+    /// Propose the end of this migration: a time limit's, or a failure's.
+    ProposeEnd(Side, String),
+    /// Take so many percent of its time from the guest, then call [`SourceSession::throttled`]. 0: let it run freely.
+    Throttle(u8),
     /// Resume the guest (or relabel a running one) under this epoch.
     Resume(Epoch),
     /// It is over: let go of everything. The guest's memory may be freed only if it succeeded.
@@ -108,8 +114,9 @@ enum Stage {
     Closing { state: Vec<u8>, proposed: bool },
     /// The target owns the guest. Pages may still be travelling.
     HandedOver { state: Vec<u8> },
-    /// The end was proposed; the log decides. A guest that stands still goes on standing still.
-    Ending,
+    /// The end was proposed; the log decides. A guest that stands still goes on standing still. With its state, if the
+    /// hand-over may have been proposed before: then the log may decide for that.
+    Ending { stopped: bool, state: Option<Vec<u8>> },
     /// Nothing more will happen.
     Over,
 }
@@ -141,6 +148,15 @@ pub struct SourceSession {
     predicted_downtime: Duration,
     /// When the guest was told to stand still.
     stopped_at: Duration,
+    /// When the deadline passed that has passed.
+    overdue_since: Option<Duration>,
+    /// The guest was stopped though it did not fit, by this decision.
+    finishing: Option<AtDeadline>,
+    /// When pages were acknowledged last.
+    heard_at: Duration,
+    throttle: Throttle,
+    /// What the runner has confirmed, in percent.
+    throttled: u8,
     actions: VecDeque<Action>,
 }
 
@@ -159,7 +175,13 @@ impl SourceSession {
             waits_for_quorum: false,
             predicted_downtime: Duration::ZERO,
             stopped_at: Duration::ZERO,
-            actions: VecDeque::new(),
+            overdue_since: None,
+            finishing: None,
+            heard_at: now,
+            throttle: Throttle::default(),
+            throttled: 0,
+            // A process that is gone may have left it throttled.
+            actions: VecDeque::from([Action::Throttle(0)]),
         }
     }
 
@@ -203,7 +225,7 @@ impl SourceSession {
                 }
             }
             Stage::Stopping { scanned, .. } => *scanned = self.scans_due == 0,
-            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending | Stage::Over => {}
+            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over => {}
         }
         self.close_if_ready(now);
     }
@@ -213,6 +235,8 @@ impl SourceSession {
         if matches!(self.stage, Stage::Stopping { .. }) {
             self.ask_for_scan();
             self.actions.push_back(Action::Save);
+            // Wherever it runs next, it runs freely.
+            self.unthrottle();
         }
     }
 
@@ -224,53 +248,6 @@ impl SourceSession {
         self.close_if_ready(now);
     }
 
-    /// This is agreed about the guest. The only thing that ends a pause.
-    pub fn view(&mut self, ownership: &Ownership) {
-        let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.setup.migration);
-        if ownership.epoch <= self.setup.epoch && ours.is_some_and(|attempt| !attempt.phase.is_over()) {
-            return;
-        }
-        match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
-            (_, Stage::Over) => {}
-            (Some(Phase::HandedOver { .. }), Stage::Closing { state, .. }) => {
-                self.stage = Stage::HandedOver { state }
-            }
-            (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
-            // A pause was called off that an earlier process had made: the guest runs on under the next epoch.
-            (Some(Phase::Copying { .. }), Stage::Copying) => {
-                self.setup.epoch = ownership.epoch;
-                self.actions.push_back(Action::Resume(ownership.epoch));
-                self.stage = Stage::Copying;
-            }
-            (
-                Some(
-                    Phase::Preparing { .. }
-                    | Phase::Copying { .. }
-                    | Phase::HandedOver { .. }
-                    | Phase::PostCopy { .. },
-                ),
-                stage,
-            ) => self.stage = stage,
-            (Some(Phase::Failed { reason } | Phase::Cancelled { reason }), _) => {
-                self.ended(ownership, reason.clone());
-            }
-            (Some(Phase::Pending), _) => self.ended(ownership, "the target declined".into()),
-            (None, _) => self.ended(ownership, "another migration of this guest has begun".into()),
-        }
-    }
-
-    /// It can not go on, for this reason. The guest stays as it is until the log has spoken.
-    pub fn fail(&mut self, reason: String) {
-        match self.stage {
-            Stage::Copying | Stage::Stopping { .. } | Stage::Closing { .. } => {
-                self.actions.push_back(Action::ProposeEnd(reason));
-                self.stage = Stage::Ending;
-            }
-            // Nothing to propose: the target owns the guest, or the end was proposed already.
-            Stage::HandedOver { .. } | Stage::Ending | Stage::Over => {}
-        }
-    }
-
     /// A quorum of the control group has answered a question that was asked then.
     pub fn quorum_answered(&mut self, asked: Duration) {
         self.quorum_asked = self.quorum_asked.max(Some(asked));
@@ -279,6 +256,14 @@ impl SourceSession {
     /// Other limits hold from now on.
     pub fn set_limits(&mut self, limits: Limits) {
         self.setup.limits = limits;
+        if !limits.allowed.throttle {
+            self.unthrottle();
+        }
+    }
+
+    /// The runner takes so many percent of its time from the guest.
+    pub fn throttled(&mut self, percent: u8) {
+        self.throttled = percent;
     }
 
     // ---- what to do next -----------------------------------------------------------------------------------
@@ -286,7 +271,6 @@ impl SourceSession {
     /// The next thing to do. `room`: the driver can take a batch now.
     pub fn poll(&mut self, now: Duration, room: bool) -> Option<Action> {
         self.check_time(now);
-        self.check_pause(now);
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
@@ -377,7 +361,10 @@ impl SourceSession {
     fn link_is_up(&mut self, now: Duration) {
         self.link = Link::Up { sent: 0, sent_pages: 0, acknowledged: 0, acknowledged_pages: 0 };
         self.begin_round(now);
-        if let Stage::Closing { state, .. } | Stage::HandedOver { state } = &self.stage {
+        if let Stage::Closing { state, .. }
+        | Stage::HandedOver { state }
+        | Stage::Ending { state: Some(state), .. } = &self.stage
+        {
             let state = state.clone();
             self.send_final(&state);
         }
@@ -388,7 +375,7 @@ impl SourceSession {
             Some((round, pages)) => {
                 self.actions.push_back(Action::Send(SourceFrame::Round { round, pages: pages.0 }));
             }
-            None => self.fail(GaveUp::RoundsExhausted.to_string()),
+            None => self.give_up(GaveUp::RoundsExhausted),
         }
     }
 
@@ -400,6 +387,9 @@ impl SourceSession {
             return Err(OutOfTurn { frame: "Ack", problem: "for more than was sent, or less than before" });
         }
         let newly = pages - *acknowledged_pages;
+        if newly > 0 {
+            self.heard_at = now;
+        }
         (*acknowledged, *acknowledged_pages) = (batches, pages);
         self.rounds.acknowledged(now, newly);
         Ok(())
@@ -432,27 +422,26 @@ impl SourceSession {
         self.waits_for_quorum = verdict == Verdict::SwitchOver && !self.quorum_is_there(now);
         match verdict {
             _ if self.waits_for_quorum => self.begin_round(now),
-            Verdict::AnotherRound => self.begin_round(now),
-            Verdict::GiveUp(why) => self.fail(why.to_string()),
-            Verdict::SwitchOver => {
-                self.predicted_downtime = standing.predicted_downtime();
-                self.stopped_at = now;
-                self.stage = Stage::Stopping { scanned: false, state: None };
-                self.actions.push_back(Action::Pause(self.setup.epoch));
+            Verdict::AnotherRound => {
+                self.adjust_throttle(&standing);
+                self.begin_round(now);
             }
+            Verdict::GiveUp(why) => self.give_up(why),
+            Verdict::SwitchOver => self.stop(now, &standing),
         }
+    }
+
+    /// The guest shall stand still from here on.
+    fn stop(&mut self, now: Duration, standing: &Standing) {
+        self.predicted_downtime = standing.predicted_downtime();
+        self.stopped_at = now;
+        self.waits_for_quorum = false;
+        self.stage = Stage::Stopping { scanned: false, state: None };
+        self.actions.push_back(Action::Pause(self.setup.epoch));
     }
 
     fn quorum_is_there(&self, now: Duration) -> bool {
         self.quorum_asked.is_some_and(|asked| now.saturating_sub(asked) <= QUORUM_AGE_MAX)
-    }
-
-    fn ended(&mut self, ownership: &Ownership, reason: String) {
-        self.stage = Stage::Over;
-        if ownership.licenses(self.setup.instance) {
-            self.actions.push_back(Action::Resume(ownership.epoch));
-        }
-        self.actions.push_back(Action::Finish(Err(reason)));
     }
 }
 

@@ -227,6 +227,7 @@ impl Rounds {
     /// The target has nothing of this session.
     pub(super) fn everything_is_missing(&mut self) {
         self.next = PageSet::full(self.pages);
+        self.progress.starts_over();
     }
 
     /// What the target does not lack is not sent.

@@ -6,13 +6,15 @@
 //!   proposals reach the log in any order, views reach each side late
 //! ```
 //!
-//! At every step: the guest runs on one side at most, and only under a licence. When it starts at the target:
+//! At every step: the guest runs on one side at most, and only under a licence; a copy that was given up sends nothing
+//! more and pauses nobody. When it starts at the target:
 //! what is there is the memory as it stood at the pause. In the end: it runs somewhere.
 //!
 //! A failing seed prints its line: `GODWIT_SEED=N cargo test -p godwit-transfer --test pair`.
 
 #![expect(clippy::print_stdout, reason = "what a test prints is for its reader")]
 
+mod deadlines;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};
@@ -27,7 +29,12 @@ const STEPS_MAX: usize = 40_000;
 
 enum Ending {
     Moved(Mode),
+    /// The same, and it was paused at the deadline though it did not fit.
+    Finished,
     Stayed,
+    Cancelled,
+    /// The same, and the pause that was to finish it was taken back.
+    CalledBack,
 }
 
 /// Runs one seed to its end. Returns what came of it and a hash of everything that happened.
@@ -38,10 +45,15 @@ fn run(seed: u64) -> (Ending, u64) {
         if world.is_over() {
             let ending = if world.target_runs.is_some() {
                 world.same_memory("in the end");
-                Ending::Moved(world.mode)
+                if world.paused_to_finish { Ending::Finished } else { Ending::Moved(world.mode) }
             } else {
                 assert!(world.source_runs, "after a failure the guest runs at the source");
-                Ending::Stayed
+                assert_eq!(world.throttle, 0, "and is not throttled any more");
+                match (world.is_cancelled(), world.paused_to_finish) {
+                    (true, true) => Ending::CalledBack,
+                    (true, false) => Ending::Cancelled,
+                    (false, _) => Ending::Stayed,
+                }
             };
             return (ending, world.trace.finish());
         }
@@ -73,14 +85,17 @@ fn memory_arrives_whole_in_every_interleaving() {
         let name = match ending {
             Ending::Moved(Mode::StopAndCopy) => "moved",
             Ending::Moved(Mode::PostCopy) => "moved by post-copy",
+            Ending::Finished => "moved by a pause at the deadline",
             Ending::Stayed => "stayed",
+            Ending::Cancelled => "cancelled at a time limit",
+            Ending::CalledBack => "cancelled after a pause",
         };
         *endings.entry(name).or_insert(0) += 1;
     }
     println!("{} distinct interleavings: {endings:?}", distinct.len());
     if seeds().count() > 1 {
         assert_eq!(distinct.len() as u64, SEEDS, "every seed is another interleaving");
-        assert_eq!(endings.len(), 3, "every kind of ending was met");
+        assert_eq!(endings.len(), 6, "every kind of ending was met");
     }
 }
 

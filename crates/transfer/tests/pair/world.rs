@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
-use godwit_domain::ownership::{Entry, Ownership, Phase, Side};
-use godwit_domain::precopy::Limits;
+use godwit_domain::ownership::{Entry, Ownership, Phase};
+use godwit_domain::precopy::{Allowed, Limits};
+use godwit_domain::progress::Course;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
 use godwit_transfer::source::{self, Plan, Setup, SourceSession};
@@ -45,6 +46,10 @@ pub(crate) struct World {
     reading: VecDeque<(u64, Plan)>,
     source_link: Option<u64>,
     source_done: Option<Result<(), String>>,
+    /// Percent of its time that is taken from the guest here.
+    pub(crate) throttle: u8,
+    pub(crate) paused_to_finish: bool,
+    gave_up: bool,
     session: u64,
     pub(crate) mode: Mode,
     // Between.
@@ -68,14 +73,26 @@ fn id(n: u8) -> InstanceId {
     InstanceId::from_random([n; 16])
 }
 
-fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch) -> Setup {
+/// Some have a deadline that passes, and some may do something about it.
+fn limits(random: &mut fastrand::Rng) -> Limits {
+    let allowed = Allowed { pause: random.bool(), throttle: random.bool(), ..Allowed::default() };
+    let allowed = Allowed { post_copy: allowed.pause && random.bool(), ..allowed };
+    Limits {
+        downtime_max: Duration::from_millis(60),
+        completion_timeout: (random.u32(0..4) == 0).then(|| Duration::from_millis(random.u64(50..1500))),
+        allowed,
+        ..Limits::defaults_for(PAGES.bytes())
+    }
+}
+
+fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits: Limits) -> Setup {
     Setup {
         migration: migration.clone(),
         instance: id(1),
         epoch,
         session: SessionId(session),
         pages: PAGES,
-        limits: Limits { downtime_max: Duration::from_millis(60), ..Limits::defaults_for(PAGES.bytes()) },
+        limits,
         commit_estimate: Duration::from_millis(1),
         mode,
     }
@@ -96,7 +113,7 @@ impl World {
         let now = Duration::ZERO;
         Self {
             now,
-            source: SourceSession::new(now, setup(&migration, 1, mode, log.epoch)),
+            source: SourceSession::new(now, setup(&migration, 1, mode, log.epoch, limits(&mut random))),
             source_memory: (0..PAGES.0).map(|_| random.u64(1..4)).collect(),
             dirty: PageSet::empty(PAGES),
             source_runs: true,
@@ -108,6 +125,9 @@ impl World {
             reading: VecDeque::new(),
             source_link: None,
             source_done: None,
+            throttle: 0,
+            paused_to_finish: false,
+            gave_up: false,
             session: 1,
             mode,
             connections: 0,
@@ -165,7 +185,8 @@ impl World {
 
     fn guest_writes(&mut self) {
         if self.source_runs {
-            for _ in 0..self.random.u32(0..30) {
+            let share = u32::from(100 - self.throttle);
+            for _ in 0..self.random.u32(0..30) * share / 100 {
                 let page = self.random.u32(0..PAGES.0.min(700));
                 self.source_memory[page as usize] += 1;
                 self.dirty.insert(PageIndex(page));
@@ -188,15 +209,26 @@ impl World {
                     self.to_target.push_back((connection, frame));
                 }
             }
-            source::Action::Batch(plan) => self.reading.push_back((self.connections, plan)),
+            source::Action::Batch(plan) => {
+                let handed_over = self.source.is_handed_over();
+                assert!(!self.gave_up || handed_over, "a copy that was given up goes on");
+                self.reading.push_back((self.connections, plan));
+            }
             source::Action::Scan => {
                 let written = std::mem::replace(&mut self.dirty, PageSet::empty(PAGES));
                 self.scans.push_back(written);
             }
+            source::Action::Throttle(percent) => {
+                self.throttle = percent;
+                self.source.throttled(percent);
+            }
             source::Action::Pause(epoch) => {
+                assert!(!self.gave_up, "a copy that was given up pauses the guest");
                 assert_eq!(epoch, self.log.epoch.min(epoch), "pauses an epoch that is known");
                 let silent = self.now.saturating_sub(self.quorum);
                 assert!(silent <= source::QUORUM_AGE_MAX, "paused without a quorum for {silent:?}");
+                let course = self.source.snapshot(self.now).course;
+                self.paused_to_finish = matches!(course, Course::PausesToFinish | Course::PausesForPostCopy);
                 self.sealed = epoch;
                 self.pausing = true;
             }
@@ -205,12 +237,9 @@ impl World {
                 assert!(!self.source_runs, "a hand-over is proposed for a guest that stands still");
                 self.proposals.push(Entry::HandOver { migration: self.migration.clone(), epoch, mode });
             }
-            source::Action::ProposeEnd(reason) => {
-                self.proposals.push(Entry::End {
-                    migration: self.migration.clone(),
-                    side: Side::Source,
-                    reason,
-                });
+            source::Action::ProposeEnd(side, reason) => {
+                self.gave_up = true;
+                self.proposals.push(Entry::End { migration: self.migration.clone(), side, reason });
             }
             source::Action::Resume(epoch) => {
                 assert!(epoch > self.sealed && self.log.licenses(id(1)), "resumed without a licence");
@@ -219,7 +248,10 @@ impl World {
                 self.pausing = false;
                 self.source_runs = true;
             }
-            source::Action::Finish(outcome) => self.source_done = Some(outcome),
+            source::Action::Finish(outcome) => {
+                assert!(self.throttle == 0, "let go of while it is throttled");
+                self.source_done = Some(outcome);
+            }
         }
     }
 
@@ -416,6 +448,7 @@ impl World {
                 self.faults_left -= 1;
                 self.source.fail("asked to".into());
             }
+            6 if self.random.u32(0..8) == 0 => self.source.set_limits(limits(&mut self.random)),
             _ => {}
         }
     }
@@ -428,7 +461,9 @@ impl World {
         self.saving = false;
         // The scans of the old process are gone, and with them what it knew to be dirty.
         self.dirty = PageSet::empty(PAGES);
-        let setup = setup(&self.migration, self.session, self.mode, Epoch::FIRST);
+        self.gave_up = false;
+        let limits = limits(&mut self.random);
+        let setup = setup(&self.migration, self.session, self.mode, Epoch::FIRST, limits);
         self.source = SourceSession::new(self.now, setup);
     }
 
@@ -437,11 +472,17 @@ impl World {
         assert_eq!(wrong, None, "a page is wrong {when}");
     }
 
+    pub(crate) fn is_cancelled(&self) -> bool {
+        matches!(self.log.attempt.as_ref().map(|attempt| &attempt.phase), Some(Phase::Cancelled { .. }))
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         let all_there = self.target.missing().is_none_or(|missing| missing.0 == 0) && self.writes.is_empty();
         match self.log.attempt.as_ref().map(|attempt| &attempt.phase) {
             Some(Phase::Succeeded) => all_there && self.source_done.is_some() && self.target_runs.is_some(),
-            Some(Phase::Failed { .. }) => self.source_done.is_some() && self.target_done.is_some(),
+            Some(Phase::Failed { .. } | Phase::Cancelled { .. }) => {
+                self.source_done.is_some() && self.target_done.is_some()
+            }
             _ => false,
         }
     }

@@ -41,7 +41,15 @@ impl Cluster {
         limit: Duration,
         mut watch: impl AsyncFnMut(&mut Self, &Watched),
     ) -> Result<Moved, ClusterError> {
-        let act = Act::Migrate { guest: guest.clone(), migration: None, to: Some(target.clone()), overrides };
+        let act = Act::Migrate {
+            guest: guest.clone(),
+            migration: None,
+            to: Some(target.clone()),
+            selector: Labels::new(),
+            overrides,
+            mode: None,
+            dry_run: false,
+        };
         let asked: MigrationDetail = read_as(self.ask_any(act).await?)?;
         let name = asked.row.name.clone();
         let deadline = Instant::now() + limit;

@@ -33,9 +33,13 @@ impl Asked {
     }
 
     /// What this request was answered before. `Err`: that it was refused.
-    pub(super) async fn earlier(&self, group: &Group) -> Result<Option<Remembered>, Problem> {
-        let Some((id, digest)) = self.key.clone() else { return Ok(None) };
-        let earlier = group.read(move |registry| registry.requests.answer(&id, digest).map(|it| it.cloned()));
+    pub(super) async fn earlier(self, group: &Group) -> Result<Option<Remembered>, Problem> {
+        let Some((id, digest)) = self.key else { return Ok(None) };
+        let earlier = group.read(move |registry| match registry.requests.answer(&id, digest) {
+            Some(Ok(answered)) => Some(Ok(answered.clone())),
+            Some(Err(taken)) => Some(Err(taken)),
+            None => None,
+        });
         match earlier.await.ok_or_else(gone)? {
             None => Ok(None),
             Some(Err(taken)) => Err(NotAgreed::Refused(taken).into()),
@@ -46,12 +50,15 @@ impl Asked {
 
     /// Agrees on the command that this request comes to. `made`: what must be known to answer it again.
     pub(super) async fn propose(
-        &self,
+        self,
         group: &Group,
         made: Option<String>,
         command: Command,
     ) -> Result<(), NotAgreed> {
-        let key = self.key.clone().map(|(id, digest)| RequestKey { id, digest, made });
+        let key = match self.key {
+            Some((id, digest)) => Some(RequestKey { id, digest, made }),
+            None => None,
+        };
         group.propose_for(key, command).await
     }
 }

@@ -26,7 +26,7 @@ const BEFORE_MAX: usize = 10;
 const STUCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A name that no migration has: the guest's, and a number.
-pub fn free_name(registry: &Registry, guest: &Guest) -> Option<MigrationId> {
+pub(crate) fn free_name(registry: &Registry, guest: &Guest) -> Option<MigrationId> {
     let stem: String = guest.name.name().chars().take(STEM_BYTES_MAX).collect();
     let stem = stem.trim_end_matches('-');
     let names = (registry.asked + 1..).filter_map(|number| format!("{stem}-{number}").parse().ok());
@@ -93,7 +93,7 @@ async fn would_migrate(group: &Group, name: GuestName, wish: Wish) -> Answered {
         Some(Ok(verdicts)) => json(&verdicts),
         Some(Err(refused)) => Err(refused.into()),
         None => {
-            let life = named(group, &asked, |_, guest, _| guest.ownership.life.name()).await?;
+            let life = named(group, &asked, |_, guest, _| guest.ownership.life.name().to_owned()).await?;
             let message = format!("guest {asked} is {life}");
             Err(refused("a guest that moves is alive", message, "godwit guest show NAME says how it stands"))
         }

@@ -96,6 +96,14 @@ pub(super) async fn command<R: Runner>(
         let event = match job {
             RunnerJob::Pause(epoch) => runner.pause(epoch).await.map_or_else(broke, |()| Event::Paused),
             RunnerJob::Save => runner.save().await.map_or_else(broke, Event::Saved),
+            RunnerJob::Throttle(percent) => match runner.throttle(percent).await {
+                Ok(()) => Event::Throttled(percent),
+                // Moving it does not depend on that, and progress shows what is so.
+                Err(error) => {
+                    tracing::warn!(percent, error = chain(&*error), "the guest could not be throttled so");
+                    continue;
+                }
+            },
             RunnerJob::Resume(epoch) => {
                 match runner.resume(epoch).await {
                     Ok(()) => {
@@ -108,9 +116,8 @@ pub(super) async fn command<R: Runner>(
                 continue;
             }
         };
-        if events.send(event).await.is_err() {
-            return;
-        }
+        // Nobody listens any more once the driver has ended; what it has asked for is still done.
+        let _ = events.send(event).await;
     }
 }
 

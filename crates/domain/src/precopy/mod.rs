@@ -5,10 +5,14 @@
 //!   round end ──┬─ yes ─▶ still halving, and worth it? ── yes ─▶ AnotherRound
 //!               │                     └── no ─▶ SwitchOver
 //!               └─ no ──▶ AnotherRound
-//!   any moment ─▶ deadline or progress passed? ─▶ GiveUp
+//!   round end ────▶ nothing gained, twice in a row ─▶ throttle     (`throttle`)
+//!   any moment ───▶ deadline or progress passed ─▶ post-copy, pause and finish, cancel   (`deadline`)
 //! ```
 //!
 //! Always true: no verdict looks at a clock; time comes in as a [`Duration`] since the copy began.
+
+mod deadline;
+pub mod throttle;
 
 use std::time::Duration;
 
@@ -16,12 +20,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::{Bandwidth, Round, time_for};
 
+pub use deadline::{AtDeadline, GaveUp, at_deadline, judge_pause, judge_time, pause_fits};
+pub use throttle::Throttle;
+
 /// The limits in force for one migration. They may change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Switch over when the predicted downtime fits into this.
     pub downtime_max: Duration,
-    /// Cancelled if the copy has not completed in this time; `None`: no deadline.
+    /// What [`at_deadline`] says is done if the copy has not completed in this time; `None`: no deadline.
     pub completion_timeout: Option<Duration>,
     /// Cancelled if there was no progress for this long; `None`: never.
     pub progress_timeout: Option<Duration>,
@@ -81,6 +88,16 @@ impl Standing {
     pub fn predicted_downtime(&self) -> Duration {
         time_for(self.left_bytes, self.send_rate).saturating_add(self.fixed)
     }
+
+    /// Whether a switchover now would take no longer than it may.
+    pub fn fits(&self, limits: &Limits) -> bool {
+        self.predicted_downtime() <= limits.downtime_max
+    }
+
+    /// Whether the round has brought the rest down to half, or less, of what it was.
+    pub fn still_halves(&self) -> bool {
+        self.left_bytes <= self.left_before_bytes / 2
+    }
 }
 
 /// What to do at the end of a round.
@@ -94,44 +111,20 @@ pub enum Verdict {
     GiveUp(GaveUp),
 }
 
-/// Why a copy was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum GaveUp {
-    /// `completionTimeoutPerGiB` has passed.
-    #[error("CompletionTimeout: not complete after {} s; raise completionTimeoutPerGiB or the bandwidth", .0.as_secs())]
-    CompletionTimeout(Duration),
-    /// `progressTimeout` has passed.
-    #[error("NoProgress: no round got smaller for {} s; the guest writes faster than its pages are sent", .0.as_secs())]
-    NoProgress(Duration),
-    /// There is no round after the 65,535th.
-    #[error("NoProgress: 65,535 rounds did not bring the rest down to the allowed downtime")]
-    RoundsExhausted,
-}
-
 /// A downtime this short is not worth another round: the guest would feel the round's page faults longer.
 const SHORT_ENOUGH: Duration = Duration::from_millis(30);
 
 /// At the end of a round. A switchover that fits is put off only while the rest still halves each round, since
 /// such a round costs less than the downtime it saves.
 pub fn judge_round(limits: &Limits, now: &Standing) -> Verdict {
-    let predicted = now.predicted_downtime();
-    let still_halving = now.left_bytes <= now.left_before_bytes / 2;
-    let fits = predicted <= limits.downtime_max;
-    if fits && (predicted <= SHORT_ENOUGH.saturating_add(now.fixed) || !still_halving) {
+    let is_short = now.predicted_downtime() <= SHORT_ENOUGH.saturating_add(now.fixed);
+    if now.fits(limits) && (is_short || !now.still_halves()) {
         Verdict::SwitchOver
     } else if now.round.next().is_none() {
         Verdict::GiveUp(GaveUp::RoundsExhausted)
     } else {
         Verdict::AnotherRound
     }
-}
-
-/// At any moment of the copy: has a time limit passed?
-pub fn judge_time(limits: &Limits, elapsed: Duration, since_progress: Duration) -> Option<GaveUp> {
-    let passed = |limit: Option<Duration>, time: Duration| limit.filter(|limit| time >= *limit);
-    passed(limits.completion_timeout, elapsed)
-        .map(GaveUp::CompletionTimeout)
-        .or_else(|| passed(limits.progress_timeout, since_progress).map(GaveUp::NoProgress))
 }
 
 /// A copy that can not end: the guest writes faster than its pages may be sent.
@@ -179,6 +172,11 @@ impl Progress {
     /// At the beginning of the copy.
     pub fn new(now: Duration) -> Self {
         Self { best_begin_bytes: None, counts: true, last: now }
+    }
+
+    /// The target holds nothing, and a first pass comes again.
+    pub fn starts_over(&mut self) {
+        self.best_begin_bytes = None;
     }
 
     /// A round begins with so many bytes to send.
@@ -249,18 +247,6 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_are_per_gib_and_zero_means_none() {
-        let limits = Limits::defaults_for(6 << 30);
-        assert_eq!(limits.completion_timeout, Some(Duration::from_secs(4800)));
-        let at = Duration::from_secs;
-        assert_eq!(judge_time(&limits, at(4799), at(0)), None);
-        assert_eq!(judge_time(&limits, at(4800), at(0)), Some(GaveUp::CompletionTimeout(at(4800))));
-        assert_eq!(judge_time(&limits, at(200), at(150)), Some(GaveUp::NoProgress(at(150))));
-        let never = Limits { completion_timeout: None, progress_timeout: None, ..limits };
-        assert_eq!(judge_time(&never, Duration::MAX, Duration::MAX), None);
-    }
-
-    #[test]
     fn a_bandwidth_that_can_not_outrun_the_guest_is_known_before() {
         let limits = Limits::defaults_for(1 << 30);
         let ask = |bandwidth_mib: u64, dirty_mib: u64, set_mib: u64| {
@@ -291,5 +277,23 @@ mod tests {
         progress.round_begins(499);
         progress.acknowledged(at(61));
         assert_eq!(progress.since(at(61)), at(0));
+    }
+
+    #[test]
+    fn a_slow_link_is_not_taken_for_a_stuck_one() {
+        let at = Duration::from_secs;
+        let mut progress = Progress::new(at(0));
+        progress.round_begins(1000);
+        for second in (100..10_000).step_by(100) {
+            progress.acknowledged(at(second));
+            assert_eq!(progress.since(at(second)), at(0), "each page of a first pass counts");
+        }
+        progress.round_begins(1000);
+        progress.acknowledged(at(11_000));
+        assert_eq!(progress.since(at(11_000)), at(1_100), "a second pass over as much does not");
+        progress.starts_over();
+        progress.round_begins(1000);
+        progress.acknowledged(at(12_000));
+        assert_eq!(progress.since(at(12_000)), at(0), "unless the target had lost what it held");
     }
 }

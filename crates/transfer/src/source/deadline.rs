@@ -1,0 +1,122 @@
+//! A copy that does not converge: the guest is throttled, and at the deadline paused to finish, or let alone.
+//!
+//! ```text
+//!   Copying ── deadline ─▶ post-copy or pause allowed, fits into one more, link up, quorum there ─▶ Stopping
+//!              │                └─ not yet ─▶ rounds go on; the one more deadline passes ─▶ Ending
+//!              └─ nothing allowed, or no progress ─▶ Ending (Cancelled)
+//!   Stopping, Closing ── one more deadline, or the permission goes ─▶ Ending (Cancelled): only the log resumes it
+//! ```
+//!
+//! Always true: what is decided here is looked at anew each time, with the limits that hold then, until it is done.
+
+use std::time::Duration;
+
+use godwit_domain::ownership::Side;
+use godwit_domain::precopy::{self, AtDeadline, GaveUp, Standing};
+
+use super::{Action, SourceSession, Stage};
+
+/// How long a guest may stand still, beyond what was predicted, before its migration ends: as long as a lost link is
+/// waited for by default.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+impl SourceSession {
+    /// Have time limits passed?
+    pub(super) fn check_time(&mut self, now: Duration) {
+        match self.stage {
+            Stage::Copying => self.check_copy(now),
+            Stage::Stopping { .. } | Stage::Closing { .. } => self.check_pause(now),
+            Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over => {}
+        }
+    }
+
+    fn check_copy(&mut self, now: Duration) {
+        let limits = self.setup.limits;
+        let (elapsed, still) = (self.rounds.elapsed(now), self.rounds.since_progress(now));
+        match precopy::judge_time(&limits, elapsed, still) {
+            Some(GaveUp::CompletionTimeout(limit)) => self.decide(now, limit),
+            Some(why) => self.give_up(why),
+            // It was raised, or taken away.
+            None if self.overdue_since.take().is_some() => self.waits_for_quorum = false,
+            None => {}
+        }
+    }
+
+    /// The deadline `limit` has passed.
+    fn decide(&mut self, now: Duration, limit: Duration) {
+        let decision = precopy::at_deadline(self.setup.limits.allowed);
+        self.overdue_since.get_or_insert(now);
+        match decision {
+            AtDeadline::Cancel => self.give_up(GaveUp::CompletionTimeout(limit)),
+            // Sessions do not switch to post-copy yet: where it is allowed pausing is, too, and that is done instead.
+            AtDeadline::PostCopy | AtDeadline::PauseAndFinish => {
+                self.pause_to_finish(now, decision, limit);
+            }
+        }
+    }
+
+    fn pause_to_finish(&mut self, now: Duration, decision: AtDeadline, limit: Duration) {
+        let standing = self.standing(now);
+        if let Err(why) = precopy::pause_fits(&standing, limit, self.overdue(now)) {
+            return self.give_up(why);
+        }
+        if !self.is_up() {
+            return;
+        }
+        self.waits_for_quorum = !self.quorum_is_there(now);
+        if !self.waits_for_quorum {
+            self.finishing = Some(decision);
+            self.stop(now, &standing);
+        }
+    }
+
+    /// Now that the guest stands still it is known what it wrote last: is a pause to finish still worth it?
+    pub(super) fn finishes_in_time(&self, now: Duration) -> Result<(), GaveUp> {
+        match (self.finishing, self.setup.limits.completion_timeout) {
+            (Some(_), Some(limit)) => precopy::pause_fits(&self.standing(now), limit, self.overdue(now)),
+            (None, _) | (_, None) => Ok(()),
+        }
+    }
+
+    fn overdue(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.overdue_since.unwrap_or(now))
+    }
+
+    /// A guest that stands still does not wait for ever: one that was paused to finish has one more deadline, and no
+    /// guest waits for a target that does nothing.
+    fn check_pause(&mut self, now: Duration) {
+        let (waited, patience) = if self.finishing.is_some() {
+            if let Some(why) = precopy::judge_pause(&self.setup.limits, self.overdue(now)) {
+                return self.give_up(why);
+            }
+            (now.saturating_sub(self.stopped_at.max(self.heard_at)), PAUSE_MAX)
+        } else {
+            (now.saturating_sub(self.stopped_at), PAUSE_MAX.saturating_add(self.predicted_downtime))
+        };
+        if waited > patience {
+            let waited = waited.as_secs();
+            self.fail(format!("the guest stands still, and for {waited} s the target was not ready"));
+        }
+    }
+
+    /// A time limit ends it: Cancelled, not Failed.
+    pub(super) fn give_up(&mut self, why: GaveUp) {
+        self.end(Side::Deadline, why.to_string());
+    }
+
+    /// A round has ended in another one.
+    pub(super) fn adjust_throttle(&mut self, standing: &Standing) {
+        let before = self.throttle.percent();
+        self.throttle = self.throttle.after_round(&self.setup.limits, standing);
+        if self.throttle.percent() != before {
+            self.actions.push_back(Action::Throttle(self.throttle.percent()));
+        }
+    }
+
+    /// Nothing is taken from the guest's time any more.
+    pub(super) fn unthrottle(&mut self) {
+        if std::mem::take(&mut self.throttle).percent() > 0 {
+            self.actions.push_back(Action::Throttle(0));
+        }
+    }
+}
