@@ -111,15 +111,18 @@ impl World {
         overrides: Overrides,
     ) -> Result<MigrationDetail, Box<dyn Error>> {
         let (guest, to) = (guest(), Some(node(target)));
-        let asked = self.cluster.ask_any(Act::Migrate {
-            guest,
-            migration: None,
-            to,
-            selector: Labels::new(),
-            overrides,
-            mode: None,
-            dry_run: false,
-        }).await?;
+        let asked = self
+            .cluster
+            .ask_any(Act::Migrate {
+                guest,
+                migration: None,
+                to,
+                selector: Labels::new(),
+                overrides,
+                mode: None,
+                dry_run: false,
+            })
+            .await?;
         Ok(serde_json::from_value(asked)?)
     }
 

@@ -2,19 +2,31 @@
 //!
 //! ```text
 //!   node run, guest run, ca, lab      done by this process
-//!   everything else ──▶ asking        asked of a node over its admin socket, shown as a table or one line of JSON
+//!   policy explain -f                 too: manifests are read here, no node is asked
+//!   everything else ──▶ asking        asked of a node over its admin socket, shown as a table, YAML or one line of JSON
+//!   get, apply, edit, …               kubectl's words for the objects that manifests describe
 //! ```
 //!
 //! Always true: exit code 0 means done, 1 refused or failed, 2 bad usage, 3 that nobody knows; what went wrong names the
 //! thing, the rule and what would satisfy it.
 
+mod apply;
 mod asking;
 mod ca;
+mod drain;
+mod edit;
 mod failure;
 mod follow;
+mod get;
 mod guest;
+mod live;
 mod migration;
 mod node;
+mod object;
+mod offline;
+mod policy;
+mod sources;
+mod wait;
 mod workload;
 
 use std::error::Error;
@@ -57,6 +69,25 @@ enum Noun {
     /// Moves of guests, asked for, under way and over
     #[command(subcommand)]
     Migration(migration::Migration),
+    /// Settings for groups of guests
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Move everything away from a node; the same as `node drain`
+    Drain(drain::Drain),
+    /// Show objects of a kind
+    Get(get::Get),
+    /// Show everything that is known of one object
+    Describe(get::Describe),
+    /// Make objects, or change them, as manifests have them
+    Apply(apply::Apply),
+    /// Make objects that are not there yet
+    Create(apply::Create),
+    /// Change an object in an editor
+    Edit(edit::Edit),
+    /// Remove objects
+    Delete(apply::Delete),
+    /// Change the labels of an object
+    Label(apply::Label),
     /// The group of nodes that agrees on everything
     #[command(subcommand)]
     Control(Control),
@@ -75,7 +106,7 @@ enum Control {
     Status(Asking),
 }
 
-/// How data is printed.
+/// How the lab prints its report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     /// For people.
@@ -94,13 +125,22 @@ pub fn main() -> ExitCode {
         Noun::Guest(command) => command.run(),
         Noun::Migrate(arguments) => arguments.run(),
         Noun::Migration(command) => command.run(),
+        Noun::Policy(command) => command.run(),
+        Noun::Drain(arguments) => arguments.run(),
+        Noun::Get(arguments) => arguments.run(),
+        Noun::Describe(arguments) => arguments.run(),
+        Noun::Apply(arguments) => arguments.run(),
+        Noun::Create(arguments) => arguments.run(),
+        Noun::Edit(arguments) => arguments.run(),
+        Noun::Delete(arguments) => arguments.run(),
+        Noun::Label(arguments) => arguments.run(),
         Noun::Control(Control::Status(asking)) => asking.show(Act::ControlStatus, render::control),
         Noun::Status(asking) => asking.show(Act::Status, render::status),
         Noun::Version => print(&format!("godwit {}", env!("CARGO_PKG_VERSION"))).map_err(Failure::from),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.tell(),
+        Err(failure) => ExitCode::from(failure.tell()),
     }
 }
 

@@ -9,12 +9,13 @@
 
 use std::error::Error;
 use std::io;
-use std::process::ExitCode;
 
-use godwit_wire::admin::Problem;
+use godwit_wire::admin::{Code, Problem};
 
 use super::{complain, talk};
 
+/// The exit code of what was refused, or has failed.
+pub(super) const FAILED: u8 = 1;
 /// The exit code of a usage that is refused, as clap's own.
 const USAGE: u8 = 2;
 
@@ -37,29 +38,34 @@ impl Failure {
         Self::Failed(error.into())
     }
 
+    /// From what breaks a rule, with what would satisfy it.
+    pub(super) fn refused(rule: &str, message: impl Into<String>, try_: impl Into<String>) -> Self {
+        Problem::new(Code::Refused, rule, message, try_).into()
+    }
+
     /// From options that break a rule.
     pub(super) fn usage(error: impl ToString) -> Self {
         Self::Usage(error.to_string())
     }
 
-    /// Says it on stderr.
-    pub(super) fn tell(self) -> ExitCode {
+    /// Says it on stderr; the exit code for it.
+    pub(super) fn tell(self) -> u8 {
         match self {
             Self::Failed(error) => {
                 complain(&*error);
-                ExitCode::FAILURE
+                FAILED
             }
             Self::Problem(problem) => {
                 talk(&format!("godwit: {}", problem.message));
                 talk(&format!("  rule: {}", problem.rule));
                 talk(&format!("  try: {}", problem.try_));
-                ExitCode::from(problem.code.exit_code())
+                problem.code.exit_code()
             }
             Self::Usage(message) => {
                 talk(&format!("godwit: {message}"));
-                ExitCode::from(USAGE)
+                USAGE
             }
-            Self::Told(code) => ExitCode::from(code),
+            Self::Told(code) => code,
         }
     }
 }

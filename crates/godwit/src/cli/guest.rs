@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use godwit_admin::render;
-use godwit_domain::{GuestName, InstanceId, NodeName};
+use godwit_domain::{GuestName, InstanceId, NodeName, labels};
 use godwit_guest::runner::{self, Role, RunnerConfig, Workload};
 use godwit_node::config::LogFormat;
 use godwit_node::telemetry;
 use godwit_wire::admin::{Act, GuestRow};
 use godwit_wire::handoff::Verified;
 
-use super::asking::Asking;
+use super::asking::{Asking, Changing};
 use super::failure::Failure;
 use super::workload::WorkloadArgs;
 
@@ -31,11 +31,11 @@ pub(super) enum Guest {
     /// Compare a guest's memory with what it must hold. The guest stands still meanwhile
     Verify(OneGuest),
     /// End a guest for good
-    Stop(OneGuest),
+    Stop(ChangedGuest),
     /// Run a lost guest again from a copy that is kept
     Recover {
         #[command(flatten)]
-        one: OneGuest,
+        one: ChangedGuest,
         /// The copy may be older than what the guest's users have seen: needed
         #[arg(long)]
         accept_rollback: bool,
@@ -81,8 +81,20 @@ pub(super) struct GuestCreate {
     /// Milliseconds between ticks
     #[arg(long, default_value_t = 1)]
     tick_interval_ms: u64,
+    /// A label, by which the guest gets its policy
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
     #[command(flatten)]
-    asking: Asking,
+    changing: Changing,
+}
+
+/// A guest that is changed, and where it is asked for.
+#[derive(Debug, Args)]
+pub(super) struct ChangedGuest {
+    #[command(flatten)]
+    named: Named,
+    #[command(flatten)]
+    changing: Changing,
 }
 
 /// A guest that is there, and where it is asked for.
@@ -102,6 +114,14 @@ pub(super) struct Named {
     /// The guest's namespace, where its name has none [default: default]
     #[arg(short, long)]
     namespace: Option<String>,
+}
+
+/// `key=value` that has been checked.
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    let form = || format!("{text:?} is not key=value");
+    let (key, value) = text.split_once('=').ok_or_else(form)?;
+    labels::check_one(key, value).map_err(|error| error.to_string())?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 impl Named {
@@ -137,14 +157,14 @@ impl Guest {
                 asking.show(Act::GuestStats { guest: guest.clone() }, |stats| render::stats(&guest, stats))
             }
             Self::Verify(one) => one.verify(),
-            Self::Stop(OneGuest { named, asking }) => {
+            Self::Stop(ChangedGuest { named, changing }) => {
                 let guest = named.name()?;
                 let what = format!("{guest} is stopped");
-                asking.show(Act::GuestStop { guest }, |done| render::done(&what, done))
+                changing.show(Act::GuestStop { guest }, |done| render::done(&what, done))
             }
-            Self::Recover { one: OneGuest { named, asking }, accept_rollback, instance } => {
+            Self::Recover { one: ChangedGuest { named, changing }, accept_rollback, instance } => {
                 let act = Act::GuestRecover { guest: named.name()?, accept_rollback, instance };
-                asking.show(act, render::guest)
+                changing.show(act, render::guest)
             }
         }
     }
@@ -167,13 +187,14 @@ impl OneGuest {
 
 impl GuestCreate {
     fn run(self) -> Result<(), Failure> {
-        let Self { named, on, workload, tick_interval_ms, asking } = self;
+        let Self { named, on, workload, tick_interval_ms, labels, changing } = self;
         let guest = named.name()?;
         // The runner would refuse the same, after a node was chosen and a process started.
         let options = workload.options().map_err(Failure::usage)?;
         Workload::new(options).map_err(Failure::usage)?;
-        let act = Act::GuestCreate { guest, node: on, spec: workload.spec(tick_interval_ms) };
-        asking.show(act, render::guest)
+        let labels = labels.into_iter().collect();
+        let act = Act::GuestCreate { guest, node: on, spec: workload.spec(tick_interval_ms), labels };
+        changing.show(act, render::guest)
     }
 }
 

@@ -9,7 +9,8 @@ use godwit_node::config::NodeConfig;
 use godwit_node::{app, telemetry};
 use godwit_wire::admin::{Act, NodeRow};
 
-use super::asking::Asking;
+use super::asking::{Asking, Changing};
+use super::drain::Drain;
 use super::failure::Failure;
 use super::talk;
 
@@ -30,6 +31,15 @@ pub(super) enum Node {
         #[command(flatten)]
         asking: Asking,
     },
+    /// Move everything away from a node
+    Drain(Drain),
+    /// Let a node take guests again; this ends its drain
+    Uncordon {
+        /// The node
+        node: NodeName,
+        #[command(flatten)]
+        changing: Changing,
+    },
     /// Vouch that a machine is powered off: its guests are lost, and may be run again elsewhere
     Fence {
         /// The node
@@ -38,14 +48,14 @@ pub(super) enum Node {
         #[arg(long)]
         although_reachable: bool,
         #[command(flatten)]
-        asking: Asking,
+        changing: Changing,
     },
     /// Forget a node that holds nothing
     Remove {
         /// The node
         node: NodeName,
         #[command(flatten)]
-        asking: Asking,
+        changing: Changing,
     },
 }
 
@@ -53,15 +63,19 @@ impl Node {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
             Self::Run { config } => run(&config),
-            Self::List(asking) => asking.show(Act::NodeList, |rows: &Vec<NodeRow>| render::nodes(rows)),
-            Self::Show { node, asking } => asking.show(Act::NodeShow { node }, render::node),
-            Self::Fence { node, although_reachable, asking } => {
-                talk(&meaning_of_fence(&node, although_reachable));
-                asking.show(Act::NodeFence { node, although_reachable }, render::fenced)
+            Self::List(asking) => {
+                asking.show(Act::NodeList, |rows: &Vec<NodeRow>| render::nodes(rows, asking.is_wide()))
             }
-            Self::Remove { node, asking } => {
+            Self::Show { node, asking } => asking.show(Act::NodeShow { node }, render::node),
+            Self::Drain(arguments) => arguments.run(),
+            Self::Uncordon { node, changing } => changing.show(Act::NodeUncordon { node }, render::node),
+            Self::Fence { node, although_reachable, changing } => {
+                talk(&meaning_of_fence(&node, although_reachable));
+                changing.show(Act::NodeFence { node, although_reachable }, render::fenced)
+            }
+            Self::Remove { node, changing } => {
                 let what = format!("{node} is removed");
-                asking.show(Act::NodeRemove { node }, |done| render::done(&what, done))
+                changing.show(Act::NodeRemove { node }, |done| render::done(&what, done))
             }
         }
     }

@@ -279,7 +279,8 @@ impl Cluster {
         node: &NodeName,
         spec: GuestSpec,
     ) -> Result<GuestDetail, ClusterError> {
-        let act = Act::GuestCreate { guest: guest.clone(), node: Some(node.clone()), spec, labels: Labels::new() };
+        let act =
+            Act::GuestCreate { guest: guest.clone(), node: Some(node.clone()), spec, labels: Labels::new() };
         Ok(read_as(self.ask_any(act).await?)?)
     }
 
