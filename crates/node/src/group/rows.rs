@@ -197,11 +197,12 @@ fn drain_guest(
         );
         return row(true, why, tries);
     }
-    if let Some(attempt) = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over()) {
+    let open = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over());
+    if let Some((attempt, record)) = open.zip(guest.record.as_ref()) {
         let (phase, detail) = phase(beside, attempt, record);
         let detail = detail.map(|detail| format!(", {detail}")).unwrap_or_default();
         // One that no node can take is tried until its time is over; meanwhile nothing else happens by itself.
-        let unplaceable = guest.record.as_ref().is_some_and(|record| record.unplaceable_since_ms.is_some());
+        let unplaceable = record.unplaceable_since_ms.is_some();
         return row(unplaceable, format!("{} {phase}{detail}", attempt.migration), tries);
     }
     match tries {
