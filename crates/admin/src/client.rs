@@ -6,7 +6,8 @@
 //!                                        └─▶ end ────▶ Lost: nobody knows
 //! ```
 //!
-//! Always true: no line above its cap is read; what did not get its last line is never called refused.
+//! Always true: no line above its cap is read; what did not get its last line is never called refused; every request that
+//! changes something has an id by which its repetition is known.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::time::Duration;
 use godwit_wire::admin::{
     ADMIN_VERSION, Act, Body, Code, LINE_BYTES_MAX, Problem, REPLY_BYTES_MAX, Reply, Request,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -128,14 +130,28 @@ impl Client {
         self
     }
 
-    /// Asks one thing; what comes before the last line goes to `on_event`.
+    /// Asks one thing; what comes before the last line goes to `on_event`. A change is given a new request id.
     ///
     /// # Errors
     /// If the node says no, or if nobody can say how it came out.
     pub async fn ask(&mut self, act: Act, on_event: impl FnMut(Value)) -> Result<Value, AskError> {
+        let id = if changes(&act) { Some(new_request_id()?) } else { None };
+        self.ask_under(id, act, on_event).await
+    }
+
+    /// The same under this request id. Asked again under it, a change is made once and gets its first answer.
+    ///
+    /// # Errors
+    /// As [`Client::ask`], and if the id was used for something else.
+    pub async fn ask_under(
+        &mut self,
+        request_id: Option<String>,
+        act: Act,
+        on_event: impl FnMut(Value),
+    ) -> Result<Value, AskError> {
         match self.limit {
-            None => self.exchange(act, on_event).await,
-            Some(limit) => tokio::time::timeout(limit, self.exchange(act, on_event))
+            None => self.exchange(request_id, act, on_event).await,
+            Some(limit) => tokio::time::timeout(limit, self.exchange(request_id, act, on_event))
                 .await
                 .unwrap_or(Err(AskError::TimedOut(limit))),
         }
@@ -149,10 +165,15 @@ impl Client {
         read_as(self.ask(act, |_| {}).await?)
     }
 
-    async fn exchange(&mut self, act: Act, mut on_event: impl FnMut(Value)) -> Result<Value, AskError> {
+    async fn exchange(
+        &mut self,
+        request_id: Option<String>,
+        act: Act,
+        mut on_event: impl FnMut(Value),
+    ) -> Result<Value, AskError> {
         self.asked += 1;
         let id = id_of(self.asked);
-        let request = Request { v: ADMIN_VERSION, id: id.clone(), act };
+        let request = Request { v: ADMIN_VERSION, id: id.clone(), request_id, act };
         let mut line = serde_json::to_vec(&request).map_err(|error| AskError::Protocol(error.to_string()))?;
         if line.len() > LINE_BYTES_MAX {
             let message = format!("the request has {} bytes, above {LINE_BYTES_MAX}", line.len());
@@ -205,6 +226,55 @@ impl Client {
 /// If it is of another kind.
 pub fn read_as<T: DeserializeOwned>(value: Value) -> Result<T, AskError> {
     serde_json::from_value(value).map_err(|error| AskError::Protocol(error.to_string()))
+}
+
+/// Whether something is another way afterwards: then its repetition must be known as one.
+pub fn changes(act: &Act) -> bool {
+    match act {
+        Act::NodeDrain { .. }
+        | Act::NodeDrainCancel { .. }
+        | Act::NodeUncordon { .. }
+        | Act::NodeFence { .. }
+        | Act::NodeRemove { .. }
+        | Act::GuestCreate { .. }
+        | Act::GuestStop { .. }
+        | Act::GuestRecover { .. }
+        | Act::MigrationSet { .. }
+        | Act::MigrationCancel { .. } => true,
+        Act::Migrate { dry_run, .. }
+        | Act::Apply { dry_run, .. }
+        | Act::Delete { dry_run, .. }
+        | Act::Label { dry_run, .. } => !dry_run,
+        Act::Version
+        | Act::Status
+        | Act::ControlStatus
+        | Act::NodeList
+        | Act::NodeShow { .. }
+        | Act::NodeDrainWatch { .. }
+        | Act::GuestList
+        | Act::GuestShow { .. }
+        | Act::GuestVerify { .. }
+        | Act::GuestStats { .. }
+        | Act::MigrationList
+        | Act::MigrationShow { .. }
+        | Act::MigrationExplain { .. }
+        | Act::MigrationWatch { .. }
+        | Act::PolicyExplain { .. }
+        | Act::Get { .. } => false,
+    }
+}
+
+/// A request id that nobody else has: 128 random bits, in hexadecimal digits.
+///
+/// # Errors
+/// If the system has no random numbers; nothing was asked then.
+pub fn new_request_id() -> Result<String, Problem> {
+    let mut bits = [0_u8; 16];
+    getrandom(&mut bits, GetRandomFlags::empty()).map_err(|error| {
+        let message = format!("the system gives no random numbers: {error}");
+        Problem::new(Code::Failed, "random numbers", message, "give an id of your own with --request-id")
+    })?;
+    Ok(format!("{:032x}", u128::from_be_bytes(bits)))
 }
 
 fn id_of(number: u64) -> String {

@@ -9,6 +9,7 @@
 //! can be read, and repeats at most [`SHOWN_CHARS_MAX`] characters of what was given. A field that nobody knows is refused:
 //! a mistyped `to` must not send a guest anywhere.
 
+use godwit_domain::registry::REQUEST_ID_BYTES_MAX;
 use godwit_wire::admin::{
     ADMIN_VERSION, Act, Body, COUNT_MAX, Code, ID_BYTES_MAX, Problem, Reply, Request, count_too_large,
 };
@@ -76,14 +77,35 @@ fn check_envelope(fields: &Map<String, Value>) -> Result<(), Broken> {
     }
     let try_id = || format!("say \"id\":\"…\", a text of at most {ID_BYTES_MAX} bytes that you choose");
     match fields.get("id") {
-        None => Err(("id", "field \"id\" is missing".to_owned(), try_id())),
-        Some(Value::String(id)) if id.len() <= ID_BYTES_MAX => Ok(()),
+        None => return Err(("id", "field \"id\" is missing".to_owned(), try_id())),
+        Some(Value::String(id)) if id.len() <= ID_BYTES_MAX => {}
         Some(Value::String(id)) => {
             let message = format!("the id has {} bytes, above {ID_BYTES_MAX}: {}", id.len(), quoted(id));
-            Err(("id", message, try_id()))
+            return Err(("id", message, try_id()));
         }
-        Some(other) => Err(("id", format!("the id is no text: {}", quoted(&other.to_string())), try_id())),
+        Some(other) => {
+            return Err(("id", format!("the id is no text: {}", quoted(&other.to_string())), try_id()));
+        }
     }
+    check_request_id(fields.get("request_id"))
+}
+
+/// The id by which a repetition is known. Many are kept, by every voter.
+fn check_request_id(given: Option<&Value>) -> Result<(), Broken> {
+    let message = match given {
+        None | Some(Value::Null) => return Ok(()),
+        Some(Value::String(id)) if id.is_empty() => "the request_id is empty".to_owned(),
+        Some(Value::String(id)) if id.len() > REQUEST_ID_BYTES_MAX => {
+            format!("the request_id has {} bytes, above {REQUEST_ID_BYTES_MAX}: {}", id.len(), quoted(id))
+        }
+        Some(Value::String(_)) => return Ok(()),
+        Some(other) => format!("the request_id is no text: {}", quoted(&other.to_string())),
+    };
+    let try_ = format!(
+        "say \"request_id\":\"…\", a text of 1 to {REQUEST_ID_BYTES_MAX} bytes, the same for a request and its repetition; or \
+         leave it out"
+    );
+    Err(("request_id", message, try_))
 }
 
 /// That what is asked has a name that is known. The list comes from the types, so that it is never an old one.
@@ -100,7 +122,9 @@ fn check_act(fields: &Map<String, Value>) -> Result<(), Broken> {
 /// That no field was given which the request does not have. A request that is written has all of its fields.
 fn check_known(fields: &Map<String, Value>, request: &Request) -> Result<(), Broken> {
     let written = serde_json::to_value(request).unwrap_or_default();
-    match fields.keys().find(|name| written.get(name.as_str()).is_none()) {
+    // One that is null is not written, and means the same as none.
+    let known = |name: &str| name == "request_id" || written.get(name).is_some();
+    match fields.keys().find(|name| !known(name.as_str())) {
         None => Ok(()),
         Some(unknown) => {
             let known = written.as_object().into_iter().flatten().map(|(name, _)| name.as_str());
@@ -168,6 +192,11 @@ mod tests {
         let Act::Migrate { guest, to, .. } = request.act else { panic!("another act") };
         assert_eq!(guest.to_string(), "default/vm1");
         assert_eq!(to.map(|to| to.to_string()).as_deref(), Some("node-b"));
+        assert_eq!(request.request_id, None);
+        let line = br#"{"v":1,"id":"x","request_id":"r.1","do":"migration-cancel","migration":"m"}"#;
+        assert_eq!(read(line).expect("good").request_id.as_deref(), Some("r.1"));
+        let line = br#"{"v":1,"id":"x","request_id":null,"do":"status"}"#;
+        assert_eq!(read(line).expect("good").request_id, None);
         // A carriage return is blank to JSON.
         assert_eq!(read(b"{\"v\":1,\"id\":\"\",\"do\":\"status\"}\r").expect("good").act, Act::Status);
     }
@@ -185,6 +214,8 @@ mod tests {
             (r#"{"v":"1","id":"a","do":"status"}"#, "v", "speaks version 1", "a"),
             (r#"{"v":1,"do":"status"}"#, "id", "missing", ""),
             (r#"{"v":1,"id":7,"do":"status"}"#, "id", "no text", ""),
+            (r#"{"v":1,"id":"a","request_id":7,"do":"status"}"#, "request_id", "no text", "a"),
+            (r#"{"v":1,"id":"a","request_id":"","do":"status"}"#, "request_id", "empty", "a"),
             (r#"{"v":1,"id":"a"}"#, "do", "missing", "a"),
             (r#"{"v":1,"id":"a","do":"fly"}"#, "do", "\"fly\"", "a"),
             (r#"{"v":1,"id":"a","do":["status"]}"#, "do", "no text", "a"),
@@ -244,6 +275,7 @@ mod tests {
             format!("{{{text}"),
             format!(r#"{{"v":{text},"id":"a","do":"status"}}"#),
             format!(r#"{{"v":1,"id":{text},"do":"status"}}"#),
+            format!(r#"{{"v":1,"id":"a","request_id":{text},"do":"status"}}"#),
             format!(r#"{{"v":1,"id":"a","do":{text}}}"#),
             format!(r#"{{"v":1,"id":"a","do":"status",{text}:1}}"#),
             format!(r#"{{"v":1,"id":"a","do":"migrate","guest":{text}}}"#),

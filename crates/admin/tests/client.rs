@@ -208,3 +208,22 @@ async fn ids_are_never_used_twice_on_a_connection() {
     assert!(first.as_str().is_some_and(|id| id.starts_with(&std::process::id().to_string())), "{first}");
     drop(UnixStream::connect(&server.path).await);
 }
+
+#[tokio::test]
+async fn a_change_has_an_id_by_which_its_repetition_is_known() {
+    let server = Server::start(Limits::default(), async |request: Request, replies: mpsc::Sender<Body>| {
+        let _ = replies.send(Body::Ok(json!(request.request_id))).await;
+    });
+    let mut client = connect(&server.path).await;
+    assert_eq!(ask(&mut client).await.expect("an answer"), Value::Null, "nothing is changed");
+    let uncordon = || Act::NodeUncordon { node: "node-a".parse().expect("a name") };
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let id = client.ask(uncordon(), |_| {}).await.expect("an answer");
+        made.push(id.as_str().expect("an id").to_owned());
+    }
+    assert_ne!(made[0], made[1]);
+    assert!(made.iter().all(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit())), "{made:?}");
+    let given = client.ask_under(Some("mine".into()), uncordon(), |_| {}).await.expect("an answer");
+    assert_eq!(given, json!("mine"));
+}

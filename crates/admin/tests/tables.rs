@@ -4,8 +4,8 @@
 
 use godwit_admin::render;
 use godwit_wire::admin::{
-    ControlStatus, Done, Fenced, GuestDetail, GuestRow, GuestStats, MigrationDetail, MigrationRow,
-    NodeDetail, NodeRow, Status,
+    Applied, ControlStatus, Done, Explained, Fenced, GuestDetail, GuestRow, GuestStats, MigrationDetail,
+    MigrationExplained, MigrationRow, NodeDetail, NodeRow, Objects, Status, Verdicts,
 };
 use godwit_wire::handoff::Verified;
 use serde::de::DeserializeOwned;
@@ -43,6 +43,7 @@ fn node_row() -> Value {
         "name": "node-a", "state": "unreachable", "unreachable_for_ms": 12_345, "control": "voter",
         "control_address": "10.0.0.1:7001", "migration_address": "10.0.0.2:7002", "guests": 11,
         "memory_bytes": 8_u64 << 30, "free_memory_bytes": 3_u64 << 29, "outbound": 22, "inbound": 33,
+        "takes_guests": "cordoned", "labels": {"rack": "r-99"},
     })
 }
 
@@ -57,10 +58,11 @@ fn migration_row() -> Value {
     json!({
         "name": "move-7", "guest": "lab/vm1", "phase": "Running", "detail": "PreCopy round 3", "source": "node-b",
         "target": "node-c", "asked_ms": 1_709_251_199_999_u64, "queue_position": 55,
+        "priority": "high", "policy": "policy-5",
     })
 }
 
-const NODE_PARTS: [&str; 9] = [
+const NODE_PARTS: [&str; 11] = [
     "node-a",
     "unreachable for 12.3 s",
     "voter",
@@ -70,44 +72,46 @@ const NODE_PARTS: [&str; 9] = [
     "8.0 GiB",
     "1.5 GiB",
     "33",
+    "cordoned",
+    "rack=r-99",
 ];
 const GUEST_PARTS: [&str; 6] = ["lab/vm1", "migrating", "node-b", "44", "5.0 GiB", "move-7"];
-const MIGRATION_PARTS: [&str; 8] =
-    ["move-7", "lab/vm1", "Running", "PreCopy round 3", "node-b", "node-c", "2024-02-29T23:59:59.999Z", "55"];
+const MIGRATION_PARTS: [&str; 10] = [
+    "move-7",
+    "lab/vm1",
+    "Running",
+    "PreCopy round 3",
+    "node-b",
+    "node-c",
+    "2024-02-29T23:59:59.999Z",
+    "55",
+    "high",
+    "policy-5",
+];
 
 #[test]
 fn lists_have_all_their_columns() {
-    let nodes = render::nodes(&[answer::<NodeRow>(node_row())]);
+    let rows = [answer::<NodeRow>(node_row())];
+    let nodes = render::nodes(&rows, true);
     holds(&nodes, &NODE_PARTS);
-    assert_eq!(
-        header(&nodes),
-        [
-            "node",
-            "state",
-            "control",
-            "guests",
-            "memory",
-            "free",
-            "out",
-            "in",
-            "control address",
-            "migration address"
-        ]
-    );
+    let narrow = ["node", "state", "control", "takes guests", "guests", "memory", "free", "out", "in"];
+    let wide = [&narrow[..], &["control address", "migration address", "labels"]].concat();
+    assert_eq!(header(&nodes), wide);
+    assert_eq!(header(&render::nodes(&rows, false)), narrow);
     let guests = render::guests(&[answer::<GuestRow>(guest_row())]);
     holds(&guests, &GUEST_PARTS);
     assert_eq!(header(&guests), ["guest", "state", "node", "epoch", "memory", "migration"]);
-    let migrations = render::migrations(&[answer::<MigrationRow>(migration_row())]);
+    let rows = [answer::<MigrationRow>(migration_row())];
+    let migrations = render::migrations(&rows, true);
     holds(&migrations, &MIGRATION_PARTS);
-    assert_eq!(
-        header(&migrations),
-        ["migration", "guest", "phase", "detail", "from", "to", "queue", "asked for"]
-    );
+    let narrow = ["migration", "guest", "phase", "detail", "from", "to", "queue", "asked for"];
+    assert_eq!(header(&migrations), [&narrow[..], &["priority", "policy"]].concat());
+    assert_eq!(header(&render::migrations(&rows, false)), narrow);
 }
 
 #[test]
 fn an_empty_list_is_a_sentence() {
-    let told = [render::nodes(&[]), render::guests(&[]), render::migrations(&[])];
+    let told = [render::nodes(&[], false), render::guests(&[]), render::migrations(&[], true)];
     assert_eq!(told, ["no nodes", "no guests", "no migrations"]);
 }
 
@@ -125,6 +129,14 @@ fn a_node_is_shown_whole() {
     let mut value = node_row();
     let more = json!({
         "boot": "boot-66", "fence_waits_for": [INSTANCE], "placed": [guest_row()], "leaving": [migration_row()],
+        "networks": {"fast": "10.9.9.9:7003"},
+        "drain": {
+            "state": "stuck", "began_ms": 951_782_400_000_u64, "moved": 123, "left": [
+                {"guest": "lab/vm7", "stuck": true, "why": "no node is large enough", "failed": 456,
+                 "retry_at_ms": 951_868_800_000_u64},
+                {"guest": "lab/vm8", "stuck": false, "why": "waits for a permit", "failed": 0, "retry_at_ms": null},
+            ],
+        },
         "runners": [{
             "guest": "lab/vm9", "instance": OTHER, "state": "incoming", "dir": "/somewhere/r", "transfer": "move-9",
         }],
@@ -135,8 +147,19 @@ fn a_node_is_shown_whole() {
     holds(&text, &GUEST_PARTS);
     holds(&text, &MIGRATION_PARTS);
     holds(&text, &["22", "boot-66", INSTANCE, "lab/vm9", OTHER, "incoming", "/somewhere/r", "move-9"]);
-    value["runners"] = Value::Null;
-    holds(&render::node(&answer::<NodeDetail>(value)), &["not known: it does not answer"]);
+    holds(&text, &["fast 10.9.9.9:7003", "2000-02-29T00:00:00.000Z", "123", "lab/vm7", "456"]);
+    holds(&text, &["no node is large enough", "2000-03-01T00:00:00.000Z", "lab/vm8", "waits for a permit"]);
+    let detail = answer::<NodeDetail>(value.clone());
+    assert_eq!(render::drain_line(&detail), "node-a  stuck: 123 moved, 2 left, 1 of them stuck");
+    let drain = detail.drain.expect("a drain");
+    assert_eq!(render::stuck(&drain, false), ["lab/vm7: no node is large enough"]);
+    assert_eq!(render::stuck(&drain, true).len(), 2);
+    (value["runners"], value["drain"]) = (Value::Null, Value::Null);
+    let detail = answer::<NodeDetail>(value);
+    let text = render::node(&detail);
+    holds(&text, &["not known: it does not answer"]);
+    assert!(!text.contains("its drain"), "{text}");
+    assert_eq!(render::drain_line(&detail), "node-a  not drained, takes guests: cordoned");
 }
 
 #[test]
@@ -161,6 +184,7 @@ fn a_guest_is_shown_whole() {
     let more = json!({
         "uid": "uid-77", "instance": INSTANCE, "rollbacks": 88, "migrations": [migration_row()],
         "copies": [{"node": "node-d", "instance": OTHER, "what": "kept source"}],
+        "labels": {"app": "db-321"}, "node_selector": {"accelerator": "gpu-654"}, "policy": "policy-6",
         "spec": {
             "memory_bytes": 5_u64 << 30, "working_set_bytes": 3_u64 << 28, "dirty_rate_bytes_per_second": 7_u64 << 20,
             "pattern": "hot-set", "zero_percent": 12, "compressible_percent": 34, "threads": 56, "seed": 789,
@@ -172,6 +196,7 @@ fn a_guest_is_shown_whole() {
     holds(&text, &GUEST_PARTS);
     holds(&text, &MIGRATION_PARTS);
     holds(&text, &["uid-77", INSTANCE, "88", "node-d", OTHER, "kept source"]);
+    holds(&text, &["app=db-321", "accelerator=gpu-654", "policy-6"]);
     holds(
         &text,
         &[
@@ -216,6 +241,14 @@ fn numbers_of_a_guest_are_shown_whole() {
 fn migration_detail() -> Value {
     let mut value = migration_row();
     let more = json!({
+        "asked_selector": {"accelerator": "gpu-1"}, "drains": "node-g", "network": "fast-net",
+        "waits_for": "an outbound permit of node-b", "holders": ["move-4", "move-6"],
+        "settings": {
+            "bandwidthPerMigration": {"value": "64Mi", "origin": "migration"},
+            "allowPostCopy": {"value": true, "origin": "policy"},
+            "progressTimeout": {"value": 987, "origin": "default"},
+        },
+        "changes": [{"time_ms": 951_782_400_000_u64, "what": "policy-5 is in force"}],
         "over": false, "asked_target": "node-e", "permits_held": true, "call_offs": 66,
         "overrides": {
             "bandwidthPerMigration": "64Mi", "completionTimeoutPerGiB": 801, "progressTimeout": 151,
@@ -253,10 +286,115 @@ fn a_migration_is_shown_whole() {
     holds(&text, &["5.0 MiB", "6.0 MiB", "7.0 MiB", "8.0 MiB/s", "9.0 MiB/s", "77 ms", "10.0 MiB"]);
     holds(&text, &["1.001 ms", "1.002 ms", "1.003 ms", "1.004 ms", "1005", "1006", "1007", "1008", "1009"]);
     holds(&text, &["1.010 ms", "1.011 ms", "42 %", "62 %"]);
+    holds(
+        &text,
+        &["accelerator=gpu-1", "node-g", "fast-net", "an outbound permit of node-b", "move-4, move-6"],
+    );
+    holds(&text, &["2000-02-29T00:00:00.000Z", "policy-5 is in force"]);
     let lines: Vec<&str> = text.lines().collect();
     let line = |name: &str| *lines.iter().find(|line| line.contains(name)).expect(name);
+    assert!(line("allowPostCopy").contains("true") && line("allowPostCopy").contains("policy"), "{text}");
+    assert!(!text.contains("987"), "a default is no news: {text}");
     assert!(line("paused to finish").contains("yes"), "{text}");
     assert!(line(" over ").contains("no") && line("holds permits").contains("yes"), "{text}");
+}
+
+#[test]
+fn a_migration_is_explained_with_its_nodes_and_everything_that_holds() {
+    let mut value = migration_detail();
+    value["nodes"] = json!({"node-h": null, "node-i": "too few pages"});
+    value["before"] = json!(["move-2", "move-3"]);
+    let text = render::migration_explained(&answer::<MigrationExplained>(value.clone()));
+    holds(&text, &MIGRATION_PARTS);
+    holds(&text, &["node-h", "node-i", "too few pages", "move-2, move-3", "progressTimeout", "987"]);
+    let node = |name: &str| text.lines().find(|line| line.contains(name)).expect("a line").contains("yes");
+    assert!(node("node-h") && !node("node-i"), "{text}");
+    value["before"] = json!([]);
+    holds(&render::migration_explained(&answer(value)), &["nothing in the queue"]);
+}
+
+#[test]
+fn verdicts_say_where_a_guest_would_go_and_why_not_elsewhere() {
+    let mut value = json!({
+        "guest": "lab/vm1", "source": "node-a", "target": "node-b", "waits_for": "a permit of the cluster",
+        "nodes": {"node-b": null, "node-c": "cordoned"}, "policy": "policy-5",
+        "settings": {"maxDowntimeMs": {"value": 123, "origin": "cluster"}}, "notes": ["note the first"],
+    });
+    let text = render::verdicts(&answer::<Verdicts>(value.clone()));
+    holds(
+        &text,
+        &["lab/vm1", "node-a", "would go to", "node-b", "a permit of the cluster", "node-c", "cordoned"],
+    );
+    holds(&text, &["policy-5", "maxDowntimeMs", "123", "cluster", "- note the first"]);
+    value["target"] = Value::Null;
+    holds(&render::verdicts(&answer::<Verdicts>(value)), &["no node can take it"]);
+}
+
+#[test]
+fn a_policy_is_explained_with_every_candidate() {
+    let mut value = json!({
+        "vm": "vm1", "namespace": "lab", "policy": "good", "candidates": [
+            {"policy": "good", "matched": true, "labels": 2, "keys": ["env", "tier"], "reason": "taken: first in order"},
+            {"policy": "bad", "matched": false, "labels": 0, "keys": [], "reason": "asks for team"},
+        ],
+        "settings": {
+            "allowPostCopy": {"value": true, "origin": "policy"}, "network": {"value": null, "origin": "default"},
+        },
+        "notes": ["note the first", "note the second"],
+    });
+    let text = render::explained(&answer::<Explained>(value.clone()));
+    holds(&text, &["vm1", "lab", "good", "env, tier", "taken: first in order", "bad", "asks for team"]);
+    holds(&text, &["allowPostCopy", "true", "- note the first\n- note the second"]);
+    let line = |name: &str| text.lines().find(|line| line.contains(name)).expect("a line").to_owned();
+    assert!(
+        line("taken").contains("yes") && line("taken").contains('2') && line("bad").contains("no"),
+        "{text}"
+    );
+    assert!(line("network").contains("default"), "{text}");
+    value["policy"] = Value::Null;
+    holds(&render::explained(&answer(value)), &["none matches"]);
+}
+
+fn objects(rows: &[[&str; 3]]) -> Objects {
+    let item = |row: &[&str; 3]| json!({"metadata": {"name": row[0], "namespace": "lab"}});
+    answer(json!({
+        "kind": "VirtualMachine", "head": ["name", "phase", "more"], "narrow": 2, "rows": rows,
+        "items": rows.iter().map(item).collect::<Vec<_>>(),
+    }))
+}
+
+#[test]
+fn objects_have_the_columns_that_the_node_gives_them() {
+    let all = objects(&[["vm1", "Running", "far"]]);
+    assert_eq!(header(&render::objects(&all, true)), ["name", "phase", "more"]);
+    holds(&render::objects(&all, true), &["vm1", "Running", "far"]);
+    let narrow = render::objects(&all, false);
+    assert_eq!(header(&narrow), ["name", "phase"]);
+    assert!(!narrow.contains("far"), "{narrow}");
+    assert_eq!(render::objects(&objects(&[]), true), "");
+    let short = Objects { rows: vec![vec!["vm1".into()]], narrow: 9, ..all };
+    holds(&render::objects(&short, false), &["vm1", "phase"]);
+}
+
+#[test]
+fn what_was_shown_is_not_shown_again() {
+    let mut watched = render::Watched::default();
+    let first = watched.news(&objects(&[["vm1", "Running", "a"], ["v2", "Pending", "b"]]), false);
+    assert_eq!(first, ["name   phase", "vm1    Running", "v2     Pending"]);
+    let none = watched.news(&objects(&[["vm1", "Running", "other"], ["v2", "Pending", "b"]]), false);
+    assert_eq!(none, [""; 0], "a column that is not shown is no news");
+    let changed = watched.news(&objects(&[["vm1", "Running", "a"], ["v2", "Running", "b"]]), false);
+    assert_eq!(changed, ["v2     Running"]);
+}
+
+#[test]
+fn what_was_done_with_an_object_fits_a_line() {
+    let mut done: Applied = answer(json!({
+        "kind": "MigrationPolicy", "name": "good", "done": "created", "dry_run": false, "notes": [],
+    }));
+    assert_eq!(render::applied(&done), "migrationpolicy/good created");
+    done.dry_run = true;
+    assert_eq!(render::applied(&done), "migrationpolicy/good created (dry run)");
 }
 
 #[test]

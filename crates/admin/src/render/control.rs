@@ -73,6 +73,9 @@ pub fn status(status: &Status) -> String {
     ]);
     sections(
         first,
-        [("nodes", nodes(rows)), ("migrations that are not over", migrations_or("none", migrations))],
+        [
+            ("nodes", nodes(rows, true)),
+            ("migrations that are not over", migrations_or("none", migrations, true)),
+        ],
     )
 }

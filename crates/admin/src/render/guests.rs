@@ -6,7 +6,7 @@ use godwit_wire::handoff::{RunState, Standing, Stats, Verified};
 
 use super::migrations::migrations_or;
 use super::units::{bytes, micros, millis, rate};
-use super::{facts, joined, list, maybe, sections};
+use super::{facts, joined, labels, list, maybe, sections};
 
 /// `guest list`.
 pub fn guests(rows: &[GuestRow]) -> String {
@@ -30,7 +30,18 @@ pub(super) fn guests_or(none: &str, rows: &[GuestRow]) -> String {
 
 /// `guest show`.
 pub fn guest(detail: &GuestDetail) -> String {
-    let GuestDetail { row, uid, instance, copies, rollbacks, spec, migrations } = detail;
+    let GuestDetail {
+        row,
+        uid,
+        instance,
+        copies,
+        rollbacks,
+        spec,
+        labels: own_labels,
+        node_selector,
+        policy,
+        migrations,
+    } = detail;
     let GuestRow { name, state, node, epoch, memory_bytes, migration } = row;
     let first = facts([
         ("guest", name.to_string()),
@@ -43,9 +54,15 @@ pub fn guest(detail: &GuestDetail) -> String {
         ("instance", maybe(*instance)),
         ("rollbacks", rollbacks.to_string()),
         ("workload", workload(spec)),
+        ("labels", labels(own_labels)),
+        ("runs on nodes with", labels(node_selector)),
+        ("policy", maybe(policy.as_ref())),
     ]);
     let copies = if copies.is_empty() { String::new() } else { copies_of(copies) };
-    sections(first, [("copies that are kept", copies), ("migrations", migrations_or("none", migrations))])
+    sections(
+        first,
+        [("copies that are kept", copies), ("migrations", migrations_or("none", migrations, true))],
+    )
 }
 
 fn copies_of(rows: &[CopyRow]) -> String {

@@ -1,21 +1,38 @@
 //! Migrations for people.
 
 use godwit_domain::Overrides;
-use godwit_domain::progress::{Course, Measured, Progress, SourceReport};
-use godwit_wire::admin::{MigrationDetail, MigrationRow, StepRow};
+use godwit_domain::settings::Origin;
+use godwit_wire::admin::{ChangeRow, MigrationDetail, MigrationExplained, MigrationRow, StepRow};
 
-use super::units::{bytes, micros, millis, rate, utc};
-use super::{NOTHING, facts, joined, list, maybe, sections};
+use super::progress::{in_short, measured_of, progress_of};
+use super::units::utc;
+use super::verdicts::{settings_of, verdicts_of};
+use super::{facts, grid, joined, labels, list, maybe, sections};
 
-/// `migration list`.
-pub fn migrations(rows: &[MigrationRow]) -> String {
-    migrations_or("no migrations", rows)
+/// `migration list`. In its wide form with all that a row holds.
+pub fn migrations(rows: &[MigrationRow], wide: bool) -> String {
+    migrations_or("no migrations", rows, wide)
 }
 
-pub(super) fn migrations_or(none: &str, rows: &[MigrationRow]) -> String {
+pub(super) fn migrations_or(none: &str, rows: &[MigrationRow], wide: bool) -> String {
+    let mut head = vec!["migration", "guest", "phase", "detail", "from", "to", "queue", "asked for"];
+    if wide {
+        head.extend(["priority", "policy"]);
+    }
     let cells = |row: &MigrationRow| {
-        let MigrationRow { name, guest, phase, detail, source, target, asked_ms, queue_position } = row;
-        [
+        let MigrationRow {
+            name,
+            guest,
+            phase,
+            detail,
+            source,
+            target,
+            asked_ms,
+            priority,
+            policy,
+            queue_position,
+        } = row;
+        let mut cells = vec![
             name.to_string(),
             guest.to_string(),
             phase.clone(),
@@ -24,29 +41,72 @@ pub(super) fn migrations_or(none: &str, rows: &[MigrationRow]) -> String {
             maybe(target.as_ref()),
             maybe(*queue_position),
             utc(*asked_ms),
-        ]
+        ];
+        if wide {
+            cells.extend([priority.to_string(), maybe(policy.as_ref())]);
+        }
+        cells
     };
-    let header = ["migration", "guest", "phase", "detail", "from", "to", "queue", "asked for"];
-    list(none, header, &[6], rows.iter().map(cells))
+    grid(none, &head, &[6], rows.iter().map(cells))
 }
 
 /// `migration show`.
 pub fn migration(detail: &MigrationDetail) -> String {
+    let MigrationDetail { obstacles, steps, changes, settings, progress, measured, .. } = detail;
+    let step =
+        |StepRow { time_ms, phase, reason }: &StepRow| [utc(*time_ms), phase.clone(), maybe(reason.as_ref())];
+    let steps = list("", ["time", "phase", "reason"], &[], steps.iter().map(step));
+    let obstacles = obstacles.iter().map(|(node, why)| [node.to_string(), why.clone()]);
+    let change = |ChangeRow { time_ms, what }: &ChangeRow| [utc(*time_ms), what.clone()];
+    let set = settings.iter().filter(|(_, row)| row.origin != Origin::Default);
+    sections(
+        facts(facts_of(detail)),
+        [
+            ("why nodes can not take it", list("", ["node", "why not"], &[], obstacles)),
+            ("phases", steps),
+            ("settings that somebody has set", settings_of(set)),
+            ("changes of its settings", list("", ["time", "change"], &[], changes.iter().map(change))),
+            ("progress, as its source said last", progress.as_ref().map_or_else(String::new, progress_of)),
+            ("measured", measured_of(measured)),
+        ],
+    )
+}
+
+fn facts_of(detail: &MigrationDetail) -> Vec<(&'static str, String)> {
     let MigrationDetail {
         row,
         over,
         asked_target,
+        asked_selector,
+        drains,
+        network,
+        waits_for,
+        holders,
         permits_held,
         call_offs,
         overrides,
-        obstacles,
-        steps,
-        progress,
-        measured,
+        // Each of these has a table of its own.
+        settings: _,
+        changes: _,
+        obstacles: _,
+        steps: _,
+        progress: _,
+        measured: _,
     } = detail;
-    let MigrationRow { name, guest, phase, detail, source, target, asked_ms, queue_position } = row;
+    let MigrationRow {
+        name,
+        guest,
+        phase,
+        detail,
+        source,
+        target,
+        asked_ms,
+        priority,
+        policy,
+        queue_position,
+    } = row;
     let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
-    let first = facts([
+    let mut facts = vec![
         ("migration", name.to_string()),
         ("guest", guest.to_string()),
         ("phase", phase.clone()),
@@ -55,23 +115,39 @@ pub fn migration(detail: &MigrationDetail) -> String {
         ("from", maybe(source.as_ref())),
         ("to", maybe(target.as_ref())),
         ("asked target", asked_target.as_ref().map_or_else(|| "any".to_owned(), ToString::to_string)),
+        ("asked labels of the target", labels(asked_selector)),
         ("asked for", utc(*asked_ms)),
+        ("priority", priority.to_string()),
+        ("policy", maybe(policy.as_ref())),
         ("place in the queue", maybe(*queue_position)),
+        ("waits for", maybe(waits_for.as_ref())),
+        ("held by", joined(holders)),
         ("holds permits", yes_no(*permits_held)),
+        ("network", maybe(network.as_ref())),
         ("called off after a pause", call_offs.to_string()),
-        ("its own settings", settings(overrides)),
-    ]);
-    let step =
-        |StepRow { time_ms, phase, reason }: &StepRow| [utc(*time_ms), phase.clone(), maybe(reason.as_ref())];
-    let steps = list("", ["time", "phase", "reason"], &[], steps.iter().map(step));
-    let obstacles = obstacles.iter().map(|(node, why)| [node.to_string(), why.clone()]);
+        ("its own settings", own_settings(overrides)),
+    ];
+    facts.extend(drains.as_ref().map(|node| ("asked by the drain of", node.to_string())));
+    facts
+}
+
+fn own_settings(overrides: &Overrides) -> String {
+    joined(overrides.entries().into_iter().map(|(key, value)| format!("{key}={value}")))
+}
+
+/// `migration explain`.
+pub fn migration_explained(explained: &MigrationExplained) -> String {
+    let MigrationExplained { detail, nodes, before } = explained;
+    let default = detail.settings.iter().filter(|(_, row)| row.origin == Origin::Default);
     sections(
-        first,
+        migration(detail),
         [
-            ("why nodes can not take it", list("", ["node", "why not"], &[], obstacles)),
-            ("phases", steps),
-            ("progress, as its source said last", progress.as_ref().map_or_else(String::new, progress_of)),
-            ("measured", measured_of(measured)),
+            ("nodes that could take it now", verdicts_of(nodes)),
+            (
+                "goes after",
+                if before.is_empty() { "nothing in the queue".to_owned() } else { joined(before) },
+            ),
+            ("settings that nobody has set", settings_of(default)),
         ],
     )
 }
@@ -97,105 +173,4 @@ pub fn migration_line(detail: &MigrationDetail) -> String {
         line.push_str(&format!(", {}", in_short(progress)));
     }
     line
-}
-
-/// How it does, in one line.
-pub fn in_short(progress: &Progress) -> String {
-    let left = progress.left_bytes.saturating_add(progress.dirty_bytes);
-    // Before anything has arrived there is nothing to predict from.
-    let downtime = match progress.send_rate {
-        0 => "not known yet".to_owned(),
-        _ => millis(progress.predicted_downtime_ms),
-    };
-    format!(
-        "round {}, {} left, {} out, {} written, downtime now {downtime}",
-        progress.round,
-        bytes(left),
-        rate(progress.send_rate),
-        rate(progress.dirty_rate)
-    )
-}
-
-fn settings(overrides: &Overrides) -> String {
-    joined(overrides.entries().into_iter().map(|(key, value)| format!("{key}={value}")))
-}
-
-fn progress_of(progress: &Progress) -> String {
-    let Progress {
-        round,
-        switching_over,
-        waits_for_quorum,
-        left_bytes,
-        dirty_bytes,
-        wire_bytes,
-        send_rate,
-        dirty_rate,
-        predicted_downtime_ms,
-        throttle_percent,
-        course,
-    } = progress;
-    let stands = match (switching_over, waits_for_quorum, course) {
-        (_, _, Course::Ends) => "was given up; the group has not agreed to that yet",
-        (true, _, Course::PausesToFinish) => "the guest is paused to finish: the deadline has passed",
-        (true, _, Course::PausesForPostCopy) => {
-            "the guest is paused to finish, in place of post-copy: the deadline has passed"
-        }
-        (true, _, Course::Rounds | Course::Throttled | Course::SwitchesOver) => {
-            "switching over: the guest stands still"
-        }
-        (false, true, _) => "waits for a quorum to switch over",
-        (false, false, _) if *throttle_percent > 0 => "copies while the guest runs, throttled",
-        (false, false, _) => "copies while the guest runs",
-    };
-    let predicted = if *send_rate == 0 { NOTHING.to_owned() } else { millis(*predicted_downtime_ms) };
-    facts([
-        ("does", stands.to_owned()),
-        ("round", round.to_string()),
-        ("left in this round", bytes(*left_bytes)),
-        ("written again since", bytes(*dirty_bytes)),
-        ("sent so far", bytes(*wire_bytes)),
-        ("arrives at", rate(*send_rate)),
-        ("the guest writes at", rate(*dirty_rate)),
-        ("predicted downtime", predicted),
-        ("throttle", format!("{throttle_percent} %")),
-    ])
-}
-
-fn measured_of(measured: &Measured) -> String {
-    let Measured { source, resume_us } = measured;
-    let mut all = Vec::new();
-    if let Some(report) = source {
-        let SourceReport {
-            total_us,
-            pause_us,
-            state_us,
-            commit_us,
-            rounds,
-            wire_bytes,
-            raw_pages,
-            zero_pages,
-            skipped_pages,
-            last_round_pages,
-            predicted_downtime_us,
-            throttle_percent_max,
-            paused_to_finish,
-        } = report;
-        all = vec![
-            ("total", micros(*total_us)),
-            ("pause", micros(*pause_us)),
-            ("state", micros(*state_us)),
-            ("commit", micros(*commit_us)),
-            ("predicted downtime", micros(*predicted_downtime_us)),
-            ("rounds", rounds.to_string()),
-            ("bytes on the wire", bytes(*wire_bytes)),
-            ("pages sent", raw_pages.to_string()),
-            ("pages sent as zeros", zero_pages.to_string()),
-            ("pages left out, written again", skipped_pages.to_string()),
-            ("pages of the last round", last_round_pages.to_string()),
-            ("highest throttle", format!("{throttle_percent_max} %")),
-            ("paused to finish", if *paused_to_finish { "yes" } else { "no" }.to_owned()),
-        ];
-    }
-    all.extend(resume_us.map(|us| ("resume", micros(us))));
-    if all.is_empty() { String::new() } else { facts(all) }
 }

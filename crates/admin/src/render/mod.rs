@@ -1,26 +1,36 @@
 //! Answers for people.
 //!
 //! ```text
-//!   a list   ──▶ one table, a line each          nodes, guests, migrations
+//!   a list   ──▶ one table, a line each          nodes, guests, migrations; wide with all that a row holds
+//!   objects  ──▶ one table, as the node has it   whatever manifests describe
 //!   one thing ─▶ a table of names and values, then a table for each list in it
 //!   units        counts as people read them: 1.5 GiB, 12.3 s, 2026-07-01T12:00:00.000Z
 //! ```
 //!
-//! Always true: nothing that an answer holds is left out; what is not known stands as `-`; times are UTC.
+//! Always true: nothing that an answer holds is left out (of a list, in its wide form); what is not
+//! known stands as `-`; times are UTC.
 
 mod control;
 mod guests;
 mod migrations;
 mod nodes;
+mod objects;
+mod progress;
 pub mod units;
+mod verdicts;
+
+use std::collections::BTreeMap;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use godwit_wire::admin::Done;
 
 pub use control::{control, status};
 pub use guests::{guest, guests, stats, verified};
-pub use migrations::{in_short, migration, migration_line, migrations};
-pub use nodes::{fenced, node, nodes};
+pub use migrations::{migration, migration_explained, migration_line, migrations};
+pub use nodes::{drain_line, fenced, node, nodes, stuck};
+pub use objects::{Watched, applied, objects};
+pub use progress::in_short;
+pub use verdicts::{explained, verdicts};
 
 /// What was done, with what follows from it.
 pub fn done(what: &str, done: &Done) -> String {
@@ -44,6 +54,11 @@ fn joined(values: impl IntoIterator<Item = impl ToString>) -> String {
     if all.is_empty() { NOTHING.to_owned() } else { all.join(", ") }
 }
 
+/// Labels, or what a selector asks for.
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    joined(labels.iter().map(|(key, value)| format!("{key}={value}")))
+}
+
 /// A table in the style of this program.
 fn plain() -> Table {
     let mut table = Table::new();
@@ -55,12 +70,17 @@ fn plain() -> Table {
 /// aligned to the right.
 fn list<const N: usize>(
     none: &str,
-    header: [&str; N],
+    head: [&str; N],
     numbers: &[usize],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
+    grid(none, &head, numbers, rows.into_iter().map(Vec::from))
+}
+
+/// The same, where only whoever calls knows how many columns there are.
+fn grid(none: &str, head: &[&str], numbers: &[usize], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = plain();
-    table.set_header(header);
+    table.set_header(head.to_vec());
     table.add_rows(rows);
     if table.row_count() == 0 {
         return none.to_owned();

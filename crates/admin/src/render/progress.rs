@@ -1,6 +1,6 @@
 //! How a migration goes, and what was measured of it.
 
-use godwit_domain::progress::{Measured, Progress, SourceReport};
+use godwit_domain::progress::{Course, Measured, Progress, SourceReport};
 
 use super::units::{bytes, micros, millis, rate};
 use super::{NOTHING, facts};
@@ -34,11 +34,21 @@ pub(super) fn progress_of(progress: &Progress) -> String {
         send_rate,
         dirty_rate,
         predicted_downtime_ms,
+        throttle_percent,
+        course,
     } = progress;
-    let stands = match (switching_over, waits_for_quorum) {
-        (true, _) => "switching over: the guest stands still",
-        (false, true) => "waits for a quorum to switch over",
-        (false, false) => "copies while the guest runs",
+    let stands = match (switching_over, waits_for_quorum, course) {
+        (_, _, Course::Ends) => "was given up; the group has not agreed to that yet",
+        (true, _, Course::PausesToFinish) => "the guest is paused to finish: the deadline has passed",
+        (true, _, Course::PausesForPostCopy) => {
+            "the guest is paused to finish, in place of post-copy: the deadline has passed"
+        }
+        (true, _, Course::Rounds | Course::Throttled | Course::SwitchesOver) => {
+            "switching over: the guest stands still"
+        }
+        (false, true, _) => "waits for a quorum to switch over",
+        (false, false, _) if *throttle_percent > 0 => "copies while the guest runs, throttled",
+        (false, false, _) => "copies while the guest runs",
     };
     let predicted = if *send_rate == 0 { NOTHING.to_owned() } else { millis(*predicted_downtime_ms) };
     facts([
@@ -50,6 +60,7 @@ pub(super) fn progress_of(progress: &Progress) -> String {
         ("arrives at", rate(*send_rate)),
         ("the guest writes at", rate(*dirty_rate)),
         ("predicted downtime", predicted),
+        ("throttle", format!("{throttle_percent} %")),
     ])
 }
 
@@ -70,6 +81,8 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             skipped_pages,
             last_round_pages,
             predicted_downtime_us,
+            throttle_percent_max,
+            paused_to_finish,
         } = report;
         all = vec![
             ("total", micros(*total_us)),
@@ -83,6 +96,8 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             ("pages sent as zeros", zero_pages.to_string()),
             ("pages left out, written again", skipped_pages.to_string()),
             ("pages of the last round", last_round_pages.to_string()),
+            ("highest throttle", format!("{throttle_percent_max} %")),
+            ("paused to finish", if *paused_to_finish { "yes" } else { "no" }.to_owned()),
         ];
     }
     all.extend(resume_us.map(|us| ("resume", micros(us))));
