@@ -19,9 +19,10 @@ use std::time::Instant;
 
 use godwit::lab::cluster::NodeSpec;
 use godwit::lab::monotonic_ns;
+use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Permits, Phase};
-use godwit_domain::registry::{BootId, Command, GuestUid, Node, Refusal, Registry, Stamped};
-use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, MigrationId, NodeName};
+use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Refusal, Registry, Stamped, Wish};
+use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName};
 use godwit_node::ca;
 use godwit_node::config::NodeConfig;
 use godwit_node::fabric::{ControlCall, Fabric, frames};
@@ -103,7 +104,7 @@ impl Puppet {
         let time_ms = u64::try_from(self.0.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut outcome = Ok(());
         self.0.state.send_modify(|state| {
-            outcome = state.registry.apply(Stamped { time_ms, command }).map(|_| ());
+            outcome = state.registry.apply(Stamped { time_ms, request: None, command }).map(|_| ());
         });
         outcome
     }
@@ -345,7 +346,7 @@ impl Puppet {
             Ask::Propose(other) => refused(format!("node {name} does not propose {other:?}")),
             Ask::Quorum => Answer::QuorumAge(Some(0)),
             // Operators are not served: they hear that nobody knows.
-            Ask::Progress { .. } | Ask::Prepares { .. } | Ask::Admin(_) => Answer::Noted,
+            Ask::Progress { .. } | Ask::Admin(_) => Answer::Noted,
         };
         if frames::write(&mut send, "answer", &answer, ASK_BYTES_MAX).await.is_ok() {
             let _ = send.finish();

@@ -12,7 +12,7 @@ use godwit::lab::cluster::{Cluster, ClusterError, Moved, NodeSpec, Watched};
 use godwit::lab::monotonic_ns;
 use godwit::lab::ticks::{self, TickReport};
 use godwit_domain::progress::SourceReport;
-use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, Quantity};
+use godwit_domain::{GuestName, GuestSpec, Labels, NodeName, Overrides, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
 use godwit_wire::admin::{Act, GuestDetail, MigrationDetail};
 use godwit_wire::handoff::RunState;

@@ -109,11 +109,6 @@ pub enum Ask {
         /// The numbers.
         progress: Progress,
     },
-    /// The target prepares its runner.
-    Prepares {
-        /// The migration.
-        migration: MigrationId,
-    },
     /// An operator's request, one JSON object.
     Admin(String),
 }

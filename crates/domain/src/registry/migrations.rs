@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::{Applied, Finished, GuestUid, Milestone, Record, Refusal, Registry, Wish};
+use super::{
+    Applied, Finished, GuestUid, Milestone, PREPARING_TARGET, RUNNING, Record, Refusal, Registry, Wish,
+};
 use crate::ids::{MigrationId, NodeName};
 use crate::labels;
 use crate::ownership::{Entry, Phase, Refused};
@@ -91,9 +93,9 @@ impl Registry {
             let phase = guest.ownership.attempt.as_ref().map(|attempt| &attempt.phase);
             let (step, fits) = match milestone {
                 Milestone::PreparingTarget => {
-                    ("PreparingTarget", matches!(phase, Some(Phase::Preparing { .. })))
+                    (PREPARING_TARGET, matches!(phase, Some(Phase::Preparing { .. })))
                 }
-                Milestone::Running => ("Running", matches!(phase, Some(Phase::Copying { .. }))),
+                Milestone::Running => (RUNNING, matches!(phase, Some(Phase::Copying { .. }))),
             };
             if let (true, Some(record)) = (fits, &mut guest.record) {
                 record.note_step(time_ms, step, None);

@@ -49,7 +49,7 @@ pub use command::{BootId, Command, GuestUid, Home, Milestone, NodeChange, Refusa
 pub use drain::{Drain, Due, Tries, retry_after_ms};
 pub use layers::InForce;
 pub use reasons::{Obstacle, WaitReason};
-pub use record::{Change, Finished, Record, Step, UNSCHEDULABLE_TIMEOUT_S, Wish};
+pub use record::{Change, Finished, PREPARING_TARGET, RUNNING, Record, Step, UNSCHEDULABLE_TIMEOUT_S, Wish};
 pub use requests::{Answered, REQUEST_ID_BYTES_MAX, RequestKey, Requests};
 
 use guests::{concerned, licences_of, takes_memory_on};

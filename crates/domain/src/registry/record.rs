@@ -17,6 +17,11 @@ const STEPS_MAX: usize = 32;
 /// How long a migration waits for a node that could take its guest, if it does not say, in seconds.
 pub const UNSCHEDULABLE_TIMEOUT_S: u64 = 300;
 
+/// The step of a target that has said yes and prepares its runner.
+pub const PREPARING_TARGET: &str = "PreparingTarget";
+/// The step of a source that sends pages.
+pub const RUNNING: &str = "Running";
+
 /// What is wished of a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
@@ -133,7 +138,18 @@ impl Record {
         if let Phase::Preparing { source, target } = phase {
             self.route = Some((source.node.clone(), target.clone()));
         }
+        // Further than the phase's own name already: a pause that was called off is no step back.
+        if let (Phase::Preparing { .. }, Some(PREPARING_TARGET)) | (Phase::Copying { .. }, Some(RUNNING)) =
+            (phase, self.last_step())
+        {
+            return;
+        }
         self.note_step(time_ms, phase.name(), phase.failure());
+    }
+
+    /// The last phase that it came to.
+    pub fn last_step(&self) -> Option<&str> {
+        self.steps.last().map(|step| step.phase.as_str())
     }
 
     pub(super) fn note_step(&mut self, time_ms: u64, phase: &str, reason: Option<&str>) {

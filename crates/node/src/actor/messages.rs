@@ -98,11 +98,9 @@ impl NodeActor {
                 expected.epoch = view.ownership.epoch;
             }
             transfer.actor.do_send(actor::Order(Told::View(Box::new(view.ownership.clone()))));
-            if transfer.settings != view.settings {
-                transfer.settings = view.settings;
-                transfer.actor.do_send(actor::Order(Told::Settings(view.settings)));
-            }
+            transfer.settings = view.settings;
         }
+        self.share_bandwidth();
         let is_gone = view.ownership.life == godwit_domain::ownership::Life::Purged;
         if is_gone && self.runners_of(view.uid).next().is_none() {
             self.views.remove(&view.uid);

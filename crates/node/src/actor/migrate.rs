@@ -13,7 +13,8 @@ use std::sync::Arc;
 use actix::{Actor, AsyncContext, Context, Handler};
 use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Licence, Ownership, Phase, Side};
 use godwit_domain::progress::Measured;
-use godwit_domain::{Epoch, InstanceId, MigrationId};
+use godwit_domain::registry::{Command, Milestone};
+use godwit_domain::{Bandwidth, Epoch, InstanceId, MigrationId, Settings, share};
 use godwit_transfer::actor::{self, TransferActor};
 use godwit_transfer::admit::Expected;
 use godwit_transfer::drive::target::{self, Target};
@@ -88,8 +89,7 @@ impl NodeActor {
             self.propose(ctx, uid, Entry::Decline { migration, epoch });
             return true;
         }
-        let (leader, preparing) = (self.leader.clone(), migration.clone());
-        tokio::spawn(async move { leader.ask(&Ask::Prepares { migration: preparing }).await });
+        self.tell_reached(migration, Milestone::PreparingTarget);
         self.start_runner(ctx, view.name.clone(), about, OwnedRole::Incoming(view.spec.memory_bytes));
         true
     }
@@ -242,11 +242,15 @@ impl NodeActor {
         let ownership: Ownership = view.ownership.clone();
         actor.do_send(actor::Order(Told::View(Box::new(ownership))));
         let (uid, settings) = (view.uid, view.settings);
-        self.transfers.insert(migration.clone(), Transfer { uid, instance, actor, expected, settings });
+        let transfer =
+            Transfer { uid, instance, actor, expected, settings, told: settings, running_told: false };
+        self.transfers.insert(migration.clone(), transfer);
+        self.share_bandwidth();
     }
 
     fn ended(&mut self, ctx: &mut Context<Self>, migration: &MigrationId, report: Report) {
         let Some(Transfer { uid, instance, .. }) = self.transfers.remove(migration) else { return };
+        self.share_bandwidth();
         match report {
             Report::Source(report) => {
                 self.tell_measured(migration.clone(), Measured { source: Some(report), resume_us: None });
@@ -279,6 +283,31 @@ impl NodeActor {
             let standing = attached.runner.stats().await.ok().map(|stats| stats.standing);
             let _ = home.send(GaveUp(instance, standing, reason)).await;
         });
+    }
+
+    /// How far a migration has come, for people: a word that is lost is not said again.
+    fn tell_reached(&self, migration: &MigrationId, milestone: Milestone) {
+        let (leader, migration) = (self.leader.clone(), migration.clone());
+        tokio::spawn(
+            async move { leader.ask(&Ask::Propose(Command::Reached { migration, milestone })).await },
+        );
+    }
+
+    /// Shares this node's bandwidth between the migrations that leave it, and tells those whose share is another.
+    pub(super) fn share_bandwidth(&mut self) {
+        let mut leaving: Vec<&mut Transfer> =
+            self.transfers.values_mut().filter(|transfer| transfer.expected.is_none()).collect();
+        let budget = leaving.iter().map(|transfer| transfer.settings.node_bandwidth);
+        let budget = budget.min_by_key(|budget| budget.bytes_per_second().unwrap_or(u64::MAX));
+        let caps: Vec<_> = leaving.iter().map(|transfer| transfer.settings.bandwidth).collect();
+        let shares = share::max_min(budget.unwrap_or(Bandwidth::UNLIMITED), &caps);
+        for (transfer, bandwidth) in leaving.iter_mut().zip(shares) {
+            let settings = Settings { bandwidth, ..transfer.settings };
+            if transfer.told != settings {
+                transfer.told = settings;
+                transfer.actor.do_send(actor::Order(Told::Settings(settings)));
+            }
+        }
     }
 
     /// The testimony that `Final` never left, once it is written down.
@@ -338,6 +367,11 @@ impl Handler<actor::Fact> for NodeActor {
                 }
             }
             Tells::Progress(progress) => {
+                if let Some(transfer) = self.transfers.get_mut(&migration)
+                    && !std::mem::replace(&mut transfer.running_told, true)
+                {
+                    self.tell_reached(&migration, Milestone::Running);
+                }
                 // Only the newest is worth anything: while one is on its way no other is sent.
                 if self.telling.insert(migration.clone()) {
                     let (leader, home) = (self.leader.clone(), ctx.address());

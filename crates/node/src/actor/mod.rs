@@ -73,7 +73,12 @@ struct Transfer {
     actor: Addr<TransferActor>,
     /// What a target waits for; `None`: this side is the source.
     expected: Option<Expected>,
+    /// What is agreed.
     settings: godwit_domain::Settings,
+    /// What its driver was told: the same, with its share of the node's bandwidth.
+    told: godwit_domain::Settings,
+    /// The leader was told that pages are sent.
+    running_told: bool,
 }
 
 /// See the module.

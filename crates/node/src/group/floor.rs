@@ -32,7 +32,6 @@ struct State {
     last: u64,
     silent: BTreeMap<NodeName, Instant>,
     progress: BTreeMap<MigrationId, Progress>,
-    preparing: BTreeSet<MigrationId>,
 }
 
 impl Floor {
@@ -108,30 +107,15 @@ impl Floor {
     /// Notes how a migration does.
     pub fn note(&self, migration: MigrationId, progress: Progress) {
         let mut state = self.lock();
-        state.preparing.remove(&migration);
         if state.progress.len() >= PROGRESS_MAX && !state.progress.contains_key(&migration) {
             state.progress.pop_first();
         }
         state.progress.insert(migration, progress);
     }
 
-    /// Notes that a target prepares.
-    pub fn note_preparing(&self, migration: MigrationId) {
-        let mut state = self.lock();
-        if state.preparing.len() >= PROGRESS_MAX {
-            state.preparing.pop_first();
-        }
-        state.preparing.insert(migration);
-    }
-
     /// How a migration did when it was last heard.
     pub fn progress(&self, migration: &MigrationId) -> Option<Progress> {
         self.lock().progress.get(migration).copied()
-    }
-
-    /// Whether its target prepares.
-    pub fn prepares(&self, migration: &MigrationId) -> bool {
-        self.lock().preparing.contains(migration)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

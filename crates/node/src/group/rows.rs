@@ -7,7 +7,10 @@ use std::time::Instant;
 
 use godwit_domain::ownership::{Attempt, Life, Permits, Phase};
 use godwit_domain::progress::Progress;
-use godwit_domain::registry::{Drain, Guest, GuestUid, Node, Obstacle, Registry, Step, Tries, WaitReason};
+use godwit_domain::registry::{
+    Drain, Guest, GuestUid, Node, Obstacle, PREPARING_TARGET, RUNNING, Record, Registry, Step, Tries,
+    WaitReason,
+};
 use godwit_domain::{MigrationId, NodeName};
 pub(super) use godwit_wire::admin::rows as settings_rows;
 use godwit_wire::admin::{
@@ -30,8 +33,6 @@ pub(super) struct Beside {
     pub(super) silent_ms: BTreeMap<NodeName, u64>,
     /// How migrations did when they were last heard.
     pub(super) progress: BTreeMap<MigrationId, Progress>,
-    /// Migrations whose target prepares.
-    pub(super) preparing: BTreeSet<MigrationId>,
     /// Waiting migrations: their places, and for what they wait.
     pub(super) queue: BTreeMap<MigrationId, (usize, Option<WaitReason>)>,
 }
@@ -61,7 +62,6 @@ impl Beside {
             reachable: leads.then(|| floor.reachable()),
             silent_ms: silent.collect(),
             progress: progress.collect(),
-            preparing: migrations.iter().filter(|name| floor.prepares(name)).cloned().collect(),
             queue: BTreeMap::new(),
         }
     }
@@ -197,11 +197,12 @@ fn drain_guest(
         );
         return row(true, why, tries);
     }
-    if let Some(attempt) = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over()) {
-        let (phase, detail) = phase(beside, attempt);
+    let open = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over());
+    if let Some((attempt, record)) = open.zip(guest.record.as_ref()) {
+        let (phase, detail) = phase(beside, attempt, record);
         let detail = detail.map(|detail| format!(", {detail}")).unwrap_or_default();
         // One that no node can take is tried until its time is over; meanwhile nothing else happens by itself.
-        let unplaceable = guest.record.as_ref().is_some_and(|record| record.unplaceable_since_ms.is_some());
+        let unplaceable = record.unplaceable_since_ms.is_some();
         return row(unplaceable, format!("{} {phase}{detail}", attempt.migration), tries);
     }
     match tries {
@@ -279,7 +280,7 @@ pub(super) fn guest_detail(
 /// A migration in a list.
 pub(super) fn migration_row(beside: &Beside, guest: &Guest, name: &MigrationId) -> Option<MigrationRow> {
     let (attempt, record) = guest.migration(name)?;
-    let (phase, detail) = phase(beside, attempt);
+    let (phase, detail) = phase(beside, attempt, record);
     let (source, target) = match &record.route {
         Some((source, target)) => (Some(source.clone()), Some(target.clone())),
         None => (guest.ownership.owner().map(|owner| owner.node.clone()), record.wish.target.clone()),
@@ -299,17 +300,18 @@ pub(super) fn migration_row(beside: &Beside, guest: &Guest, name: &MigrationId) 
 }
 
 /// The phase as people know it, and what more there is to say.
-fn phase(beside: &Beside, attempt: &Attempt) -> (&'static str, Option<String>) {
+fn phase(beside: &Beside, attempt: &Attempt, record: &Record) -> (&'static str, Option<String>) {
     let name = &attempt.migration;
     match &attempt.phase {
         Phase::Pending => ("Pending", waits_for(beside, name).map(WaitReason::brief)),
-        Phase::Preparing { target, .. } if beside.preparing.contains(name) => {
+        Phase::Preparing { target, .. } if record.last_step() == Some(PREPARING_TARGET) => {
             ("PreparingTarget", unheard(beside, target))
         }
         Phase::Preparing { target, .. } => ("Scheduling", unheard(beside, target)),
         Phase::Copying { source, target } => {
             let unheard = unheard(beside, &source.node).or_else(|| unheard(beside, &target.node));
             match beside.progress.get(name) {
+                None if record.last_step() == Some(RUNNING) => ("Running", unheard),
                 None => ("TargetReady", unheard),
                 Some(progress) => ("Running", unheard.or_else(|| Some(copying(progress)))),
             }

@@ -169,10 +169,6 @@ async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive:
             group.floor().note(migration, progress);
             Answer::Noted
         }
-        Ask::Prepares { migration } => {
-            group.floor().note_preparing(migration);
-            Answer::Noted
-        }
         Ask::Admin(line) => return desk::answer(group, line, send, receive).await,
     };
     if frames::write(&mut send, "answer", &answer, ASK_BYTES_MAX).await.is_ok() {

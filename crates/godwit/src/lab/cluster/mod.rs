@@ -19,7 +19,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use godwit_admin::{AskError, Client, ClientError, read_as};
-use godwit_domain::{GuestName, GuestSpec, MigrationId, NodeName};
+use godwit_domain::{GuestName, GuestSpec, Labels, MigrationId, NodeName};
 use godwit_node::ca::{self, CaError};
 use godwit_wire::admin::{Act, ControlStatus, GuestDetail, GuestStats, MigrationDetail, NodeDetail};
 use godwit_wire::handoff::{Stats, Verified};

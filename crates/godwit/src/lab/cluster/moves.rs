@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use godwit_admin::{AskError, Client, read_as};
 use godwit_domain::progress::{Measured, SourceReport};
-use godwit_domain::{GuestName, NodeName, Overrides};
+use godwit_domain::{GuestName, Labels, NodeName, Overrides};
 use godwit_wire::admin::{Act, Code, MigrationDetail};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
