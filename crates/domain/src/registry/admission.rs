@@ -1,22 +1,24 @@
 //! Which waiting migration goes next, and where. And why the others wait: computed when asked, never stored.
 //!
 //! ```text
-//!   queues, per source and class ─▶ in order (class, aged; then asking) ─▶ the first that has a target ─▶ grant
-//!            └ sources at their limit are left out                  └ one that has none holds up nobody
+//!   waiters, by what they ask ─▶ in order (class, aged; then asking) ─▶ the first that has a target ─▶ grant
+//!            └ sources at their limit are left out                  └ an ask that has none holds up nobody else
 //! ```
 //!
 //! Always true: what is chosen here is admitted by the registry as it stands now; the same check is made again when the
-//! entry is applied. A decision costs a scan of the nodes and the logarithm of guests and waiters; waiters that ask for
-//! the same share that scan.
+//! entry is applied. A decision costs one look per ask that can not be satisfied and stands before it: the logarithm of
+//! guests and waiters, and at most a scan of the nodes for an ask.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_set};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use super::reasons::{Obstacle, WaitReason};
+use super::waiters::{Needs, Place};
 use super::{Guest, GuestUid, Registry};
 use crate::ids::{MigrationId, NodeName};
 use crate::labels::{self, Labels};
 use crate::machine::Body;
+use crate::ownership::Phase;
 use crate::settings::Priority;
 
 /// After waiting so long, in replicated milliseconds, a migration is in the next higher class: 10 minutes.
@@ -33,14 +35,6 @@ pub struct Waiting {
     pub reason: Option<WaitReason>,
 }
 
-/// What a guest asks of a node. Those that ask for the same are judged once.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Needs {
-    bytes: u64,
-    selector: Labels,
-    target: Option<NodeName>,
-}
-
 /// The two best nodes for each ask: the second is for the guest that runs on the first.
 type Judged = BTreeMap<Needs, Vec<NodeName>>;
 
@@ -54,26 +48,36 @@ impl Registry {
         if at_least(self.index.granted.len(), limits.cluster) {
             return None;
         }
-        let has_room = |source: &NodeName| !at_least(self.outbound(source), limits.outbound);
         let mut judged = Judged::new();
-        self.in_order(has_room).find_map(|uid| {
+        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
+        for (class, firsts) in self.index.waiters.firsts() {
+            order.push(class, Box::new(firsts.keys()));
+        }
+        while let Some((class, uid, first_of_group)) = order.pop() {
             let guest = self.guests.get(&uid)?;
-            let target = self.best_target(guest, reachable, &mut judged)?;
-            Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), target))
-        })
+            if let Some(target) = self.best_target(guest, reachable, &mut judged) {
+                return Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), target));
+            }
+            // The one node that would do is its own: those behind it that leave another node may have it.
+            let needs = needs_of(guest)?;
+            if first_of_group && judged.get(&needs).is_some_and(|best| !best.is_empty()) {
+                order.push_group(class, &needs);
+            }
+        }
+        None
     }
 
     /// Why a waiting migration waits; `None`: it would be granted now, or does not wait.
     pub fn wait_reason(&self, migration: &MigrationId, reachable: &BTreeSet<NodeName>) -> Option<WaitReason> {
         let (_, guest) = self.guest_of(migration)?;
-        let waits = guest.ownership.phase_of(migration)?.name() == crate::ownership::Phase::Pending.name();
+        let waits = matches!(guest.ownership.phase_of(migration)?, Phase::Pending);
         waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new())).flatten()
     }
 
     /// The whole queue, in order, with reasons.
     pub fn waiting(&self, reachable: &BTreeSet<NodeName>) -> Vec<Waiting> {
         let mut judged = Judged::new();
-        let all = self.in_order(|_| true).filter_map(|uid| {
+        let all = self.queue().filter_map(|uid| {
             let guest = self.guests.get(&uid)?;
             let migration = guest.ownership.attempt.as_ref()?.migration.clone();
             Some(Waiting { guest: uid, migration, reason: self.why_it_waits(guest, reachable, &mut judged) })
@@ -84,7 +88,37 @@ impl Registry {
     /// The place of a waiting migration in the queue, 1 is the first.
     pub fn queue_position(&self, migration: &MigrationId) -> Option<usize> {
         let uid = self.guest_of(migration)?.0;
-        self.in_order(|_| true).position(|waits| waits == uid).map(|at| at + 1)
+        self.queue().position(|waits| waits == uid).map(|at| at + 1)
+    }
+
+    /// Guests whose migrations wait, in order.
+    pub fn queue(&self) -> impl Iterator<Item = GuestUid> {
+        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
+        for (class, places) in self.index.waiters.classes() {
+            order.push(class, Box::new(places.iter()));
+        }
+        std::iter::from_fn(move || order.pop().map(|(_, uid, _)| uid))
+    }
+
+    /// Waiting migrations that no node could take even if no other ran: those whose time runs out. In no order.
+    pub fn unplaceable(&self, reachable: &BTreeSet<NodeName>) -> Vec<(GuestUid, MigrationId)> {
+        let mut able: BTreeMap<Needs, Vec<&NodeName>> = BTreeMap::new();
+        let waiting = self.index.open.iter().filter_map(|uid| {
+            let guest = self.guests.get(uid)?;
+            let attempt = guest.ownership.attempt.as_ref()?;
+            let source = &guest.ownership.owner()?.node;
+            if !matches!(attempt.phase, Phase::Pending) {
+                return None;
+            }
+            let needs = needs_of(guest)?;
+            let able = able.entry(needs).or_insert_with_key(|needs| {
+                let able = reachable.iter().filter(|name| self.lasting_obstacle(needs, None, name).is_none());
+                able.take(2).collect()
+            });
+            let is_placeable = !self.lacks_network(source) && able.iter().any(|name| *name != source);
+            (!is_placeable).then(|| (*uid, attempt.migration.clone()))
+        });
+        waiting.collect()
     }
 
     /// Per node: whether it could take this guest, and why not. As if it were asked for now with these wishes.
@@ -169,25 +203,22 @@ impl Registry {
         if self.lacks_network(source) {
             return None;
         }
-        let record = guest.record.as_ref()?;
-        let needs = Needs::of(&guest.body, &record.wish.selector, record.wish.target.as_ref());
-        if record.declined.is_empty() {
-            let best = judged.entry(needs.clone()).or_insert_with(|| self.two_best(&needs, reachable));
-            return best.iter().find(|name| *name != source).cloned();
+        let needs = needs_of(guest)?;
+        let declined = &guest.record.as_ref()?.declined;
+        let candidates = |needs: &Needs| {
+            let candidates = self.index.places.candidates(needs);
+            candidates.filter(|name| reachable.contains(*name))
+        };
+        let best =
+            judged.entry(needs).or_insert_with_key(|needs| candidates(needs).take(2).cloned().collect());
+        let first = best.iter().find(|name| *name != source)?;
+        if !declined.contains(first) {
+            return Some(first.clone());
         }
-        let declined = |name: &NodeName| record.declined.iter().position(|known| known == name);
-        let eligible = reachable.iter().filter(|name| self.obstacle(&needs, Some(source), name).is_none());
-        eligible.min_by_key(|name| (declined(name).map_or(0, |at| at + 1), self.rank(name))).cloned()
-    }
-
-    fn two_best(&self, needs: &Needs, reachable: &BTreeSet<NodeName>) -> Vec<NodeName> {
-        let mut best: Vec<&NodeName> = Vec::with_capacity(3);
-        for name in reachable.iter().filter(|name| self.obstacle(needs, None, name).is_none()) {
-            let at = best.partition_point(|known| self.rank(known) < self.rank(name));
-            best.insert(at, name);
-            best.truncate(2);
-        }
-        best.into_iter().cloned().collect()
+        // Those that have declined come last, who declined first before the others.
+        let place = |name: &NodeName| declined.iter().position(|known| known == name).map_or(0, |at| at + 1);
+        let others = candidates(&needs_of(guest)?).filter(|name| *name != source).collect::<Vec<_>>();
+        others.into_iter().min_by_key(|name| place(name)).cloned()
     }
 
     /// Most free memory first, then fewest inbound, then by name.
@@ -274,23 +305,6 @@ impl Registry {
         (free < needs.bytes).then_some(Obstacle::Memory { free, needs: needs.bytes })
     }
 
-    fn lacks_network(&self, name: &NodeName) -> bool {
-        let Some(network) = &self.settings.network else { return false };
-        self.nodes.get(name).is_some_and(|node| !node.networks.contains_key(network))
-    }
-
-    /// Waiting migrations of the sources that are let through, as they would be granted.
-    fn in_order(&self, sources: impl Fn(&NodeName) -> bool) -> InOrder<'_> {
-        let waiting = self.index.waiting.iter().filter(|(source, _)| sources(source));
-        let queues =
-            waiting.flat_map(|(_, classes)| classes.iter().map(|(class, queue)| (*class, queue.iter())));
-        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
-        for (class, queue) in queues {
-            order.push(class, queue);
-        }
-        order
-    }
-
     fn aged(&self, class: Priority, uid: GuestUid) -> Priority {
         let asked_ms =
             self.guests.get(&uid).and_then(|guest| guest.record.as_ref()).map_or(0, |r| r.asked_ms());
@@ -304,7 +318,7 @@ impl Registry {
     }
 }
 
-/// Heads of queues, merged. Within a queue who was asked for earlier has aged at least as much, so heads suffice.
+/// Sequences of one class each, merged. Within a class who was asked for earlier has aged at least as much, so heads suffice.
 struct InOrder<'a> {
     registry: &'a Registry,
     heads: BinaryHeap<Head<'a>>,
@@ -312,27 +326,40 @@ struct InOrder<'a> {
 
 struct Head<'a> {
     aged: Priority,
-    place: (u64, GuestUid),
+    place: Place,
     class: Priority,
-    rest: btree_set::Iter<'a, (u64, GuestUid)>,
+    rest: Places<'a>,
+    /// It runs through one group; the others run through the firsts of all.
+    of_group: bool,
 }
+
+type Places<'a> = Box<dyn Iterator<Item = &'a Place> + 'a>;
 
 impl<'a> InOrder<'a> {
-    fn push(&mut self, class: Priority, mut rest: btree_set::Iter<'a, (u64, GuestUid)>) {
-        if let Some(place) = rest.next() {
-            let aged = self.registry.aged(class, place.1);
-            self.heads.push(Head { aged, place: *place, class, rest });
+    fn push(&mut self, class: Priority, rest: Places<'a>) {
+        self.push_rest(class, rest, false);
+    }
+
+    /// Those of a group behind its first.
+    fn push_group(&mut self, class: Priority, needs: &Needs) {
+        let registry = self.registry;
+        if let Some(heads) = registry.index.waiters.heads(&(class, needs.clone())) {
+            self.push_rest(class, Box::new(heads.iter().skip(1)), true);
         }
     }
-}
 
-impl Iterator for InOrder<'_> {
-    type Item = GuestUid;
+    fn push_rest(&mut self, class: Priority, mut rest: Places<'a>, of_group: bool) {
+        if let Some(place) = rest.next() {
+            let aged = self.registry.aged(class, place.1);
+            self.heads.push(Head { aged, place: *place, class, rest, of_group });
+        }
+    }
 
-    fn next(&mut self) -> Option<GuestUid> {
-        let Head { place, class, rest, .. } = self.heads.pop()?;
-        self.push(class, rest);
-        Some(place.1)
+    /// The next, with its class, and whether it is the first of its group.
+    fn pop(&mut self) -> Option<(Priority, GuestUid, bool)> {
+        let Head { place, class, rest, of_group, .. } = self.heads.pop()?;
+        self.push_rest(class, rest, of_group);
+        Some((class, place.1, !of_group))
     }
 }
 
@@ -356,15 +383,11 @@ impl PartialEq for Head<'_> {
 
 impl Eq for Head<'_> {}
 
-impl Needs {
-    /// Of a guest and of this attempt, both; on a clash the guest's own value wins.
-    fn of(body: &Body, added: &Labels, target: Option<&NodeName>) -> Self {
-        let mut selector = added.clone();
-        selector.extend(body.node_selector.clone());
-        Self { bytes: body.spec.memory_bytes, selector, target: target.cloned() }
-    }
+fn needs_of(guest: &Guest) -> Option<Needs> {
+    let wish = &guest.record.as_ref()?.wish;
+    Some(Needs::of(&guest.body, &wish.selector, wish.target.as_ref()))
 }
 
-fn at_least(count: usize, limit: u32) -> bool {
+pub(super) fn at_least(count: usize, limit: u32) -> bool {
     u32::try_from(count).map_or(true, |count| count >= limit)
 }

@@ -120,10 +120,11 @@ impl Registry {
             return Err(Refusal::NoMemory { node, free, needs });
         }
         let effects = BTreeSet::from([Effect { node: node.clone(), guest: uid }]);
-        let ownership = Ownership::new(node);
+        let ownership = Ownership::new(node.clone());
         let guest = Guest { name, labels, body, ownership, record: None, finished: Vec::new() };
         self.index.learn(uid, &guest);
         self.state.guests.insert(uid, guest);
+        self.index.refresh(&self.state, &node);
         Ok(effects)
     }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Applied, Effect, Guest, GuestUid, Refusal, Registry, concerned};
+use super::{Applied, Effect, Guest, GuestUid, Refusal, Registry, State, concerned};
 use crate::ids::NodeName;
 use crate::labels::{self, Labels};
 use crate::policy::{self, Policy, PolicyName, Subject};
@@ -27,6 +27,26 @@ pub struct InForce {
 }
 
 static NO_LABELS: Labels = Labels::new();
+
+impl State {
+    /// Its labels from config and from manifests, which win.
+    pub fn labels_of_node(&self, name: &NodeName) -> Labels {
+        let mut labels = self.nodes.get(name).map(|node| node.labels.clone()).unwrap_or_default();
+        labels.extend(self.node_wishes.get(name).map(|wish| wish.labels.clone()).unwrap_or_default());
+        labels
+    }
+
+    /// Whether a node takes no guests.
+    pub fn is_cordoned(&self, name: &NodeName) -> bool {
+        self.node_wishes.get(name).is_some_and(|wish| wish.cordoned)
+    }
+
+    /// Whether a node is not on the migration network, if there is one.
+    pub(super) fn lacks_network(&self, name: &NodeName) -> bool {
+        let Some(network) = &self.settings.network else { return false };
+        self.nodes.get(name).is_some_and(|node| !node.networks.contains_key(network))
+    }
+}
 
 impl Registry {
     /// The labels by which a guest gets its policy.
@@ -61,18 +81,6 @@ impl Registry {
         settings
     }
 
-    /// Its labels from config and from manifests, which win.
-    pub fn labels_of_node(&self, name: &NodeName) -> Labels {
-        let mut labels = self.nodes.get(name).map(|node| node.labels.clone()).unwrap_or_default();
-        labels.extend(self.node_wishes.get(name).map(|wish| wish.labels.clone()).unwrap_or_default());
-        labels
-    }
-
-    /// Whether a node takes no guests.
-    pub fn is_cordoned(&self, name: &NodeName) -> bool {
-        self.node_wishes.get(name).is_some_and(|wish| wish.cordoned)
-    }
-
     // ---- commands ------------------------------------------------------------------------------------------
 
     pub(super) fn put_settings(&mut self, settings: ClusterSettings) -> Applied {
@@ -80,7 +88,14 @@ impl Registry {
         if self.settings == settings {
             return Ok(BTreeSet::new());
         }
-        Ok(self.relayer("the cluster's settings", |_| true, |registry| registry.state.settings = settings))
+        Ok(self.relayer(
+            "the cluster's settings",
+            |_| true,
+            |registry| {
+                registry.state.settings = settings;
+                registry.index.refresh_all(&registry.state);
+            },
+        ))
     }
 
     pub(super) fn put_policy(&mut self, name: PolicyName, policy: Policy) -> Applied {
