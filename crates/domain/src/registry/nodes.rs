@@ -31,9 +31,14 @@ impl Registry {
                     return Err(Refusal::NoNode(name));
                 }
                 self.change_facts(&name.clone(), |state| {
+                    // A drain that goes on keeps the node cordoned: a manifest without a cordon is not meant to end it.
+                    let drains = state.drains.get(&name).is_some_and(|drain| !drain.cancelled);
+                    if !drains && !cordoned {
+                        state.drains.remove(&name);
+                    }
                     let wish = state.node_wishes.entry(name).or_default();
                     wish.labels = labels;
-                    wish.cordoned = cordoned;
+                    wish.cordoned = cordoned || drains;
                 });
             }
             NodeChange::Uncordon if known || self.node_wishes.contains_key(&name) => {
