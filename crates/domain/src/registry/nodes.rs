@@ -27,7 +27,8 @@ impl Registry {
         match change {
             NodeChange::Put { labels, cordoned } => {
                 labels::check(&labels)?;
-                if !known && self.node_wishes.len() >= WISHES_MAX {
+                let is_new = !known && !self.node_wishes.contains_key(&name);
+                if is_new && self.node_wishes.len() >= WISHES_MAX {
                     return Err(Refusal::NoNode(name));
                 }
                 self.change_facts(&name.clone(), |state| {
