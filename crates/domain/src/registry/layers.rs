@@ -85,6 +85,10 @@ impl Registry {
 
     pub(super) fn put_settings(&mut self, settings: ClusterSettings) -> Applied {
         settings.migration.check()?;
+        if let Some(priority) = settings.migration.priority {
+            let rule = "it is left to policies and migrations";
+            return Err(Refusal::Invalid(format!("priority is {priority} in the cluster's settings; {rule}")));
+        }
         if self.settings == settings {
             return Ok(BTreeSet::new());
         }
