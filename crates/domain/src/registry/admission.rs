@@ -159,7 +159,8 @@ impl Registry {
         let (mut best, mut obstacles) = (None, BTreeMap::new());
         for name in self.nodes.keys() {
             let obstacle = match reachable.contains(name) {
-                true => self.lasting_obstacle(&needs, None, name),
+                // A guest that does not move needs no migration network.
+                true => self.own_obstacle(&needs, name).or_else(|| self.memory_obstacle(&needs, name)),
                 false => Some(Obstacle::Unreachable),
             };
             match obstacle {
@@ -277,10 +278,20 @@ impl Registry {
         source: Option<&NodeName>,
         name: &NodeName,
     ) -> Option<Obstacle> {
-        let Some(node) = self.nodes.get(name) else { return Some(Obstacle::Unreachable) };
         if source == Some(name) {
             return Some(Obstacle::IsSource);
         }
+        self.own_obstacle(needs, name)
+            .or_else(|| {
+                let network = self.settings.network.clone().filter(|_| self.lacks_network(name))?;
+                Some(Obstacle::Network { network })
+            })
+            .or_else(|| self.memory_obstacle(needs, name))
+    }
+
+    /// What the node and its operators have against it.
+    fn own_obstacle(&self, needs: &Needs, name: &NodeName) -> Option<Obstacle> {
+        let Some(node) = self.nodes.get(name) else { return Some(Obstacle::Unreachable) };
         if needs.target.as_ref().is_some_and(|asked| asked != name) {
             return Some(Obstacle::NotWished);
         }
@@ -298,9 +309,10 @@ impl Registry {
                 return Some(Obstacle::Label { key, value, has });
             }
         }
-        if let Some(network) = self.settings.network.clone().filter(|_| self.lacks_network(name)) {
-            return Some(Obstacle::Network { network });
-        }
+        None
+    }
+
+    fn memory_obstacle(&self, needs: &Needs, name: &NodeName) -> Option<Obstacle> {
         let free = self.free_memory_bytes(name);
         (free < needs.bytes).then_some(Obstacle::Memory { free, needs: needs.bytes })
     }
