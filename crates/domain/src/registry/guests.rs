@@ -17,11 +17,16 @@ impl Registry {
         if let Some(labels) = &machine.template_labels {
             labels::check(labels)?;
         }
+        let known = self.machines.get(&name);
+        if let Some(body) = &machine.body {
+            labels::check(&body.node_selector)?;
+        }
+        let body = machine.body.clone().or_else(|| known?.body.clone());
         let mut effects = BTreeSet::new();
-        match (self.guest_named(&name), &machine.body) {
+        match (self.guest_named(&name), &body) {
             (Some((_, guest)), Some(body)) => changeable(&name, &guest.body, body)?,
             (Some(_), None) => {}
-            (None, None) if self.machines.contains_key(&name) || !machine.runs => {}
+            (None, None) if known.is_some() => {}
             (None, None) => return Err(Refusal::NoBody(name)),
             (None, Some(body)) => {
                 if let Some(home) = home {
@@ -30,12 +35,11 @@ impl Registry {
                 }
             }
         }
-        let (of, body) = (name.clone(), machine.body.clone());
+        let of = name.clone();
         effects.extend(self.relayer(
             "labels of its VirtualMachine",
             |guest| guest.name == of,
             |registry| {
-                let body = body.or_else(|| registry.machines.get(&name).and_then(|known| known.body.clone()));
                 registry.state.machines.insert(name, Machine { body, ..machine });
             },
         ));
