@@ -184,6 +184,10 @@ fn changeable(name: &GuestName, is: &Body, shall: &Body) -> Result<(), Refusal> 
     if is.spec != shall.spec {
         return fixed("workload (godwit.dev/…)");
     }
+    // A migration that waits would move without them.
+    if is.local_disks_bytes != shall.local_disks_bytes {
+        return fixed("local disks");
+    }
     Ok(())
 }
 
