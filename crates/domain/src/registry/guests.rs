@@ -24,8 +24,9 @@ impl Registry {
         let body = machine.body.clone().or_else(|| known?.body.clone());
         let mut effects = BTreeSet::new();
         match (self.guest_named(&name), &body) {
-            (Some((_, guest)), Some(body)) => changeable(&name, &guest.body, body)?,
-            (Some(_), None) => {}
+            (Some((_, guest)), _) => {
+                machine.body.as_ref().map_or(Ok(()), |body| changeable(&name, &guest.body, body))?;
+            }
             (None, None) if known.is_some() => {}
             (None, None) => return Err(Refusal::NoBody(name)),
             (None, Some(body)) => {
@@ -35,30 +36,18 @@ impl Registry {
                 }
             }
         }
-        let of = name.clone();
-        effects.extend(self.relayer(
-            "labels of its VirtualMachine",
-            |guest| guest.name == of,
-            |registry| {
-                registry.state.machines.insert(name, Machine { body, ..machine });
-            },
-        ));
-        self.reshape(&of);
+        let whom = self.guest_named(&name).map(|(uid, _)| uid);
+        effects.extend(self.relayer("its VirtualMachine", whom, |registry| {
+            if let (Some(uid), Some(body)) = (whom, machine.body.clone()) {
+                // The guest is there; what may change while it runs follows its VirtualMachine.
+                let _ = registry.change(uid, |guest, _| {
+                    guest.body = body;
+                    Ok(())
+                });
+            }
+            registry.state.machines.insert(name, Machine { body, ..machine });
+        }));
         Ok(effects)
-    }
-
-    /// What may change while a guest runs follows its VirtualMachine.
-    fn reshape(&mut self, name: &GuestName) {
-        let Some(body) = self.machines.get(name).and_then(|machine| machine.body.clone()) else { return };
-        if let Some((uid, guest)) = self.guest_named(name)
-            && guest.body != body
-        {
-            // The guest is there.
-            let _ = self.change(uid, |guest, _| {
-                guest.body = body;
-                Ok(())
-            });
-        }
     }
 
     pub(super) fn delete_machine(&mut self, name: &GuestName) -> Applied {
@@ -66,13 +55,10 @@ impl Registry {
             return Err(Refusal::NoMachine(name.clone()));
         }
         let why = "its VirtualMachine was deleted";
-        Ok(self.relayer(
-            why,
-            |guest| guest.name == *name,
-            |registry| {
-                registry.state.machines.remove(name);
-            },
-        ))
+        let whom = self.guest_named(name).map(|(uid, _)| uid);
+        Ok(self.relayer(why, whom, |registry| {
+            registry.state.machines.remove(name);
+        }))
     }
 
     pub(super) fn put_instance(
@@ -90,18 +76,14 @@ impl Registry {
             if let Some(body) = &body {
                 changeable(&name, &guest.body, body)?;
             }
-            return Ok(self.relayer(
-                "its labels",
-                |guest| guest.name == name,
-                |registry| {
-                    // The guest is there.
-                    let _ = registry.change(uid, |guest, _| {
-                        guest.labels = labels;
-                        guest.body = body.unwrap_or_else(|| guest.body.clone());
-                        Ok(())
-                    });
-                },
-            ));
+            return Ok(self.relayer("its manifest", [uid], |registry| {
+                // The guest is there.
+                let _ = registry.change(uid, |guest, _| {
+                    guest.labels = labels;
+                    guest.body = body.unwrap_or_else(|| guest.body.clone());
+                    Ok(())
+                });
+            }));
         }
         match (body, home) {
             (Some(body), Some(home)) => self.make(name, labels, body, home),

@@ -87,19 +87,17 @@ impl Registry {
         settings.migration.check()?;
         if let Some(priority) = settings.migration.priority {
             let rule = "it is left to policies and migrations";
-            return Err(Refusal::Invalid(format!("priority is {priority} in the cluster's settings; {rule}")));
+            return Err(Refusal::Invalid(format!(
+                "priority is {priority} in the cluster's settings; {rule}"
+            )));
         }
         if self.settings == settings {
             return Ok(BTreeSet::new());
         }
-        Ok(self.relayer(
-            "the cluster's settings",
-            |_| true,
-            |registry| {
-                registry.state.settings = settings;
-                registry.index.refresh_all(&registry.state);
-            },
-        ))
+        Ok(self.relayer("the cluster's settings", self.index.open.clone(), |registry| {
+            registry.state.settings = settings;
+            registry.index.refresh_all(&registry.state);
+        }))
     }
 
     pub(super) fn put_policy(&mut self, name: PolicyName, policy: Policy) -> Applied {
@@ -108,26 +106,18 @@ impl Registry {
             return Err(Refusal::Invalid(format!("there are {POLICIES_MAX} policies, as many as are kept")));
         }
         let why = format!("policy {name}");
-        Ok(self.relayer(
-            &why,
-            |_| true,
-            |registry| {
-                registry.state.policies.insert(name, policy);
-            },
-        ))
+        Ok(self.relayer(&why, self.index.open.clone(), |registry| {
+            registry.state.policies.insert(name, policy);
+        }))
     }
 
     pub(super) fn delete_policy(&mut self, name: &PolicyName) -> Applied {
         if !self.policies.contains_key(name) {
             return Err(Refusal::NoPolicy(name.clone()));
         }
-        Ok(self.relayer(
-            &format!("policy {name} was deleted"),
-            |_| true,
-            |registry| {
-                registry.state.policies.remove(name);
-            },
-        ))
+        Ok(self.relayer(&format!("policy {name} was deleted"), self.index.open.clone(), |registry| {
+            registry.state.policies.remove(name);
+        }))
     }
 
     pub(super) fn put_namespace(&mut self, name: String, labels: Labels) -> Applied {
@@ -141,14 +131,10 @@ impl Registry {
                 "there are {NAMESPACES_MAX} projects, as many as are kept"
             )));
         }
-        let (why, of) = (format!("labels of project {name}"), name.clone());
-        Ok(self.relayer(
-            &why,
-            |guest| guest.name.namespace() == of,
-            |registry| {
-                registry.state.namespaces.insert(name, labels);
-            },
-        ))
+        let (why, whom) = (format!("labels of project {name}"), self.open_in(&name));
+        Ok(self.relayer(&why, whom, |registry| {
+            registry.state.namespaces.insert(name, labels);
+        }))
     }
 
     pub(super) fn delete_namespace(&mut self, name: &str) -> Applied {
@@ -156,32 +142,41 @@ impl Registry {
             return Err(Refusal::NoNamespace(name.to_owned()));
         }
         let why = format!("project {name} was deleted");
-        Ok(self.relayer(
-            &why,
-            |guest| guest.name.namespace() == name,
-            |registry| {
-                registry.state.namespaces.remove(name);
-            },
-        ))
+        Ok(self.relayer(&why, self.open_in(name), |registry| {
+            registry.state.namespaces.remove(name);
+        }))
     }
 
     // ---- what follows from a change -------------------------------------------------------------------------
 
-    /// Makes a change and takes down on every migration that is not over what it changes for it.
+    fn open_in(&self, namespace: &str) -> Vec<GuestUid> {
+        let open = self.migrating().filter(|(_, guest)| guest.name.namespace() == namespace);
+        open.map(|(uid, _)| uid).collect()
+    }
+
+    /// Makes a change and takes down on every migration of these guests that is not over what it changes for it.
     pub(super) fn relayer(
         &mut self,
         why: &str,
-        whom: impl Fn(&Guest) -> bool,
+        whom: impl IntoIterator<Item = GuestUid>,
         change: impl FnOnce(&mut Self),
     ) -> BTreeSet<Effect> {
-        let open = self.migrating().filter(|(_, guest)| whom(guest));
-        let before: Vec<(GuestUid, InForce)> = open.map(|(uid, guest)| (uid, self.in_force(guest))).collect();
+        let open = whom.into_iter().filter(|uid| self.index.open.contains(uid));
+        let before: Vec<_> = open
+            .filter_map(|uid| {
+                let guest = self.guests.get(&uid)?;
+                Some((uid, self.in_force(guest), guest.body.critical))
+            })
+            .collect();
         change(self);
         let mut effects = BTreeSet::new();
-        for (uid, before) in before {
+        for (uid, before, was_critical) in before {
             let Some(guest) = self.guests.get(&uid) else { continue };
-            let after = self.in_force(guest);
-            let differences = differences(&before, &after);
+            let (after, is_critical) = (self.in_force(guest), guest.body.critical);
+            let mut differences = differences(&before, &after);
+            if was_critical != is_critical {
+                differences.push(format!("godwit.dev/critical {was_critical} → {is_critical}"));
+            }
             if !differences.is_empty() {
                 self.settle(uid, &after, Some(format!("{why}: {}", differences.join(", "))));
                 effects.extend(self.effects_for(uid));
