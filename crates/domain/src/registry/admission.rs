@@ -112,8 +112,11 @@ impl Registry {
             }
             let needs = needs_of(guest)?;
             let able = able.entry(needs).or_insert_with_key(|needs| {
-                let able = reachable.iter().filter(|name| self.lasting_obstacle(needs, None, name).is_none());
-                able.take(2).collect()
+                let is_able = |name: &&NodeName| self.lasting_obstacle(needs, None, name).is_none();
+                match &needs.target {
+                    Some(target) => reachable.get(target).into_iter().filter(is_able).collect(),
+                    None => reachable.iter().filter(is_able).take(2).collect(),
+                }
             });
             let is_placeable = !self.lacks_network(source) && able.iter().any(|name| *name != source);
             (!is_placeable).then(|| (*uid, attempt.migration.clone()))

@@ -188,17 +188,22 @@ impl Registry {
     /// Takes down what is in force for a guest's migration.
     pub(super) fn settle(&mut self, uid: GuestUid, now: &InForce, what: Option<String>) {
         let (policy, priority) = (now.policy.clone(), now.resolved.priority.value);
-        // A guest that is not there has no migration to settle.
-        let _ = self.change(uid, |guest, time_ms| {
-            if let Some(record) = &mut guest.record {
-                record.policy = policy;
-                record.class = if record.wish.drains.is_some() { Priority::Drain } else { priority };
-                if let Some(what) = what {
-                    record.note_change(time_ms, what);
-                }
-            }
-            Ok(())
-        });
+        let time_ms = self.time_ms;
+        let Some(record) = self.state.guests.get_mut(&uid).and_then(|guest| guest.record.as_mut()) else {
+            return;
+        };
+        record.policy = policy;
+        if let Some(what) = what {
+            record.note_change(time_ms, what);
+        }
+        let class = if record.wish.drains.is_some() { Priority::Drain } else { priority };
+        if record.class != class {
+            // The guest is there. Only its class is counted by.
+            let _ = self.change(uid, |guest, _| {
+                guest.record.iter_mut().for_each(|record| record.class = class);
+                Ok(())
+            });
+        }
     }
 
     pub(super) fn effects_for(&self, uid: GuestUid) -> BTreeSet<Effect> {
@@ -209,6 +214,9 @@ impl Registry {
 
 fn differences(before: &InForce, after: &InForce) -> Vec<String> {
     let mut differences = Vec::new();
+    if before == after {
+        return differences;
+    }
     if before.policy != after.policy {
         let name =
             |policy: &Option<PolicyName>| policy.as_ref().map_or("none".to_owned(), PolicyName::to_string);
