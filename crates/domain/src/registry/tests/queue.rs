@@ -51,7 +51,14 @@ fn what_counts_towards_the_limits_is_what_was_admitted() {
         ("nothing runs", &[], true),
         (
             "4 scheduling elsewhere, 2 pending without pods",
-            &[(10, Scheduling), (20, Scheduling), (30, Scheduling), (40, Scheduling), (50, Waits), (60, Waits)],
+            &[
+                (10, Scheduling),
+                (20, Scheduling),
+                (30, Scheduling),
+                (40, Scheduling),
+                (50, Waits),
+                (60, Waits),
+            ],
             true,
         ),
         (
@@ -80,7 +87,10 @@ fn what_counts_towards_the_limits_is_what_was_admitted() {
                 copy(&mut registry, *n);
                 let (migration, epoch) = present(&registry, *n);
                 entry(&mut registry, *n, Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy });
-                assert_ne!(registry.guests[&GuestUid(*n)].ownership.owner().expect("an owner").node, name("a"));
+                assert_ne!(
+                    registry.guests[&GuestUid(*n)].ownership.owner().expect("an owner").node,
+                    name("a")
+                );
             }
         }
         apply(&mut registry, migrate(0, 0, with_priority(Priority::High)));
@@ -158,7 +168,10 @@ fn a_policy_that_changes_the_class_sorts_waiters_anew() {
 #[test]
 fn who_can_not_go_holds_up_nobody() {
     let stuck: [(&str, Wish); 2] = [
-        ("a selector that no node carries", Wish { selector: labels(&[("disk", "none")]), ..Wish::default() }),
+        (
+            "a selector that no node carries",
+            Wish { selector: labels(&[("disk", "none")]), ..Wish::default() },
+        ),
         ("a target that is full", Wish { target: Some(name("c")), ..Wish::default() }),
     ];
     for (case, wish) in stuck {

@@ -20,7 +20,11 @@ fn a_repeated_request_has_no_second_effect() {
     let before = registry.state.clone();
     assert_eq!(request(&mut registry, "r", 1, ask), Ok(BTreeSet::new()));
     let another = migrate(0, 1, Wish::default());
-    assert_eq!(request(&mut registry, "r", 1, another), Ok(BTreeSet::new()), "the digest says that it is the same");
+    assert_eq!(
+        request(&mut registry, "r", 1, another),
+        Ok(BTreeSet::new()),
+        "the digest says that it is the same"
+    );
     assert_eq!(registry.state, before);
     let answered = registry.requests.answer("r", 1).expect("kept").expect("the same");
     assert_eq!((answered.made.as_deref(), &answered.outcome), (Some("m0"), &Ok(())));
@@ -65,7 +69,15 @@ fn an_answer_is_kept_for_an_hour_of_replicated_time() {
 fn the_last_ten_thousand_are_kept() {
     let mut registry = cluster(0);
     for n in 0..10_001 {
-        assert!(request(&mut registry, &format!("r{n}"), 1, Command::PutSettings { settings: registry_settings(n) }).is_ok());
+        assert!(
+            request(
+                &mut registry,
+                &format!("r{n}"),
+                1,
+                Command::PutSettings { settings: registry_settings(n) }
+            )
+            .is_ok()
+        );
     }
     assert!(registry.requests.answer("r0", 1).is_none(), "the oldest");
     assert!(registry.requests.answer("r1", 1).is_some());
