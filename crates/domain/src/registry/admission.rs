@@ -9,20 +9,17 @@
 //! entry is applied. A decision costs one look per ask that can not be satisfied and stands before it: the logarithm of
 //! guests and waiters, and at most a scan of the nodes for an ask.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::order::InOrder;
 use super::reasons::{Obstacle, WaitReason};
-use super::waiters::{Needs, Place};
+use super::waiters::Needs;
 use super::{Guest, GuestUid, Registry};
 use crate::ids::{MigrationId, NodeName};
 use crate::labels::{self, Labels};
 use crate::machine::Body;
 use crate::ownership::Phase;
-use crate::settings::Priority;
-
-/// After waiting so long, in replicated milliseconds, a migration is in the next higher class: 10 minutes.
-const CLASS_AGE_MS: u64 = 600_000;
 
 /// A migration that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,9 +46,9 @@ impl Registry {
             return None;
         }
         let mut judged = Judged::new();
-        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
+        let mut order = InOrder::new(self);
         for (class, firsts) in self.index.waiters.firsts() {
-            order.push(class, Box::new(firsts.keys()));
+            order.push(class, firsts.keys());
         }
         while let Some((class, uid, first_of_group)) = order.pop() {
             let guest = self.guests.get(&uid)?;
@@ -93,9 +90,9 @@ impl Registry {
 
     /// Guests whose migrations wait, in order.
     pub fn queue(&self) -> impl Iterator<Item = GuestUid> {
-        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
+        let mut order = InOrder::new(self);
         for (class, places) in self.index.waiters.classes() {
-            order.push(class, Box::new(places.iter()));
+            order.push(class, places.iter());
         }
         std::iter::from_fn(move || order.pop().map(|(_, uid, _)| uid))
     }
@@ -319,84 +316,7 @@ impl Registry {
         let free = self.free_memory_bytes(name);
         (free < needs.bytes).then_some(Obstacle::Memory { free, needs: needs.bytes })
     }
-
-    fn aged(&self, class: Priority, uid: GuestUid) -> Priority {
-        let asked_ms =
-            self.guests.get(&uid).and_then(|guest| guest.record.as_ref()).map_or(0, |r| r.asked_ms());
-        let steps = self.time_ms.saturating_sub(asked_ms) / CLASS_AGE_MS;
-        match (class, steps) {
-            (Priority::Drain, _) => Priority::Drain,
-            (Priority::Low, 1) => Priority::Normal,
-            (class, 0) => class,
-            (Priority::Low | Priority::Normal | Priority::High, _) => Priority::High,
-        }
-    }
 }
-
-/// Sequences of one class each, merged. Within a class who was asked for earlier has aged at least as much, so heads suffice.
-struct InOrder<'a> {
-    registry: &'a Registry,
-    heads: BinaryHeap<Head<'a>>,
-}
-
-struct Head<'a> {
-    aged: Priority,
-    place: Place,
-    class: Priority,
-    rest: Places<'a>,
-    /// It runs through one group; the others run through the firsts of all.
-    of_group: bool,
-}
-
-type Places<'a> = Box<dyn Iterator<Item = &'a Place> + 'a>;
-
-impl<'a> InOrder<'a> {
-    fn push(&mut self, class: Priority, rest: Places<'a>) {
-        self.push_rest(class, rest, false);
-    }
-
-    /// Those of a group behind its first.
-    fn push_group(&mut self, class: Priority, needs: &Needs) {
-        let registry = self.registry;
-        if let Some(heads) = registry.index.waiters.heads(&(class, needs.clone())) {
-            self.push_rest(class, Box::new(heads.iter().skip(1)), true);
-        }
-    }
-
-    fn push_rest(&mut self, class: Priority, mut rest: Places<'a>, of_group: bool) {
-        if let Some(place) = rest.next() {
-            let aged = self.registry.aged(class, place.1);
-            self.heads.push(Head { aged, place: *place, class, rest, of_group });
-        }
-    }
-
-    /// The next, with its class, and whether it is the first of its group.
-    fn pop(&mut self) -> Option<(Priority, GuestUid, bool)> {
-        let Head { place, class, rest, of_group, .. } = self.heads.pop()?;
-        self.push_rest(class, rest, of_group);
-        Some((class, place.1, !of_group))
-    }
-}
-
-impl Ord for Head<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.aged, Reverse(self.place)).cmp(&(other.aged, Reverse(other.place)))
-    }
-}
-
-impl PartialOrd for Head<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head<'_> {}
 
 fn needs_of(guest: &Guest) -> Option<Needs> {
     let wish = &guest.record.as_ref()?.wish;

@@ -25,6 +25,7 @@ mod index;
 mod layers;
 mod migrations;
 mod nodes;
+mod order;
 mod places;
 mod reasons;
 mod record;

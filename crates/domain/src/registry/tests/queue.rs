@@ -47,7 +47,8 @@ fn what_counts_towards_the_limits_is_what_was_admitted() {
     use At::{HandedOver, Scheduling, Waits};
     // KubeVirt's own cases, with limits 5 and 2. Its "Pending with a pod" is what is Scheduling here: a target is
     // named. The one that is asked about is guest 0, of node a.
-    let cases: [(&str, &[(u64, At)], bool); 8] = [
+    type Others = &'static [(u64, At)];
+    let cases: [(&str, Others, bool); 8] = [
         ("nothing runs", &[], true),
         (
             "4 scheduling elsewhere, 2 pending without pods",

@@ -65,18 +65,18 @@ fn same_body(registry: &Registry, n: u64, x: u64) -> Body {
 
 fn some_home(registry: &Registry, n: u64, x: u64) -> Home {
     // Mostly a number that was not used yet.
-    let uid = if x % 8 == 0 { n } else { 100 + registry.guests.len() as u64 };
+    let uid = if x.is_multiple_of(8) { n } else { 100 + registry.guests.len() as u64 };
     Home { uid: GuestUid(uid), node: pick(x, &oracle::nodes()) }
 }
 
 fn some_wish(x: u64) -> Wish {
     let node = pick(x, &oracle::nodes());
     Wish {
-        target: (x % 5 == 0).then(|| node.clone()),
-        selector: some_labels(if x % 2 == 0 { 0 } else { x / 4 }),
-        overrides: if x % 3 == 0 { some_overrides(x / 3) } else { Overrides::default() },
-        drains: (x % 7 == 0).then(|| node.clone()),
-        avoid: (x % 11 == 0).then_some(node),
+        target: (x.is_multiple_of(5)).then(|| node.clone()),
+        selector: some_labels(if x.is_multiple_of(2) { 0 } else { x / 4 }),
+        overrides: if x.is_multiple_of(3) { some_overrides(x / 3) } else { Overrides::default() },
+        drains: (x.is_multiple_of(7)).then(|| node.clone()),
+        avoid: (x.is_multiple_of(11)).then_some(node),
         ..Wish::default()
     }
 }
@@ -110,7 +110,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
                 parallel_migrations_per_cluster: pick(x, &[None, Some(0), Some(3), Some(6)]),
                 parallel_outbound_migrations_per_node: pick(x / 4, &[None, Some(0), Some(1), Some(3)]),
                 parallel_inbound_migrations_per_node: pick(m, &[None, Some(0), Some(1), Some(4)]),
-                network: (x % 9 == 0).then(|| "fast".to_owned()),
+                network: (x.is_multiple_of(9)).then(|| "fast".to_owned()),
                 ..ClusterSettings::default()
             },
         },
@@ -128,7 +128,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
         9 => change(NodeChange::CancelDrain),
         10 | 11 => {
             let body = (x % 3 > 0).then(|| same_body(registry, n, x));
-            let template_labels = (x % 2 == 0).then(|| some_labels(x / 2));
+            let template_labels = (x.is_multiple_of(2)).then(|| some_labels(x / 2));
             let machine = Machine { labels: some_labels(m), runs: x % 5 > 0, template_labels, body };
             let home = (m > 0).then(|| some_home(registry, n, x));
             Command::PutMachine { name: guest_name(n), machine, home }
@@ -141,7 +141,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
             home: Some(some_home(registry, n, x)),
         },
         14 => {
-            let body = (x % 2 == 0).then(|| same_body(registry, n, x));
+            let body = (x.is_multiple_of(2)).then(|| same_body(registry, n, x));
             Command::PutInstance { name: guest_name(n), labels: some_labels(m), body, home: None }
         }
         15..=22 => Command::Migrate { guest: uid, migration: name_of_another, wish: some_wish(x) },
@@ -153,7 +153,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
             None => change(NodeChange::Drain),
         },
         24 => Command::Set { migration, overrides: some_overrides(x) },
-        25 => Command::Placeable { migration, is: x % 2 == 0 },
+        25 => Command::Placeable { migration, is: x.is_multiple_of(2) },
         26 => Command::Reached {
             migration,
             milestone: pick(x, &[Milestone::PreparingTarget, Milestone::Running]),
@@ -195,7 +195,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
         58 => {
             let mut joining = super::node((4 + x % 8) * GIB);
             joining.labels = some_labels(m);
-            if x % 3 == 0 {
+            if x.is_multiple_of(3) {
                 joining.networks.insert("fast".to_owned(), joining.migration);
             }
             Command::Join { name: node, node: joining }
