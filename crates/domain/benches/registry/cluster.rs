@@ -81,6 +81,19 @@ pub(crate) fn node(n: u64) -> Node {
     node
 }
 
+/// What a migration asks of its target.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Asks {
+    /// Most nothing, some a label or a node.
+    This,
+    /// A label that no node has, all the same one.
+    None,
+    /// A label that no node has, each another one.
+    NoneEach,
+    /// A node by name, one of the first half.
+    FullNode,
+}
+
 /// The registry and what is proposed next.
 pub(crate) struct Cluster {
     pub(crate) registry: Registry,
@@ -127,20 +140,20 @@ impl Cluster {
     }
 
     /// Asks for a migration of a guest; every so many want a label or a node.
-    fn ask(&mut self, n: u64, impossible: bool) -> MigrationId {
+    fn ask(&mut self, n: u64, asks: Asks) -> MigrationId {
         let mut wish = Wish::default();
         match n % 10 {
-            _ if impossible => wish.selector = labels(&[("zone", "none".to_owned())]),
+            _ if asks == Asks::None => wish.selector = labels(&[("zone", "none".to_owned())]),
+            _ if asks == Asks::NoneEach => wish.selector = labels(&[("zone", format!("none-{n}"))]),
+            _ if asks == Asks::FullNode => wish.target = Some(node_name((n + 1) % (self.size.nodes / 2))),
             1 | 2 => wish.selector = labels(&[("zone", format!("z{}", n % 3))]),
             3 => wish.selector = labels(&[("disk", "nvme".to_owned())]),
-            4 => {
-                let target = (n + 1) % self.size.nodes;
-                let owner = self.registry.guests[&GuestUid(n)].ownership.owner().map(|owner| &owner.node);
-                wish.target = Some(node_name(target)).filter(|target| owner != Some(target));
-            }
+            4 => wish.target = Some(node_name((n + 1) % self.size.nodes)),
             5 => wish.overrides.priority = Some(Priority::High),
             _ => {}
         }
+        let owner = self.registry.guests[&GuestUid(n)].ownership.owner().map(|owner| &owner.node);
+        wish.target = wish.target.filter(|target| owner != Some(target));
         self.asked += 1;
         let name = migration(self.asked);
         self.apply(Command::Migrate { guest: GuestUid(n), migration: name.clone(), wish });
@@ -148,10 +161,10 @@ impl Cluster {
     }
 
     /// Guests that wait, spread over all nodes.
-    pub(crate) fn queue_up(&mut self, impossible: impl Fn(u64) -> bool) {
+    pub(crate) fn queue_up(&mut self, asks: impl Fn(u64) -> Asks) {
         for n in 0..self.size.waiting {
             // Guests are dealt round: four of each node, and every so many a fifth.
-            self.ask(n, impossible(n));
+            self.ask(n, asks(n));
         }
     }
 
@@ -171,7 +184,7 @@ impl Cluster {
     }
 
     /// Takes a running migration to its success; its guest asks again, so that the queue stays as long as it was.
-    pub(crate) fn finish(&mut self, table: &mut Table, impossible: bool) {
+    pub(crate) fn finish(&mut self, table: &mut Table, asks: Asks) {
         let running = self.registry.granted().map(|(attempt, ..)| attempt.migration.clone());
         let running: Vec<MigrationId> = running.take(64).collect();
         let at = usize::try_from(self.asked).expect("a count") % running.len().max(1);
@@ -198,7 +211,7 @@ impl Cluster {
             table.time(&format!("entry: {kind}"), || self.apply(command));
         }
         let began = Instant::now();
-        self.ask(n, impossible);
+        self.ask(n, asks);
         table.add("entry: Migrate", began.elapsed().as_secs_f64() * 1e6);
     }
 }

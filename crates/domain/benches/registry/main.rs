@@ -18,7 +18,7 @@ use godwit_domain::policy::Policy;
 use godwit_domain::registry::{Command, GuestUid, NodeChange, Registry, Wish};
 use godwit_domain::{ClusterSettings, Labels, MigrationId, Overrides};
 
-use cluster::{Cluster, Table, guest_name, labels, node, node_name, settings};
+use cluster::{Asks, Cluster, Table, guest_name, labels, node, node_name, settings};
 
 const CYCLES: usize = 2_000;
 const SNAPSHOTS: usize = 5;
@@ -35,11 +35,11 @@ const FULL: Size = Size { nodes: 1_000, guests: 20_000, waiting: 5_000 };
 const TENTH: Size = Size { nodes: 100, guests: 2_000, waiting: 500 };
 
 /// One ends, the next is chosen and admitted, over and over.
-fn decide(what: &str, cluster: &mut Cluster, table: &mut Table, impossible: impl Fn(u64) -> bool) {
+fn decide(what: &str, cluster: &mut Cluster, table: &mut Table, asks: impl Fn(u64) -> Asks) {
     cluster.fill(table);
     let what = format!("decision: {what}");
     for cycle in 0..CYCLES {
-        cluster.finish(table, impossible(cycle as u64));
+        cluster.finish(table, asks(cycle as u64));
         for _ in 0..4 {
             let registry = &cluster.registry;
             let Some(next) = table.time(&what, || registry.next_admission(&cluster.reachable)) else { break };
@@ -48,27 +48,48 @@ fn decide(what: &str, cluster: &mut Cluster, table: &mut Table, impossible: impl
     }
 }
 
+fn nine_of_ten(asks: Asks) -> impl Fn(u64) -> Asks {
+    move |n| if n.is_multiple_of(10) { Asks::This } else { asks }
+}
+
 fn measure(size: Size) -> Table {
     let mut table = Table::default();
     let mut cluster = Cluster::of(size, settings(u32::MAX));
-    cluster.queue_up(|_| false);
-    decide("the limits of nodes bind", &mut cluster, &mut table, |_| false);
+    cluster.queue_up(|_| Asks::This);
+    decide("the limits of nodes bind", &mut cluster, &mut table, |_| Asks::This);
     entries(&mut cluster, &mut table);
     snapshots(&cluster.registry, &mut table);
     questions(&cluster, &mut table);
 
     let mut cluster = Cluster::of(size, settings(u32::MAX));
-    cluster.queue_up(|n| n % 10 > 0);
-    decide("nine of ten ask for what no node has", &mut cluster, &mut table, |n| n % 10 > 0);
+    cluster.queue_up(nine_of_ten(Asks::None));
+    decide("nine of ten ask for what no node has", &mut cluster, &mut table, nine_of_ten(Asks::None));
 
     let mut cluster = Cluster::of(size, settings(u32::try_from(size.nodes / 20).expect("small")));
-    cluster.queue_up(|_| false);
-    decide("the limit of the cluster binds", &mut cluster, &mut table, |_| false);
+    cluster.queue_up(|_| Asks::This);
+    decide("the limit of the cluster binds", &mut cluster, &mut table, |_| Asks::This);
+
+    let mut cluster = Cluster::of(size, settings(u32::MAX));
+    cluster.queue_up(nine_of_ten(Asks::NoneEach));
+    decide(
+        "nine of ten ask for something else that no node has",
+        &mut cluster,
+        &mut table,
+        nine_of_ten(Asks::NoneEach),
+    );
+
+    let mut cluster = Cluster::of(size, settings(u32::MAX));
+    for n in 0..size.nodes / 2 {
+        let change = NodeChange::Put { labels: Labels::new(), cordoned: true };
+        cluster.apply(Command::Node { node: node_name(n), change });
+    }
+    cluster.queue_up(nine_of_ten(Asks::FullNode));
+    decide("nine of ten name a node that takes none", &mut cluster, &mut table, nine_of_ten(Asks::FullNode));
 
     let full = ClusterSettings { parallel_inbound_migrations_per_node: Some(1), ..settings(u32::MAX) };
     let mut cluster = Cluster::of(size, full);
-    cluster.queue_up(|_| false);
-    decide("the targets are full", &mut cluster, &mut table, |_| false);
+    cluster.queue_up(|_| Asks::This);
+    decide("the targets are full", &mut cluster, &mut table, |_| Asks::This);
     table
 }
 

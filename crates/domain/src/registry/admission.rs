@@ -33,7 +33,7 @@ pub struct Waiting {
 }
 
 /// The two best nodes for each ask: the second is for the guest that runs on the first.
-type Judged = BTreeMap<Needs, Vec<NodeName>>;
+type Judged<'a> = BTreeMap<Needs, Vec<&'a NodeName>>;
 
 impl Registry {
     /// The next grant, given which nodes can be reached: the first in order that has a target.
@@ -45,20 +45,22 @@ impl Registry {
         if at_least(self.index.granted.len(), limits.cluster) {
             return None;
         }
-        let mut judged = Judged::new();
         let mut order = InOrder::new(self);
         for (class, firsts) in self.index.waiters.firsts() {
-            order.push(class, firsts.keys());
+            order.push_firsts(class, firsts);
         }
-        while let Some((class, uid, first_of_group)) = order.pop() {
+        while let Some((class, uid, needs)) = order.pop() {
             let guest = self.guests.get(&uid)?;
-            if let Some(target) = self.best_target(guest, reachable, &mut judged) {
+            let best = match needs {
+                Some(needs) => self.two_best(needs, reachable),
+                None => self.two_best(&needs_of(guest)?, reachable),
+            };
+            if let Some(target) = self.best_of(&best, guest, reachable) {
                 return Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), target));
             }
             // The one node that would do is its own: those behind it that leave another node may have it.
-            let needs = needs_of(guest)?;
-            if first_of_group && judged.get(&needs).is_some_and(|best| !best.is_empty()) {
-                order.push_group(class, &needs);
+            if let (Some(needs), false) = (needs, best.is_empty()) {
+                order.push_group(class, needs);
             }
         }
         None
@@ -176,16 +178,18 @@ impl Registry {
         best.ok_or(obstacles)
     }
 
-    fn why_it_waits(
-        &self,
+    fn why_it_waits<'a>(
+        &'a self,
         guest: &Guest,
         reachable: &BTreeSet<NodeName>,
-        judged: &mut Judged,
+        judged: &mut Judged<'a>,
     ) -> Option<WaitReason> {
         if let Some(reason) = self.limit_reached(guest) {
             return Some(reason);
         }
-        if self.best_target(guest, reachable, judged).is_some() {
+        let needs = needs_of(guest)?;
+        let best = judged.entry(needs).or_insert_with_key(|needs| self.two_best(needs, reachable));
+        if self.best_of(best, guest, reachable).is_some() {
             return None;
         }
         let wish = &guest.record.as_ref()?.wish;
@@ -193,33 +197,28 @@ impl Registry {
         Some(WaitReason::NoTarget(verdicts.filter_map(|(node, why)| Some((node, why.err()?))).collect()))
     }
 
-    /// Not one that has declined, then most free memory, then fewest inbound, then by name.
-    fn best_target(
-        &self,
-        guest: &Guest,
-        reachable: &BTreeSet<NodeName>,
-        judged: &mut Judged,
-    ) -> Option<NodeName> {
+    /// The best nodes for what asks for this: the second is for the guest that runs on the first.
+    fn two_best<'a>(&'a self, needs: &Needs, reachable: &BTreeSet<NodeName>) -> Vec<&'a NodeName> {
+        self.index.places.candidates(needs).filter(|name| reachable.contains(*name)).take(2).collect()
+    }
+
+    /// Not one that has declined, then most free memory, then fewest inbound, then by name. `best`: the two best.
+    fn best_of(&self, best: &[&NodeName], guest: &Guest, reachable: &BTreeSet<NodeName>) -> Option<NodeName> {
         let source = guest.ownership.owner().map(|owner| &owner.node)?;
         if self.lacks_network(source) {
             return None;
         }
-        let needs = needs_of(guest)?;
         let declined = &guest.record.as_ref()?.declined;
-        let candidates = |needs: &Needs| {
-            let candidates = self.index.places.candidates(needs);
-            candidates.filter(|name| reachable.contains(*name))
-        };
-        let best =
-            judged.entry(needs).or_insert_with_key(|needs| candidates(needs).take(2).cloned().collect());
-        let first = best.iter().find(|name| *name != source)?;
+        let first = *best.iter().find(|name| **name != source)?;
         if !declined.contains(first) {
             return Some(first.clone());
         }
         // Those that have declined come last, who declined first before the others.
         let place = |name: &NodeName| declined.iter().position(|known| known == name).map_or(0, |at| at + 1);
-        let others = candidates(&needs_of(guest)?).filter(|name| *name != source).collect::<Vec<_>>();
-        others.into_iter().min_by_key(|name| place(name)).cloned()
+        let needs = needs_of(guest)?;
+        let candidates = self.index.places.candidates(&needs);
+        let others = candidates.filter(|name| *name != source && reachable.contains(*name));
+        others.min_by_key(|name| place(name)).cloned()
     }
 
     /// Most free memory first, then fewest inbound, then by name.

@@ -10,7 +10,7 @@
 //! Always true: it is a function of the waiters and of replicated time.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use super::waiters::{Needs, Place};
 use super::{GuestUid, Registry};
@@ -29,43 +29,48 @@ struct Head<'a> {
     aged: Priority,
     place: Place,
     class: Priority,
+    needs: Option<&'a Needs>,
     rest: Rest<'a>,
-    /// It runs through one group; the others run through the firsts of all.
-    of_group: bool,
 }
 
-type Rest<'a> = Box<dyn Iterator<Item = &'a Place> + 'a>;
+/// Places, and of the first of a group what it asks.
+type Rest<'a> = Box<dyn Iterator<Item = (&'a Place, Option<&'a Needs>)> + 'a>;
 
 impl<'a> InOrder<'a> {
     pub(super) fn new(registry: &'a Registry) -> Self {
         Self { registry, heads: BinaryHeap::new() }
     }
 
-    /// Takes a class in, in the order of asking.
+    /// Takes in those of one class, in the order of asking.
     pub(super) fn push(&mut self, class: Priority, places: impl Iterator<Item = &'a Place> + 'a) {
-        self.push_rest(class, Box::new(places), false);
+        self.push_rest(class, Box::new(places.map(|place| (place, None))));
     }
 
-    /// Those of a group behind its first.
+    /// Takes in the first of each group of one class.
+    pub(super) fn push_firsts(&mut self, class: Priority, firsts: &'a BTreeMap<Place, Needs>) {
+        self.push_rest(class, Box::new(firsts.iter().map(|(place, needs)| (place, Some(needs)))));
+    }
+
+    /// Takes in those of a group behind its first.
     pub(super) fn push_group(&mut self, class: Priority, needs: &Needs) {
         let registry = self.registry;
         if let Some(heads) = registry.index.waiters.heads(&(class, needs.clone())) {
-            self.push_rest(class, Box::new(heads.iter().skip(1)), true);
+            self.push(class, heads.iter().skip(1));
         }
     }
 
-    fn push_rest(&mut self, class: Priority, mut rest: Rest<'a>, of_group: bool) {
-        if let Some(place) = rest.next() {
+    fn push_rest(&mut self, class: Priority, mut rest: Rest<'a>) {
+        if let Some((place, needs)) = rest.next() {
             let aged = self.registry.aged(class, place.1);
-            self.heads.push(Head { aged, place: *place, class, rest, of_group });
+            self.heads.push(Head { aged, place: *place, class, needs, rest });
         }
     }
 
-    /// The next, with its class, and whether it is the first of its group.
-    pub(super) fn pop(&mut self) -> Option<(Priority, GuestUid, bool)> {
-        let Head { place, class, rest, of_group, .. } = self.heads.pop()?;
-        self.push_rest(class, rest, of_group);
-        Some((class, place.1, !of_group))
+    /// The next, with its class and, if it is the first of a group, what that asks.
+    pub(super) fn pop(&mut self) -> Option<(Priority, GuestUid, Option<&'a Needs>)> {
+        let Head { place, class, needs, rest, .. } = self.heads.pop()?;
+        self.push_rest(class, rest);
+        Some((class, place.1, needs))
     }
 }
 
