@@ -94,7 +94,16 @@ impl Registry {
         if self.settings == settings {
             return Ok(BTreeSet::new());
         }
-        Ok(self.relayer("the cluster's settings", self.index.open.clone(), |registry| {
+        // Limits bind grants alone: no migration is told of them.
+        let limits_alone = self.settings
+            == ClusterSettings {
+                parallel_migrations_per_cluster: self.settings.parallel_migrations_per_cluster,
+                parallel_outbound_migrations_per_node: self.settings.parallel_outbound_migrations_per_node,
+                parallel_inbound_migrations_per_node: self.settings.parallel_inbound_migrations_per_node,
+                ..settings.clone()
+            };
+        let whom = if limits_alone { BTreeSet::new() } else { self.index.open.clone() };
+        Ok(self.relayer("the cluster's settings", whom, |registry| {
             registry.state.settings = settings;
             registry.index.refresh_all(&registry.state);
         }))

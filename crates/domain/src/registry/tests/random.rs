@@ -291,7 +291,7 @@ fn check_kept(registry: &Registry) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_500))]
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
 
     #[test]
     fn the_laws_hold_whatever_is_proposed(steps in prop::collection::vec(dice(), 0..60)) {
