@@ -4,7 +4,7 @@ use super::*;
 use crate::ownership::{Licence, Life, Permits, Phase};
 
 pub(super) fn nodes() -> Vec<NodeName> {
-    ["a", "b", "c", "d"].map(name).into()
+    ["a", "b", "c", "d", "e", "f", "g", "h"].map(name).into()
 }
 
 fn held(guest: &Guest) -> Option<(&NodeName, &NodeName)> {

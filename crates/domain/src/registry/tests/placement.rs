@@ -255,3 +255,17 @@ fn the_time_without_a_node_begins_once_and_ends_with_the_admission() {
     end(&mut registry, 0, Side::Source);
     assert!(refused(&mut registry, placeable(false)).contains("m0 is over"));
 }
+
+#[test]
+fn of_those_that_carry_a_rare_label_the_best_is_taken() {
+    let mut registry = cluster(1);
+    for (node_name, gib) in [("d", 4), ("e", 6), ("f", 8), ("g", 8), ("h", 8), ("i", 8), ("j", 8)] {
+        apply(&mut registry, Command::Join { name: name(node_name), node: node(gib * GIB) });
+    }
+    apply(&mut registry, put_node("d", &[("zone", "x")], false));
+    apply(&mut registry, put_node("e", &[("zone", "x")], false));
+    apply(&mut registry, migrate(0, 0, added(&[("zone", "x")])));
+    let everywhere: BTreeSet<NodeName> = registry.nodes.keys().cloned().collect();
+    let next = registry.next_admission(&everywhere).map(|(_, _, target)| target);
+    assert_eq!(next, Some(name("e")), "6 GiB are more than 4");
+}

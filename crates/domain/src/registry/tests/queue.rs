@@ -242,3 +242,16 @@ fn a_limit_that_changes_counts_at_once_and_kills_nothing() {
     apply(&mut registry, Command::PutSettings { settings: ClusterSettings::default() });
     assert_eq!(registry.limits(), ParallelLimits { cluster: 5, outbound: 2, inbound: 2 });
 }
+
+#[test]
+fn the_one_node_that_would_do_goes_to_the_first_who_is_not_on_it() {
+    let mut registry = cluster(1);
+    apply(&mut registry, create(9, 9, name("b")));
+    entry(&mut registry, 9, Entry::Born { instance: instance(9) });
+    apply(&mut registry, put_node("a", &[("zone", "x")], false));
+    for n in [0, 9] {
+        apply(&mut registry, migrate(n, n, Wish { selector: labels(&[("zone", "x")]), ..Wish::default() }));
+    }
+    assert_eq!(admitted(&mut registry), [(9, "a".to_owned())]);
+    assert_eq!(queue(&registry), [0]);
+}
