@@ -198,6 +198,10 @@ impl Registry {
         if let Some(reason) = self.limit_reached(guest) {
             return Some(reason);
         }
+        let source = &guest.ownership.owner()?.node;
+        if !reachable.contains(source) {
+            return Some(WaitReason::SourceUnreachable { node: source.clone() });
+        }
         let needs = needs_of(guest)?;
         let best = judged.entry(needs).or_insert_with_key(|needs| self.two_best(needs, reachable));
         if self.best_of(best, guest, reachable).is_some() {
@@ -216,7 +220,7 @@ impl Registry {
     /// Not one that has declined, then most free memory, then fewest inbound, then by name. `best`: the two best.
     fn best_of(&self, best: &[&NodeName], guest: &Guest, reachable: &BTreeSet<NodeName>) -> Option<NodeName> {
         let source = guest.ownership.owner().map(|owner| &owner.node)?;
-        if self.lacks_network(source) {
+        if self.lacks_network(source) || !reachable.contains(source) {
             return None;
         }
         let declined = &guest.record.as_ref()?.declined;

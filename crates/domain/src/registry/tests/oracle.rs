@@ -109,7 +109,10 @@ pub(super) fn next(
         let guest = &registry.guests[&uid];
         let source = &guest.ownership.owner().expect("an owner").node;
         let leave = permits(registry, |from, _| from == source);
-        if leave >= limits.outbound as usize || !is_on_network(registry, source) {
+        if leave >= limits.outbound as usize
+            || !is_on_network(registry, source)
+            || !reachable.contains(source)
+        {
             continue;
         }
         let record = guest.record.as_ref().expect("a record");
