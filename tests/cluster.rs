@@ -10,6 +10,7 @@
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
+//!   seed        an operator's day at the command line, with the manifests that people start from
 //!   rules       policies, settings, networks: what changes while a guest moves
 //!   drain       a node is emptied; a request is repeated
 //!   queue       the leader dies while 50 wait and 5 run
@@ -56,6 +57,8 @@ mod quorum;
 mod restart;
 #[path = "cluster/rules.rs"]
 mod rules;
+#[path = "cluster/seed.rs"]
+mod seed;
 mod support;
 
 use libtest_mimic::Arguments;
@@ -73,6 +76,7 @@ fn main() {
         inputs::trials(),
         bandwidth::trials(),
         deadlines::trials(),
+        seed::trials(),
         rules::trials(),
         drain::trials(),
         queue::trials(),

@@ -162,6 +162,13 @@ pub(super) fn drain_detail(registry: &Registry, beside: &Beside, name: &NodeName
     Some(DrainDetail { state: state.to_owned(), began_ms: drain.began_ms, moved: drain.moved, left })
 }
 
+/// Whether a migration of this guest that this node's drain has asked for is not over.
+fn is_leaving(guest: &Guest, node: &NodeName) -> bool {
+    let attempt = guest.ownership.attempt.as_ref();
+    let drains = guest.record.as_ref().and_then(|record| record.wish.drains.as_ref());
+    drains == Some(node) && attempt.is_some_and(|attempt| !attempt.phase.is_over())
+}
+
 /// A guest that is still on a drained node, and why.
 fn drain_guest(
     beside: &Beside,
@@ -181,6 +188,10 @@ fn drain_guest(
     };
     match &guest.ownership.life {
         Life::Alive(owner) if owner.node == *node => {}
+        // Handed over, and its migration is not over: its permits are still held.
+        Life::Alive(owner) if is_leaving(guest, node) => {
+            return row(false, format!("arrives at {}", owner.node), None);
+        }
         Life::Creating(at) if at == node => return row(false, "it is being made".to_owned(), None),
         Life::Lost { last, .. } if last.node == *node => {
             return row(true, "it is lost: recover or stop it".to_owned(), None);

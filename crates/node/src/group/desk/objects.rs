@@ -377,7 +377,7 @@ pub(super) async fn label(
         Kind::Namespace => {
             let of = name.clone();
             let labels = read(group, move |registry| registry.namespaces.get(&of).cloned()).await?;
-            let labels = change.of(&labels.unwrap_or_default())?;
+            let labels = change.of(kind, &name, &labels.unwrap_or_default())?;
             (name.clone(), Command::PutNamespace { name, labels })
         }
         Kind::Node => {
@@ -392,7 +392,7 @@ pub(super) async fn label(
                 })
             });
             let (wish, of_config) = known.await?.ok_or_else(|| super::no_node(&node))?;
-            let labels = change.of(&wish.labels)?;
+            let labels = change.of(kind, &name, &wish.labels)?;
             let stays =
                 change.labels.iter().find(|(key, value)| value.is_none() && of_config.contains_key(*key));
             notes.extend(stays.map(|(key, _)| format!("label {key} is in the node's config: it stays")));
@@ -404,7 +404,7 @@ pub(super) async fn label(
             let machine = read(group, move |registry| registry.machines.get(&of).cloned()).await?;
             let missing = || Problem::from(NotAgreed::Refused(Refusal::NoMachine(guest.clone())));
             let machine = machine.ok_or_else(missing)?;
-            let labels = change.of(&machine.labels)?;
+            let labels = change.of(kind, guest.name(), &machine.labels)?;
             notes.push(
                 "no policy looks at a VirtualMachine's own labels: spec.template.metadata.labels count"
                     .to_owned(),
@@ -417,7 +417,7 @@ pub(super) async fn label(
             let of = guest.clone();
             let labels =
                 read(group, move |registry| Some(registry.guest_named(&of)?.1.labels.clone())).await?;
-            let labels = change.of(&labels.ok_or_else(|| super::no_guest(&guest))?)?;
+            let labels = change.of(kind, guest.name(), &labels.ok_or_else(|| super::no_guest(&guest))?)?;
             (guest.to_string(), Command::PutInstance { name: guest, labels, body: None, home: None })
         }
         Kind::HyperConverged
@@ -437,12 +437,12 @@ pub(super) async fn label(
 }
 
 impl Relabel {
-    fn of(&self, labels: &Labels) -> Result<Labels, Problem> {
+    fn of(&self, kind: Kind, name: &str, labels: &Labels) -> Result<Labels, Problem> {
         let mut changed = labels.clone();
         for (key, value) in &self.labels {
             match (value, labels.get(key)) {
                 (Some(value), Some(known)) if value != known && !self.overwrite => {
-                    let message = format!("label {key} is {known:?}");
+                    let message = format!("label {key} of {kind} {name} is {known:?}");
                     return Err(refused(
                         "a label that is there is not changed by chance",
                         message,

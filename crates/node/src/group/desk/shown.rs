@@ -176,6 +176,11 @@ fn namespaces(registry: &Registry) -> Vec<Item> {
     registry.namespaces.iter().map(item).collect()
 }
 
+/// Bytes in a form that is read at a glance: no more than there are.
+fn whole_mib(bytes: u64) -> String {
+    godwit_domain::Quantity::from_bytes(bytes >> 20 << 20).to_string()
+}
+
 fn nodes(registry: &Registry, beside: &Beside) -> Vec<Item> {
     let item = |(name, node): (&godwit_domain::NodeName, &godwit_domain::registry::Node)| {
         let row = rows::node_row(registry, beside, name, node);
@@ -188,7 +193,7 @@ fn nodes(registry: &Registry, beside: &Beside) -> Vec<Item> {
             name.to_string(),
             row.state,
             row.takes_guests,
-            godwit_domain::Quantity::from_bytes(row.free_memory_bytes).to_string(),
+            whole_mib(row.free_memory_bytes),
             row.guests.to_string(),
             pairs(&row.labels),
         ];
