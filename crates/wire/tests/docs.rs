@@ -87,7 +87,10 @@ fn check(file: &str, text: &str) -> (usize, usize) {
             ("yaml refused", Err(_)) => refused += 1,
             ("yaml refused", Ok(manifests)) => panic!("{place}: it is not refused: {manifests:?}"),
             (tag, _) => {
-                assert!(!tag.starts_with("yaml") && tag != "yml", "{place}: nobody checks a block of {tag:?}");
+                assert!(
+                    !tag.starts_with("yaml") && tag != "yml",
+                    "{place}: nobody checks a block of {tag:?}"
+                );
             }
         }
     }
