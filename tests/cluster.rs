@@ -10,6 +10,9 @@
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
+//!   rules       policies, settings, networks: what changes while a guest moves
+//!   drain       a node is emptied; a request is repeated
+//!   queue       the leader dies while 50 wait and 5 run
 //!   identities  who may speak to a node
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
 //!   commands    configs and the command line
@@ -27,6 +30,8 @@ mod commands;
 mod deadlines;
 #[path = "cluster/deaths.rs"]
 mod deaths;
+#[path = "cluster/drain.rs"]
+mod drain;
 #[path = "cluster/hostile.rs"]
 mod hostile;
 #[path = "cluster/hostile_target.rs"]
@@ -43,10 +48,14 @@ mod moves;
 mod ownership;
 #[path = "cluster/planted.rs"]
 mod planted;
+#[path = "cluster/queue.rs"]
+mod queue;
 #[path = "cluster/quorum.rs"]
 mod quorum;
 #[path = "cluster/restart.rs"]
 mod restart;
+#[path = "cluster/rules.rs"]
+mod rules;
 mod support;
 
 use libtest_mimic::Arguments;
@@ -64,6 +73,9 @@ fn main() {
         inputs::trials(),
         bandwidth::trials(),
         deadlines::trials(),
+        rules::trials(),
+        drain::trials(),
+        queue::trials(),
         identities::trials(),
         hostile::trials(),
         hostile_target::trials(),

@@ -1,26 +1,25 @@
 //! Which waiting migration goes next, and where. And why the others wait: computed when asked, never stored.
 //!
 //! ```text
-//!   queues, per source and class ─▶ in order (class, aged; then asking) ─▶ the first that has a target ─▶ grant
-//!            └ sources at their limit are left out                  └ one that has none holds up nobody
+//!   waiters, by what they ask ─▶ in order (class, aged; then asking) ─▶ the first that has a target ─▶ grant
+//!            └ sources at their limit are left out                  └ an ask that has none holds up nobody else
 //! ```
 //!
 //! Always true: what is chosen here is admitted by the registry as it stands now; the same check is made again when the
-//! entry is applied. A decision costs a scan of the nodes and the logarithm of guests and waiters; waiters that ask for
-//! the same share that scan.
+//! entry is applied. A decision costs one look per ask that can not be satisfied and stands before it: the logarithm of
+//! guests and waiters, and at most a scan of the nodes for an ask.
 
-use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, btree_set};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::order::InOrder;
 use super::reasons::{Obstacle, WaitReason};
+use super::waiters::Needs;
 use super::{Guest, GuestUid, Registry};
 use crate::ids::{MigrationId, NodeName};
 use crate::labels::{self, Labels};
 use crate::machine::Body;
-use crate::settings::Priority;
-
-/// After waiting so long, in replicated milliseconds, a migration is in the next higher class: 10 minutes.
-const CLASS_AGE_MS: u64 = 600_000;
+use crate::ownership::Phase;
 
 /// A migration that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,16 +32,8 @@ pub struct Waiting {
     pub reason: Option<WaitReason>,
 }
 
-/// What a guest asks of a node. Those that ask for the same are judged once.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Needs {
-    bytes: u64,
-    selector: Labels,
-    target: Option<NodeName>,
-}
-
 /// The two best nodes for each ask: the second is for the guest that runs on the first.
-type Judged = BTreeMap<Needs, Vec<NodeName>>;
+type Judged<'a> = BTreeMap<Needs, Vec<&'a NodeName>>;
 
 impl Registry {
     /// The next grant, given which nodes can be reached: the first in order that has a target.
@@ -63,30 +54,40 @@ impl Registry {
         if at_least(self.index.granted.len(), limits.cluster) {
             return None;
         }
-        let has_room = |source: &NodeName| !at_least(self.outbound(source), limits.outbound);
-        let mut judged = Judged::new();
-        self.in_order(has_room).find_map(|uid| {
+        let mut order = InOrder::new(self);
+        for (class, firsts) in self.index.waiters.firsts() {
+            order.push_firsts(class, firsts);
+        }
+        while let Some((class, uid, needs)) = order.pop() {
             let guest = self.guests.get(&uid)?;
             let migration = &guest.ownership.attempt.as_ref()?.migration;
-            if resting.contains(migration) {
-                return None;
+            let best = match needs {
+                _ if resting.contains(migration) => None,
+                Some(needs) => Some(self.two_best(needs, reachable)),
+                None => Some(self.two_best(&needs_of(guest)?, reachable)),
+            };
+            if let Some(target) = best.as_ref().and_then(|best| self.best_of(best, guest, reachable)) {
+                return Some((uid, migration.clone(), target));
             }
-            let target = self.best_target(guest, reachable, &mut judged)?;
-            Some((uid, migration.clone(), target))
-        })
+            // It rests, or the one node that would do is its own: those behind it in its group may have a target.
+            if let (Some(needs), false) = (needs, best.is_some_and(|best| best.is_empty())) {
+                order.push_group(class, needs);
+            }
+        }
+        None
     }
 
     /// Why a waiting migration waits; `None`: it would be granted now, or does not wait.
     pub fn wait_reason(&self, migration: &MigrationId, reachable: &BTreeSet<NodeName>) -> Option<WaitReason> {
         let (_, guest) = self.guest_of(migration)?;
-        let waits = guest.ownership.phase_of(migration)?.name() == crate::ownership::Phase::Pending.name();
+        let waits = matches!(guest.ownership.phase_of(migration)?, Phase::Pending);
         waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new())).flatten()
     }
 
     /// The whole queue, in order, with reasons.
     pub fn waiting(&self, reachable: &BTreeSet<NodeName>) -> Vec<Waiting> {
         let mut judged = Judged::new();
-        let all = self.in_order(|_| true).filter_map(|uid| {
+        let all = self.queue().filter_map(|uid| {
             let guest = self.guests.get(&uid)?;
             let migration = guest.ownership.attempt.as_ref()?.migration.clone();
             Some(Waiting { guest: uid, migration, reason: self.why_it_waits(guest, reachable, &mut judged) })
@@ -94,27 +95,43 @@ impl Registry {
         all.collect()
     }
 
-    /// Every waiting migration, and whether any node could ever take its guest as things stand: permits left aside.
-    pub fn placeable(&self, reachable: &BTreeSet<NodeName>) -> Vec<(GuestUid, MigrationId, bool)> {
-        let mut judged = Judged::new();
-        let all = self.in_order(|_| true).filter_map(|uid| {
-            let guest = self.guests.get(&uid)?;
-            let (source, record) = (&guest.ownership.owner()?.node, guest.record.as_ref()?);
-            let needs = Needs::of(&guest.body, &record.wish.selector, record.wish.target.as_ref());
-            let fit = judged.entry(needs).or_insert_with_key(|needs| {
-                let fits = |name: &&NodeName| self.lasting_obstacle(needs, None, name).is_none();
-                reachable.iter().filter(fits).take(2).cloned().collect()
-            });
-            let is = !self.lacks_network(source) && fit.iter().any(|name| name != source);
-            Some((uid, guest.ownership.attempt.as_ref()?.migration.clone(), is))
-        });
-        all.collect()
-    }
-
     /// The place of a waiting migration in the queue, 1 is the first.
     pub fn queue_position(&self, migration: &MigrationId) -> Option<usize> {
         let uid = self.guest_of(migration)?.0;
-        self.in_order(|_| true).position(|waits| waits == uid).map(|at| at + 1)
+        self.queue().position(|waits| waits == uid).map(|at| at + 1)
+    }
+
+    /// Guests whose migrations wait, in order.
+    pub fn queue(&self) -> impl Iterator<Item = GuestUid> {
+        let mut order = InOrder::new(self);
+        for (class, places) in self.index.waiters.classes() {
+            order.push(class, places.iter());
+        }
+        std::iter::from_fn(move || order.pop().map(|(_, uid, _)| uid))
+    }
+
+    /// Waiting migrations that no node could take even if no other ran: those whose time runs out. In no order.
+    pub fn unplaceable(&self, reachable: &BTreeSet<NodeName>) -> Vec<(GuestUid, MigrationId)> {
+        let mut able: BTreeMap<Needs, Vec<&NodeName>> = BTreeMap::new();
+        let waiting = self.index.open.iter().filter_map(|uid| {
+            let guest = self.guests.get(uid)?;
+            let attempt = guest.ownership.attempt.as_ref()?;
+            let source = &guest.ownership.owner()?.node;
+            if !matches!(attempt.phase, Phase::Pending) {
+                return None;
+            }
+            let needs = needs_of(guest)?;
+            let able = able.entry(needs).or_insert_with_key(|needs| {
+                let is_able = |name: &&NodeName| self.lasting_obstacle(needs, None, name).is_none();
+                match &needs.target {
+                    Some(target) => reachable.get(target).into_iter().filter(is_able).collect(),
+                    None => reachable.iter().filter(is_able).take(2).collect(),
+                }
+            });
+            let is_placeable = !self.lacks_network(source) && able.iter().any(|name| *name != source);
+            (!is_placeable).then(|| (*uid, attempt.migration.clone()))
+        });
+        waiting.collect()
     }
 
     /// Per node: whether it could take this guest, and why not. As if it were asked for now with these wishes.
@@ -155,7 +172,8 @@ impl Registry {
         let (mut best, mut obstacles) = (None, BTreeMap::new());
         for name in self.nodes.keys() {
             let obstacle = match reachable.contains(name) {
-                true => self.lasting_obstacle(&needs, None, name),
+                // A guest that does not move needs no migration network.
+                true => self.own_obstacle(&needs, name).or_else(|| self.memory_obstacle(&needs, name)),
                 false => Some(Obstacle::Unreachable),
             };
             match obstacle {
@@ -171,16 +189,22 @@ impl Registry {
         best.ok_or(obstacles)
     }
 
-    fn why_it_waits(
-        &self,
+    fn why_it_waits<'a>(
+        &'a self,
         guest: &Guest,
         reachable: &BTreeSet<NodeName>,
-        judged: &mut Judged,
+        judged: &mut Judged<'a>,
     ) -> Option<WaitReason> {
         if let Some(reason) = self.limit_reached(guest) {
             return Some(reason);
         }
-        if self.best_target(guest, reachable, judged).is_some() {
+        let source = &guest.ownership.owner()?.node;
+        if !reachable.contains(source) {
+            return Some(WaitReason::SourceUnreachable { node: source.clone() });
+        }
+        let needs = needs_of(guest)?;
+        let best = judged.entry(needs).or_insert_with_key(|needs| self.two_best(needs, reachable));
+        if self.best_of(best, guest, reachable).is_some() {
             return None;
         }
         let wish = &guest.record.as_ref()?.wish;
@@ -188,36 +212,28 @@ impl Registry {
         Some(WaitReason::NoTarget(verdicts.filter_map(|(node, why)| Some((node, why.err()?))).collect()))
     }
 
-    /// Not one that has declined, then most free memory, then fewest inbound, then by name.
-    fn best_target(
-        &self,
-        guest: &Guest,
-        reachable: &BTreeSet<NodeName>,
-        judged: &mut Judged,
-    ) -> Option<NodeName> {
-        let source = guest.ownership.owner().map(|owner| &owner.node)?;
-        if self.lacks_network(source) {
-            return None;
-        }
-        let record = guest.record.as_ref()?;
-        let needs = Needs::of(&guest.body, &record.wish.selector, record.wish.target.as_ref());
-        if record.declined.is_empty() {
-            let best = judged.entry(needs.clone()).or_insert_with(|| self.two_best(&needs, reachable));
-            return best.iter().find(|name| *name != source).cloned();
-        }
-        let declined = |name: &NodeName| record.declined.iter().position(|known| known == name);
-        let eligible = reachable.iter().filter(|name| self.obstacle(&needs, Some(source), name).is_none());
-        eligible.min_by_key(|name| (declined(name).map_or(0, |at| at + 1), self.rank(name))).cloned()
+    /// The best nodes for what asks for this: the second is for the guest that runs on the first.
+    fn two_best<'a>(&'a self, needs: &Needs, reachable: &BTreeSet<NodeName>) -> Vec<&'a NodeName> {
+        self.index.places.candidates(needs).filter(|name| reachable.contains(*name)).take(2).collect()
     }
 
-    fn two_best(&self, needs: &Needs, reachable: &BTreeSet<NodeName>) -> Vec<NodeName> {
-        let mut best: Vec<&NodeName> = Vec::with_capacity(3);
-        for name in reachable.iter().filter(|name| self.obstacle(needs, None, name).is_none()) {
-            let at = best.partition_point(|known| self.rank(known) < self.rank(name));
-            best.insert(at, name);
-            best.truncate(2);
+    /// Not one that has declined, then most free memory, then fewest inbound, then by name. `best`: the two best.
+    fn best_of(&self, best: &[&NodeName], guest: &Guest, reachable: &BTreeSet<NodeName>) -> Option<NodeName> {
+        let source = guest.ownership.owner().map(|owner| &owner.node)?;
+        if self.lacks_network(source) || !reachable.contains(source) {
+            return None;
         }
-        best.into_iter().cloned().collect()
+        let declined = &guest.record.as_ref()?.declined;
+        let first = *best.iter().find(|name| **name != source)?;
+        if !declined.contains(first) {
+            return Some(first.clone());
+        }
+        // Those that have declined come last, who declined first before the others.
+        let place = |name: &NodeName| declined.iter().position(|known| known == name).map_or(0, |at| at + 1);
+        let needs = needs_of(guest)?;
+        let candidates = self.index.places.candidates(&needs);
+        let others = candidates.filter(|name| *name != source && reachable.contains(*name));
+        others.min_by_key(|name| place(name)).cloned()
     }
 
     /// Most free memory first, then fewest inbound, then by name.
@@ -276,10 +292,20 @@ impl Registry {
         source: Option<&NodeName>,
         name: &NodeName,
     ) -> Option<Obstacle> {
-        let Some(node) = self.nodes.get(name) else { return Some(Obstacle::Unreachable) };
         if source == Some(name) {
             return Some(Obstacle::IsSource);
         }
+        self.own_obstacle(needs, name)
+            .or_else(|| {
+                let network = self.settings.network.clone().filter(|_| self.lacks_network(name))?;
+                Some(Obstacle::Network { network })
+            })
+            .or_else(|| self.memory_obstacle(needs, name))
+    }
+
+    /// What the node and its operators have against it.
+    fn own_obstacle(&self, needs: &Needs, name: &NodeName) -> Option<Obstacle> {
+        let Some(node) = self.nodes.get(name) else { return Some(Obstacle::Unreachable) };
         if needs.target.as_ref().is_some_and(|asked| asked != name) {
             return Some(Obstacle::NotWished);
         }
@@ -297,104 +323,20 @@ impl Registry {
                 return Some(Obstacle::Label { key, value, has });
             }
         }
-        if let Some(network) = self.settings.network.clone().filter(|_| self.lacks_network(name)) {
-            return Some(Obstacle::Network { network });
-        }
+        None
+    }
+
+    fn memory_obstacle(&self, needs: &Needs, name: &NodeName) -> Option<Obstacle> {
         let free = self.free_memory_bytes(name);
         (free < needs.bytes).then_some(Obstacle::Memory { free, needs: needs.bytes })
     }
-
-    fn lacks_network(&self, name: &NodeName) -> bool {
-        let Some(network) = &self.settings.network else { return false };
-        self.nodes.get(name).is_some_and(|node| !node.networks.contains_key(network))
-    }
-
-    /// Waiting migrations of the sources that are let through, as they would be granted.
-    fn in_order(&self, sources: impl Fn(&NodeName) -> bool) -> InOrder<'_> {
-        let waiting = self.index.waiting.iter().filter(|(source, _)| sources(source));
-        let queues =
-            waiting.flat_map(|(_, classes)| classes.iter().map(|(class, queue)| (*class, queue.iter())));
-        let mut order = InOrder { registry: self, heads: BinaryHeap::new() };
-        for (class, queue) in queues {
-            order.push(class, queue);
-        }
-        order
-    }
-
-    fn aged(&self, class: Priority, uid: GuestUid) -> Priority {
-        let asked_ms =
-            self.guests.get(&uid).and_then(|guest| guest.record.as_ref()).map_or(0, |r| r.asked_ms());
-        let steps = self.time_ms.saturating_sub(asked_ms) / CLASS_AGE_MS;
-        match (class, steps) {
-            (Priority::Drain, _) => Priority::Drain,
-            (Priority::Low, 1) => Priority::Normal,
-            (class, 0) => class,
-            (Priority::Low | Priority::Normal | Priority::High, _) => Priority::High,
-        }
-    }
 }
 
-/// Heads of queues, merged. Within a queue who was asked for earlier has aged at least as much, so heads suffice.
-struct InOrder<'a> {
-    registry: &'a Registry,
-    heads: BinaryHeap<Head<'a>>,
+fn needs_of(guest: &Guest) -> Option<Needs> {
+    let wish = &guest.record.as_ref()?.wish;
+    Some(Needs::of(&guest.body, &wish.selector, wish.target.as_ref()))
 }
 
-struct Head<'a> {
-    aged: Priority,
-    place: (u64, GuestUid),
-    class: Priority,
-    rest: btree_set::Iter<'a, (u64, GuestUid)>,
-}
-
-impl<'a> InOrder<'a> {
-    fn push(&mut self, class: Priority, mut rest: btree_set::Iter<'a, (u64, GuestUid)>) {
-        if let Some(place) = rest.next() {
-            let aged = self.registry.aged(class, place.1);
-            self.heads.push(Head { aged, place: *place, class, rest });
-        }
-    }
-}
-
-impl Iterator for InOrder<'_> {
-    type Item = GuestUid;
-
-    fn next(&mut self) -> Option<GuestUid> {
-        let Head { place, class, rest, .. } = self.heads.pop()?;
-        self.push(class, rest);
-        Some(place.1)
-    }
-}
-
-impl Ord for Head<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.aged, Reverse(self.place)).cmp(&(other.aged, Reverse(other.place)))
-    }
-}
-
-impl PartialOrd for Head<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Head<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Head<'_> {}
-
-impl Needs {
-    /// Of a guest and of this attempt, both; on a clash the guest's own value wins.
-    fn of(body: &Body, added: &Labels, target: Option<&NodeName>) -> Self {
-        let mut selector = added.clone();
-        selector.extend(body.node_selector.clone());
-        Self { bytes: body.spec.memory_bytes, selector, target: target.cloned() }
-    }
-}
-
-fn at_least(count: usize, limit: u32) -> bool {
+pub(super) fn at_least(count: usize, limit: u32) -> bool {
     u32::try_from(count).map_or(true, |count| count >= limit)
 }

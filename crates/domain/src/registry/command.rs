@@ -59,7 +59,7 @@ pub struct Home {
 /// What an operator changes about a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NodeChange {
-    /// Its labels and whether it takes guests, as a manifest has them. A drain goes on.
+    /// Its labels and whether it takes guests, as a manifest has them. A drain goes on, and keeps it cordoned.
     Put {
         /// Labels above those of its config.
         labels: Labels,

@@ -91,12 +91,22 @@ impl Registry {
     pub(super) fn note_for_drain(&mut self, uid: GuestUid, by_operator: bool) {
         let Some(guest) = self.state.guests.get(&uid) else { return };
         let (Some(attempt), Some(record)) = (&guest.ownership.attempt, &guest.record) else { return };
+        let owner = guest.ownership.owner().map(|owner| &owner.node);
+        let source = record.route.as_ref().map(|(source, _)| source);
+        let left = source.filter(|source| owner != Some(source));
+        // Whoever has asked for it: what has left has no tries left either.
+        if let Some(drain) = left.and_then(|source| self.state.drains.get_mut(source)) {
+            drain.tries.remove(&uid);
+        }
         let Some(drain) = record.wish.drains.as_ref().and_then(|node| self.state.drains.get_mut(node)) else {
             return;
         };
         match &attempt.phase {
             Phase::Succeeded => {
                 drain.moved += 1;
+            }
+            // It was deleted or lost: there is nothing to try again.
+            Phase::Failed { .. } | Phase::Cancelled { .. } if owner.is_none() => {
                 drain.tries.remove(&uid);
             }
             Phase::Failed { reason } | Phase::Cancelled { reason } => {

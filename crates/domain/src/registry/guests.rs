@@ -17,11 +17,17 @@ impl Registry {
         if let Some(labels) = &machine.template_labels {
             labels::check(labels)?;
         }
+        let known = self.machines.get(&name);
+        if let Some(body) = &machine.body {
+            labels::check(&body.node_selector)?;
+        }
+        let body = machine.body.clone().or_else(|| known?.body.clone());
         let mut effects = BTreeSet::new();
-        match (self.guest_named(&name), &machine.body) {
-            (Some((_, guest)), Some(body)) => changeable(&name, &guest.body, body)?,
-            (Some(_), None) => {}
-            (None, None) if self.machines.contains_key(&name) || !machine.runs => {}
+        match (self.guest_named(&name), &body) {
+            (Some((_, guest)), _) => {
+                machine.body.as_ref().map_or(Ok(()), |body| changeable(&name, &guest.body, body))?;
+            }
+            (None, None) if known.is_some() => {}
             (None, None) => return Err(Refusal::NoBody(name)),
             (None, Some(body)) => {
                 if let Some(home) = home {
@@ -30,31 +36,18 @@ impl Registry {
                 }
             }
         }
-        let (of, body) = (name.clone(), machine.body.clone());
-        effects.extend(self.relayer(
-            "labels of its VirtualMachine",
-            |guest| guest.name == of,
-            |registry| {
-                let body = body.or_else(|| registry.machines.get(&name).and_then(|known| known.body.clone()));
-                registry.state.machines.insert(name, Machine { body, ..machine });
-            },
-        ));
-        self.reshape(&of);
+        let whom = self.guest_named(&name).map(|(uid, _)| uid);
+        effects.extend(self.relayer("its VirtualMachine", whom, |registry| {
+            if let (Some(uid), Some(body)) = (whom, machine.body.clone()) {
+                // The guest is there; what may change while it runs follows its VirtualMachine.
+                let _ = registry.change(uid, |guest, _| {
+                    guest.body = body;
+                    Ok(())
+                });
+            }
+            registry.state.machines.insert(name, Machine { body, ..machine });
+        }));
         Ok(effects)
-    }
-
-    /// What may change while a guest runs follows its VirtualMachine.
-    fn reshape(&mut self, name: &GuestName) {
-        let Some(body) = self.machines.get(name).and_then(|machine| machine.body.clone()) else { return };
-        if let Some((uid, guest)) = self.guest_named(name)
-            && guest.body != body
-        {
-            // The guest is there.
-            let _ = self.change(uid, |guest, _| {
-                guest.body = body;
-                Ok(())
-            });
-        }
     }
 
     pub(super) fn delete_machine(&mut self, name: &GuestName) -> Applied {
@@ -62,13 +55,10 @@ impl Registry {
             return Err(Refusal::NoMachine(name.clone()));
         }
         let why = "its VirtualMachine was deleted";
-        Ok(self.relayer(
-            why,
-            |guest| guest.name == *name,
-            |registry| {
-                registry.state.machines.remove(name);
-            },
-        ))
+        let whom = self.guest_named(name).map(|(uid, _)| uid);
+        Ok(self.relayer(why, whom, |registry| {
+            registry.state.machines.remove(name);
+        }))
     }
 
     pub(super) fn put_instance(
@@ -86,18 +76,14 @@ impl Registry {
             if let Some(body) = &body {
                 changeable(&name, &guest.body, body)?;
             }
-            return Ok(self.relayer(
-                "its labels",
-                |guest| guest.name == name,
-                |registry| {
-                    // The guest is there.
-                    let _ = registry.change(uid, |guest, _| {
-                        guest.labels = labels;
-                        guest.body = body.unwrap_or_else(|| guest.body.clone());
-                        Ok(())
-                    });
-                },
-            ));
+            return Ok(self.relayer("its manifest", [uid], |registry| {
+                // The guest is there.
+                let _ = registry.change(uid, |guest, _| {
+                    guest.labels = labels;
+                    guest.body = body.unwrap_or_else(|| guest.body.clone());
+                    Ok(())
+                });
+            }));
         }
         match (body, home) {
             (Some(body), Some(home)) => self.make(name, labels, body, home),
@@ -120,10 +106,11 @@ impl Registry {
             return Err(Refusal::NoMemory { node, free, needs });
         }
         let effects = BTreeSet::from([Effect { node: node.clone(), guest: uid }]);
-        let ownership = Ownership::new(node);
+        let ownership = Ownership::new(node.clone());
         let guest = Guest { name, labels, body, ownership, record: None, finished: Vec::new() };
         self.index.learn(uid, &guest);
         self.state.guests.insert(uid, guest);
+        self.index.refresh(&self.state, &node);
         Ok(effects)
     }
 
@@ -178,6 +165,10 @@ fn changeable(name: &GuestName, is: &Body, shall: &Body) -> Result<(), Refusal> 
     }
     if is.spec != shall.spec {
         return fixed("workload (godwit.dev/…)");
+    }
+    // A migration that waits would move without them.
+    if is.local_disks_bytes != shall.local_disks_bytes {
+        return fixed("local disks");
     }
     Ok(())
 }

@@ -1,22 +1,22 @@
 //! What can be counted of the guests, counted as they change: so that a question costs what its answer does.
 //!
 //! ```text
-//!   guest as it was ─▶ forget ─┐
-//!                              ├─▶ names, migrations, queues, permits, memory per node
-//!   guest as it is ──▶ learn ──┘
+//!   guest as it was ─▶ forget ─┐                                                             ┌─▶ waiters
+//!                              ├─▶ names, migrations, permits, memory per node ─▶ refresh ──┤
+//!   guest as it is ──▶ learn ──┘                                                             └─▶ places
 //! ```
 //!
 //! Always true: it is what one pass over all guests would count (a property test does); it is in no snapshot.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Guest, GuestUid, concerned, takes_memory_on};
+use super::admission::at_least;
+use super::places::{Places, Rank};
+use super::waiters::Waiters;
+use super::{Guest, GuestUid, State, concerned, takes_memory_on};
 use crate::ids::{GuestName, MigrationId, NodeName};
-use crate::ownership::{Life, Permits, Phase};
-use crate::settings::Priority;
-
-/// A queue of one class, in the order of asking.
-pub(super) type Queue = BTreeSet<(u64, GuestUid)>;
+use crate::ownership::{Life, Ownership, Permits};
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,8 +25,10 @@ pub(super) struct Index {
     pub(super) by_name: BTreeMap<GuestName, GuestUid>,
     /// Migrations, present and kept.
     pub(super) by_migration: BTreeMap<MigrationId, GuestUid>,
-    /// Waiting migrations by the node that they would leave, and by class.
-    pub(super) waiting: BTreeMap<NodeName, BTreeMap<Priority, Queue>>,
+    /// Waiting migrations.
+    pub(super) waiters: Waiters,
+    /// Where guests can go.
+    pub(super) places: Places,
     /// Guests with a migration that is not over.
     pub(super) open: BTreeSet<GuestUid>,
     /// Guests whose migration holds permits: source and target.
@@ -44,8 +46,8 @@ pub(super) struct OnNode {
     pub(super) outbound: usize,
     /// Migrations that enter it with their permits.
     pub(super) inbound: usize,
-    /// Memory of guests and reservations, in bytes.
-    pub(super) taken_bytes: u64,
+    /// Memory of guests and reservations, in bytes. Wide, so that no sum of what operators wrote runs over.
+    pub(super) taken_bytes: u128,
     /// Guests that it owns.
     pub(super) owned: BTreeSet<GuestUid>,
     /// Guests that it plays a part in, or may hold something of.
@@ -53,12 +55,40 @@ pub(super) struct OnNode {
 }
 
 impl Index {
-    pub(super) fn of(guests: &BTreeMap<GuestUid, Guest>) -> Self {
+    pub(super) fn of(state: &State) -> Self {
         let mut index = Self::default();
-        for (uid, guest) in guests {
+        for (uid, guest) in &state.guests {
             index.learn(*uid, guest);
         }
+        for name in state.nodes.keys() {
+            index.places.label(name, state.labels_of_node(name));
+        }
+        index.refresh_all(state);
         index
+    }
+
+    /// What follows for a node from what is on it, what it is and the limits.
+    pub(super) fn refresh(&mut self, state: &State, name: &NodeName) {
+        let limits = state.settings.limits();
+        let (outbound, inbound, taken) = self
+            .nodes
+            .get(name)
+            .map_or((0, 0, 0), |on_node| (on_node.outbound, on_node.inbound, on_node.taken_bytes));
+        let on_network = !state.lacks_network(name);
+        self.waiters.may_send(name, on_network && !at_least(outbound, limits.outbound));
+        let node = state.nodes.get(name).filter(|node| node.fenced.is_none());
+        let open = on_network && !state.is_cordoned(name) && !at_least(inbound, limits.inbound);
+        let rank = |bytes| -> Rank { (Reverse(free_bytes(bytes, taken)), inbound) };
+        self.places.rank(name, node.filter(|_| open).map(|node| rank(node.memory_bytes)));
+    }
+
+    /// The same for all, where the limits have changed.
+    pub(super) fn refresh_all(&mut self, state: &State) {
+        let names: BTreeSet<&NodeName> = state.nodes.keys().collect();
+        let others: Vec<NodeName> = self.nodes.keys().filter(|name| !names.contains(name)).cloned().collect();
+        for name in names.into_iter().chain(&others) {
+            self.refresh(state, name);
+        }
     }
 
     pub(super) fn learn(&mut self, uid: GuestUid, guest: &Guest) {
@@ -81,11 +111,9 @@ impl Index {
                 self.node(target).inbound += 1;
             }
         }
-        if let Some((node, class, place)) = waits(uid, guest) {
-            self.waiting.entry(node).or_default().entry(class).or_default().insert(place);
-        }
+        self.waiters.learn(uid, guest);
         for node in takes_memory_on(ownership) {
-            self.node(&node).taken_bytes += guest.memory_bytes();
+            self.node(&node).taken_bytes += u128::from(guest.memory_bytes());
         }
         if let Some(owner) = ownership.owner() {
             self.node(&owner.node).owned.insert(uid);
@@ -112,19 +140,9 @@ impl Index {
             self.with(&source, |node| node.outbound -= 1);
             self.with(&target, |node| node.inbound -= 1);
         }
-        if let Some((node, class, place)) = waits(uid, guest)
-            && let Some(classes) = self.waiting.get_mut(&node)
-        {
-            if let Some(queue) = classes.get_mut(&class) {
-                queue.remove(&place);
-            }
-            classes.retain(|_, queue| !queue.is_empty());
-            if classes.is_empty() {
-                self.waiting.remove(&node);
-            }
-        }
+        self.waiters.forget(uid, guest);
         for node in takes_memory_on(ownership) {
-            self.with(&node, |node| node.taken_bytes -= guest.memory_bytes());
+            self.with(&node, |node| node.taken_bytes -= u128::from(guest.memory_bytes()));
         }
         if let Some(owner) = ownership.owner() {
             self.with(&owner.node, |node| {
@@ -152,9 +170,16 @@ impl Index {
     }
 }
 
-/// Where a waiting migration stands: the node that it would leave, its class, its place.
-fn waits(uid: GuestUid, guest: &Guest) -> Option<(NodeName, Priority, (u64, GuestUid))> {
-    let pending = matches!(guest.ownership.attempt.as_ref()?.phase, Phase::Pending);
-    let (owner, record) = (guest.ownership.owner()?, guest.record.as_ref()?);
-    pending.then(|| (owner.node.clone(), record.class, (record.sequence, uid)))
+/// Memory that is not taken, in bytes.
+pub(super) fn free_bytes(memory_bytes: u64, taken_bytes: u128) -> u64 {
+    u64::try_from(u128::from(memory_bytes).saturating_sub(taken_bytes)).unwrap_or(0)
+}
+
+/// The nodes on which this counts.
+pub(super) fn counts_on(ownership: &Ownership) -> BTreeSet<NodeName> {
+    let mut nodes = takes_memory_on(ownership);
+    if let Some(Permits::Held { source, .. }) = ownership.attempt.as_ref().map(|attempt| &attempt.permits) {
+        nodes.insert(source.clone());
+    }
+    nodes
 }

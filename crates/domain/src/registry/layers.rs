@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Applied, Effect, Guest, GuestUid, Refusal, Registry, concerned};
+use super::{Applied, Effect, Guest, GuestUid, Refusal, Registry, State, concerned};
 use crate::ids::NodeName;
 use crate::labels::{self, Labels};
 use crate::policy::{self, Policy, PolicyName, Subject};
@@ -27,6 +27,26 @@ pub struct InForce {
 }
 
 static NO_LABELS: Labels = Labels::new();
+
+impl State {
+    /// Its labels from config and from manifests, which win.
+    pub fn labels_of_node(&self, name: &NodeName) -> Labels {
+        let mut labels = self.nodes.get(name).map(|node| node.labels.clone()).unwrap_or_default();
+        labels.extend(self.node_wishes.get(name).map(|wish| wish.labels.clone()).unwrap_or_default());
+        labels
+    }
+
+    /// Whether a node takes no guests.
+    pub fn is_cordoned(&self, name: &NodeName) -> bool {
+        self.node_wishes.get(name).is_some_and(|wish| wish.cordoned)
+    }
+
+    /// Whether a node is not on the migration network, if there is one.
+    pub(super) fn lacks_network(&self, name: &NodeName) -> bool {
+        let Some(network) = &self.settings.network else { return false };
+        self.nodes.get(name).is_some_and(|node| !node.networks.contains_key(network))
+    }
+}
 
 impl Registry {
     /// The labels by which a guest gets its policy.
@@ -66,26 +86,32 @@ impl Registry {
         settings
     }
 
-    /// Its labels from config and from manifests, which win.
-    pub fn labels_of_node(&self, name: &NodeName) -> Labels {
-        let mut labels = self.nodes.get(name).map(|node| node.labels.clone()).unwrap_or_default();
-        labels.extend(self.node_wishes.get(name).map(|wish| wish.labels.clone()).unwrap_or_default());
-        labels
-    }
-
-    /// Whether a node takes no guests.
-    pub fn is_cordoned(&self, name: &NodeName) -> bool {
-        self.node_wishes.get(name).is_some_and(|wish| wish.cordoned)
-    }
-
     // ---- commands ------------------------------------------------------------------------------------------
 
     pub(super) fn put_settings(&mut self, settings: ClusterSettings) -> Applied {
         settings.migration.check()?;
+        if let Some(priority) = settings.migration.priority {
+            let rule = "it is left to policies and migrations";
+            return Err(Refusal::Invalid(format!(
+                "priority is {priority} in the cluster's settings; {rule}"
+            )));
+        }
         if self.settings == settings {
             return Ok(BTreeSet::new());
         }
-        Ok(self.relayer("the cluster's settings", |_| true, |registry| registry.state.settings = settings))
+        // Limits bind grants alone: no migration is told of them.
+        let limits_alone = self.settings
+            == ClusterSettings {
+                parallel_migrations_per_cluster: self.settings.parallel_migrations_per_cluster,
+                parallel_outbound_migrations_per_node: self.settings.parallel_outbound_migrations_per_node,
+                parallel_inbound_migrations_per_node: self.settings.parallel_inbound_migrations_per_node,
+                ..settings.clone()
+            };
+        let whom = if limits_alone { BTreeSet::new() } else { self.index.open.clone() };
+        Ok(self.relayer("the cluster's settings", whom, |registry| {
+            registry.state.settings = settings;
+            registry.index.refresh_all(&registry.state);
+        }))
     }
 
     pub(super) fn put_policy(&mut self, name: PolicyName, policy: Policy) -> Applied {
@@ -94,26 +120,18 @@ impl Registry {
             return Err(Refusal::Invalid(format!("there are {POLICIES_MAX} policies, as many as are kept")));
         }
         let why = format!("policy {name}");
-        Ok(self.relayer(
-            &why,
-            |_| true,
-            |registry| {
-                registry.state.policies.insert(name, policy);
-            },
-        ))
+        Ok(self.relayer(&why, self.index.open.clone(), |registry| {
+            registry.state.policies.insert(name, policy);
+        }))
     }
 
     pub(super) fn delete_policy(&mut self, name: &PolicyName) -> Applied {
         if !self.policies.contains_key(name) {
             return Err(Refusal::NoPolicy(name.clone()));
         }
-        Ok(self.relayer(
-            &format!("policy {name} was deleted"),
-            |_| true,
-            |registry| {
-                registry.state.policies.remove(name);
-            },
-        ))
+        Ok(self.relayer(&format!("policy {name} was deleted"), self.index.open.clone(), |registry| {
+            registry.state.policies.remove(name);
+        }))
     }
 
     pub(super) fn put_namespace(&mut self, name: String, labels: Labels) -> Applied {
@@ -127,14 +145,10 @@ impl Registry {
                 "there are {NAMESPACES_MAX} projects, as many as are kept"
             )));
         }
-        let (why, of) = (format!("labels of project {name}"), name.clone());
-        Ok(self.relayer(
-            &why,
-            |guest| guest.name.namespace() == of,
-            |registry| {
-                registry.state.namespaces.insert(name, labels);
-            },
-        ))
+        let (why, whom) = (format!("labels of project {name}"), self.open_in(&name));
+        Ok(self.relayer(&why, whom, |registry| {
+            registry.state.namespaces.insert(name, labels);
+        }))
     }
 
     pub(super) fn delete_namespace(&mut self, name: &str) -> Applied {
@@ -142,32 +156,41 @@ impl Registry {
             return Err(Refusal::NoNamespace(name.to_owned()));
         }
         let why = format!("project {name} was deleted");
-        Ok(self.relayer(
-            &why,
-            |guest| guest.name.namespace() == name,
-            |registry| {
-                registry.state.namespaces.remove(name);
-            },
-        ))
+        Ok(self.relayer(&why, self.open_in(name), |registry| {
+            registry.state.namespaces.remove(name);
+        }))
     }
 
     // ---- what follows from a change -------------------------------------------------------------------------
 
-    /// Makes a change and takes down on every migration that is not over what it changes for it.
+    fn open_in(&self, namespace: &str) -> Vec<GuestUid> {
+        let open = self.migrating().filter(|(_, guest)| guest.name.namespace() == namespace);
+        open.map(|(uid, _)| uid).collect()
+    }
+
+    /// Makes a change and takes down on every migration of these guests that is not over what it changes for it.
     pub(super) fn relayer(
         &mut self,
         why: &str,
-        whom: impl Fn(&Guest) -> bool,
+        whom: impl IntoIterator<Item = GuestUid>,
         change: impl FnOnce(&mut Self),
     ) -> BTreeSet<Effect> {
-        let open = self.migrating().filter(|(_, guest)| whom(guest));
-        let before: Vec<(GuestUid, InForce)> = open.map(|(uid, guest)| (uid, self.in_force(guest))).collect();
+        let open = whom.into_iter().filter(|uid| self.index.open.contains(uid));
+        let before: Vec<_> = open
+            .filter_map(|uid| {
+                let guest = self.guests.get(&uid)?;
+                Some((uid, self.in_force(guest), guest.body.critical))
+            })
+            .collect();
         change(self);
         let mut effects = BTreeSet::new();
-        for (uid, before) in before {
+        for (uid, before, was_critical) in before {
             let Some(guest) = self.guests.get(&uid) else { continue };
-            let after = self.in_force(guest);
-            let differences = differences(&before, &after);
+            let (after, is_critical) = (self.in_force(guest), guest.body.critical);
+            let mut differences = differences(&before, &after);
+            if was_critical != is_critical {
+                differences.push(format!("godwit.dev/critical {was_critical} → {is_critical}"));
+            }
             if !differences.is_empty() {
                 self.settle(uid, &after, Some(format!("{why}: {}", differences.join(", "))));
                 effects.extend(self.effects_for(uid));
@@ -179,17 +202,22 @@ impl Registry {
     /// Takes down what is in force for a guest's migration.
     pub(super) fn settle(&mut self, uid: GuestUid, now: &InForce, what: Option<String>) {
         let (policy, priority) = (now.policy.clone(), now.resolved.priority.value);
-        // A guest that is not there has no migration to settle.
-        let _ = self.change(uid, |guest, time_ms| {
-            if let Some(record) = &mut guest.record {
-                record.policy = policy;
-                record.class = if record.wish.drains.is_some() { Priority::Drain } else { priority };
-                if let Some(what) = what {
-                    record.note_change(time_ms, what);
-                }
-            }
-            Ok(())
-        });
+        let time_ms = self.time_ms;
+        let Some(record) = self.state.guests.get_mut(&uid).and_then(|guest| guest.record.as_mut()) else {
+            return;
+        };
+        record.policy = policy;
+        if let Some(what) = what {
+            record.note_change(time_ms, what);
+        }
+        let class = if record.wish.drains.is_some() { Priority::Drain } else { priority };
+        if record.class != class {
+            // The guest is there. Only its class is counted by.
+            let _ = self.change(uid, |guest, _| {
+                guest.record.iter_mut().for_each(|record| record.class = class);
+                Ok(())
+            });
+        }
     }
 
     pub(super) fn effects_for(&self, uid: GuestUid) -> BTreeSet<Effect> {
@@ -200,6 +228,9 @@ impl Registry {
 
 fn differences(before: &InForce, after: &InForce) -> Vec<String> {
     let mut differences = Vec::new();
+    if before == after {
+        return differences;
+    }
     if before.policy != after.policy {
         let name =
             |policy: &Option<PolicyName>| policy.as_ref().map_or("none".to_owned(), PolicyName::to_string);

@@ -25,11 +25,14 @@ mod index;
 mod layers;
 mod migrations;
 mod nodes;
+mod order;
+mod places;
 mod reasons;
 mod record;
 mod requests;
 #[cfg(test)]
 mod tests;
+mod waiters;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -53,7 +56,7 @@ pub use record::{Change, Finished, PREPARING_TARGET, RUNNING, Record, Step, UNSC
 pub use requests::{Answered, REQUEST_ID_BYTES_MAX, RequestKey, Requests};
 
 use guests::{concerned, licences_of, takes_memory_on};
-use index::Index;
+use index::{Index, counts_on, free_bytes};
 
 /// How many migrations may run at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +217,7 @@ impl<'de> Deserialize<'de> for Registry {
 
 impl From<State> for Registry {
     fn from(state: State) -> Self {
-        let index = Index::of(&state.guests);
+        let index = Index::of(&state);
         Self { state, index }
     }
 }
@@ -316,8 +319,7 @@ impl Registry {
     /// Memory that a node offers and that no guest and no reservation takes, in bytes.
     pub fn free_memory_bytes(&self, name: &NodeName) -> u64 {
         let Some(node) = self.nodes.get(name) else { return 0 };
-        let taken_bytes = self.index.nodes.get(name).map_or(0, |on_node| on_node.taken_bytes);
-        node.memory_bytes.saturating_sub(taken_bytes)
+        free_bytes(node.memory_bytes, self.index.nodes.get(name).map_or(0, |on_node| on_node.taken_bytes))
     }
 
     /// Migrations that leave a node with their permits.
@@ -338,9 +340,25 @@ impl Registry {
     ) -> Result<T, Refusal> {
         let time_ms = self.state.time_ms;
         let guest = self.state.guests.get_mut(&uid).ok_or(Refusal::NoGuest(uid))?;
+        let mut nodes = counts_on(&guest.ownership);
         self.index.forget(uid, guest);
         let changed = change(guest, time_ms);
         self.index.learn(uid, guest);
+        nodes.extend(counts_on(&guest.ownership));
+        for name in nodes {
+            self.index.refresh(&self.state, &name);
+        }
+        changed
+    }
+
+    /// Changes what is known or wished of one node; what is counted of it follows.
+    fn change_facts<T>(&mut self, name: &NodeName, change: impl FnOnce(&mut State) -> T) -> T {
+        self.index.places.unlabel(name, &self.state.labels_of_node(name));
+        let changed = change(&mut self.state);
+        if self.state.nodes.contains_key(name) {
+            self.index.places.label(name, self.state.labels_of_node(name));
+        }
+        self.index.refresh(&self.state, name);
         changed
     }
 }

@@ -18,7 +18,7 @@ impl Registry {
         let owed = self.touched_by(&name);
         let owed = owed.filter(|(_, guest)| guest.ownership.holders.contains(&name));
         let effects = owed.map(|(uid, _)| Effect { node: name.clone(), guest: uid }).collect();
-        self.state.nodes.insert(name, node);
+        self.change_facts(&name.clone(), |state| state.nodes.insert(name, node));
         Ok(effects)
     }
 
@@ -27,26 +27,35 @@ impl Registry {
         match change {
             NodeChange::Put { labels, cordoned } => {
                 labels::check(&labels)?;
-                if !known && self.node_wishes.len() >= WISHES_MAX {
+                let is_new = !known && !self.node_wishes.contains_key(&name);
+                if is_new && self.node_wishes.len() >= WISHES_MAX {
                     return Err(Refusal::NoNode(name));
                 }
-                let wish = self.state.node_wishes.entry(name).or_default();
-                wish.labels = labels;
-                wish.cordoned = cordoned;
+                self.change_facts(&name.clone(), |state| {
+                    // A drain that goes on keeps the node cordoned: a manifest without a cordon is not meant to end it.
+                    let drains = state.drains.get(&name).is_some_and(|drain| !drain.cancelled);
+                    if !drains && !cordoned {
+                        state.drains.remove(&name);
+                    }
+                    let wish = state.node_wishes.entry(name).or_default();
+                    wish.labels = labels;
+                    wish.cordoned = cordoned || drains;
+                });
             }
             NodeChange::Uncordon if known || self.node_wishes.contains_key(&name) => {
                 self.state.drains.remove(&name);
-                self.state.node_wishes.entry(name).or_default().cordoned = false;
+                self.change_facts(&name.clone(), |state| {
+                    state.node_wishes.entry(name).or_default().cordoned = false;
+                });
             }
             NodeChange::Drain if known => {
-                let (time_ms, state) = (self.time_ms, &mut self.state);
-                state.node_wishes.entry(name.clone()).or_default().cordoned = true;
-                let drain = state
-                    .drains
-                    .entry(name)
-                    .or_insert_with(|| Drain { began_ms: time_ms, ..Drain::default() });
+                let fresh = Drain { began_ms: self.time_ms, ..Drain::default() };
+                self.change_facts(&name, |state| {
+                    state.node_wishes.entry(name.clone()).or_default().cordoned = true;
+                });
+                let drain = self.state.drains.entry(name).or_insert_with(|| fresh.clone());
                 if drain.cancelled {
-                    *drain = Drain { began_ms: time_ms, ..Drain::default() };
+                    *drain = fresh;
                 }
             }
             NodeChange::CancelDrain => {
@@ -70,6 +79,7 @@ impl Registry {
             return Err(Refusal::OtherBoot { node: name.clone(), vouched: boot, present: node.boot });
         }
         node.fenced.get_or_insert_default().extend(instances);
+        self.index.refresh(&self.state, name);
         let mut effects = BTreeSet::new();
         let touched: Vec<_> = self.touched_by(name).map(|(uid, _)| uid).collect();
         for uid in touched {
@@ -85,6 +95,7 @@ impl Registry {
     pub(super) fn fence_seen(&mut self, name: &NodeName) -> Applied {
         let node = self.state.nodes.get_mut(name).ok_or_else(|| Refusal::NoNode(name.clone()))?;
         node.fenced = None;
+        self.index.refresh(&self.state, name);
         Ok(BTreeSet::new())
     }
 
@@ -104,9 +115,11 @@ impl Registry {
                 Ok(())
             })?;
         }
-        self.state.nodes.remove(name);
-        self.state.node_wishes.remove(name);
-        self.state.drains.remove(name);
+        self.change_facts(name, |state| {
+            state.nodes.remove(name);
+            state.node_wishes.remove(name);
+            state.drains.remove(name);
+        });
         Ok(BTreeSet::new())
     }
 

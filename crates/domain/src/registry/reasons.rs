@@ -36,6 +36,11 @@ pub enum WaitReason {
         /// The network.
         network: String,
     },
+    /// Its node is not heard.
+    SourceUnreachable {
+        /// The node.
+        node: NodeName,
+    },
     /// No node can take it, for these reasons.
     NoTarget(BTreeMap<NodeName, Obstacle>),
 }
@@ -91,7 +96,9 @@ impl WaitReason {
             Self::OutboundLimit { node, limit, .. } => {
                 format!("waits for one of {node}'s {limit} outbound permits")
             }
-            Self::SourceWithoutNetwork { .. } | Self::NoTarget(_) => self.to_string(),
+            Self::SourceWithoutNetwork { .. } | Self::SourceUnreachable { .. } | Self::NoTarget(_) => {
+                self.to_string()
+            }
         }
     }
 }
@@ -139,6 +146,9 @@ impl fmt::Display for WaitReason {
             }
             Self::SourceWithoutNetwork { node, network } => {
                 write!(f, "{node}, where the guest runs, is not on the migration network {network:?}")
+            }
+            Self::SourceUnreachable { node } => {
+                write!(f, "{node}, where the guest runs, can not be reached; it goes on when it is back")
             }
             Self::NoTarget(nodes) => {
                 write!(f, "no node can take it")?;

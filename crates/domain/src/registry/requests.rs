@@ -66,7 +66,8 @@ impl Requests {
     /// Forgets what is too old or too much.
     pub(super) fn forget(&mut self, time_ms: u64) {
         while let Some((sequence, id)) = self.in_order.first_key_value() {
-            let old = self.by_id.get(id).is_none_or(|answered| answered.time_ms + KEPT_MS < time_ms);
+            let old =
+                self.by_id.get(id).is_none_or(|answered| answered.time_ms.saturating_add(KEPT_MS) < time_ms);
             if !old && self.in_order.len() <= KEPT_MAX {
                 return;
             }

@@ -8,6 +8,7 @@
 //! Always true: one that is refused does not stop the others; the exit code is the worst of all; notes go to stderr.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -61,7 +62,7 @@ pub(super) struct Delete {
 #[derive(Debug, Args)]
 pub(super) struct Label {
     /// KIND NAME or KIND/NAME, then key=value to set a label and key- to remove one
-    #[arg(value_name = "KIND NAME KEY=VALUE", required = true, allow_hyphen_values = false)]
+    #[arg(value_name = "KIND NAME KEY=VALUE", required = true)]
     words: Vec<String>,
     /// Change labels that have another value
     #[arg(long)]
@@ -207,7 +208,7 @@ impl<'a> Batch<'a> {
         objects
     }
 
-    /// Asks for one, and says what was done, or why not.
+    /// Asks for one, and says what was done, or why not. That nobody reads it any more is no reason to stop half-way.
     fn ask(&mut self, place: Option<&str>, act: Act) -> Result<(), Failure> {
         let id = self.ids.next();
         let asking = &self.changing.asking;
@@ -225,7 +226,11 @@ impl<'a> Batch<'a> {
             }
         };
         let done: Applied = asking.read(&answer)?;
-        print(&asking.one_of_several(&answer, || render::applied(&done)))?;
+        if let Err(error) = print(&asking.one_of_several(&answer, || render::applied(&done)))
+            && error.kind() != ErrorKind::BrokenPipe
+        {
+            return Err(error.into());
+        }
         for note in &done.notes {
             talk(&format!("note: {}/{}: {note}", done.kind.to_lowercase(), done.name));
         }

@@ -8,7 +8,8 @@
 //! Always true: what was typed is never lost: the file goes only once the node has said yes, or nothing was typed.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,7 +48,8 @@ impl Edit {
         let Self { object, at, changing } = self;
         let object = get::one(&object, &at)?;
         let before = fetch(&changing.asking, &object)?;
-        let folder = Builder::new().prefix("godwit-edit-").tempdir()?;
+        let alone = Permissions::from_mode(0o700);
+        let folder = Builder::new().prefix("godwit-edit-").permissions(alone).tempdir()?;
         let file = folder.path().join(format!("{}.yaml", object.kind.to_string().to_lowercase()));
         let text = format!("{}{}", preface(&object), manifest::yaml(&before));
         fs::write(&file, &text)?;

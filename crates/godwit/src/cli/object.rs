@@ -64,10 +64,15 @@ impl Object {
             };
             return words.iter().map(both).collect();
         }
-        let kind: Kind = first.parse().map_err(Failure::usage)?;
         if names.is_empty() {
-            return Ok(vec![Self { kind, name: None, namespace: namespace.map(str::to_owned) }]);
+            // Several kinds may be asked for at once, as `vm,vmi`.
+            let whole = |kind: &str| {
+                let kind = kind.parse().map_err(Failure::usage)?;
+                Ok(Self { kind, name: None, namespace: namespace.map(str::to_owned) })
+            };
+            return first.split(',').map(whole).collect();
         }
+        let kind: Kind = first.parse().map_err(Failure::usage)?;
         names.iter().map(|name| named(kind, name)).collect()
     }
 
@@ -120,6 +125,7 @@ mod tests {
     fn words_name_objects() {
         for (line, namespace, all) in [
             ("vm", None, &["VirtualMachine default/"][..]),
+            ("vm,ns", Some("lab"), &["VirtualMachine lab/", "Namespace "]),
             ("vm a b", None, &["VirtualMachine default/a", "VirtualMachine default/b"]),
             ("vm a", Some("lab"), &["VirtualMachine lab/a"]),
             ("VMI lab/a", None, &["VirtualMachineInstance lab/a"]),
@@ -135,6 +141,8 @@ mod tests {
             ("", None),
             ("pod", None),
             ("vm lab/a", Some("prod")),
+            ("vm,vmi a", None),
+            ("vm,", None),
             ("vm/a b", None),
             ("ns lab/a", None),
             ("vm lab/", None),

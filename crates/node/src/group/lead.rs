@@ -148,24 +148,23 @@ async fn watch_the_unplaceable(group: &Group) {
     }
     let (reachable, now) = (group.floor().reachable(), now_ms());
     let judged = group.read(move |registry| {
-        let waiting =
-            registry.placeable(&reachable).into_iter().filter_map(|(guest, migration, placeable)| {
-                let (it, record) =
-                    (registry.guests.get(&guest)?, registry.guests.get(&guest)?.record.as_ref()?);
-                match (placeable, record.unplaceable_since_ms) {
-                    (false, None) | (true, Some(_)) => Some(Judged::Turned { migration, placeable }),
-                    (false, Some(since)) => {
-                        let limit_s = record.wish.unschedulable_timeout_s;
-                        let hopeless = now >= since.saturating_add(limit_s.saturating_mul(1000));
-                        let why = || {
-                            WaitReason::NoTarget(obstacles(registry.verdicts(it, &record.wish, &reachable)))
-                        };
-                        let reason = || format!("Unschedulable for {limit_s} s: {}", why());
-                        hopeless.then(|| Judged::Hopeless { guest, migration, reason: reason() })
-                    }
-                    (true, None) => None,
+        let unplaceable: BTreeMap<_, _> = registry.unplaceable(&reachable).into_iter().collect();
+        let waiting = registry.migrating().filter_map(|(guest, it)| {
+            let (attempt, record) = (it.ownership.attempt.as_ref()?, it.record.as_ref()?);
+            let (migration, placeable) = (attempt.migration.clone(), !unplaceable.contains_key(&guest));
+            match (placeable, record.unplaceable_since_ms) {
+                (false, None) | (true, Some(_)) => Some(Judged::Turned { migration, placeable }),
+                (false, Some(since)) => {
+                    let limit_s = record.wish.unschedulable_timeout_s;
+                    let hopeless = now >= since.saturating_add(limit_s.saturating_mul(1000));
+                    let why =
+                        || WaitReason::NoTarget(obstacles(registry.verdicts(it, &record.wish, &reachable)));
+                    let reason = || format!("Unschedulable for {limit_s} s: {}", why());
+                    hopeless.then(|| Judged::Hopeless { guest, migration, reason: reason() })
                 }
-            });
+                (true, None) => None,
+            }
+        });
         waiting.take(DUE_MAX).collect::<Vec<_>>()
     });
     for judged in judged.await.unwrap_or_default() {

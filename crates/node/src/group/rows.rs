@@ -373,7 +373,8 @@ pub(super) fn migration_detail(
         Some(
             WaitReason::ClusterLimit { .. }
             | WaitReason::OutboundLimit { .. }
-            | WaitReason::SourceWithoutNetwork { .. },
+            | WaitReason::SourceWithoutNetwork { .. }
+            | WaitReason::SourceUnreachable { .. },
         )
         | None => BTreeMap::new(),
     };
@@ -381,7 +382,12 @@ pub(super) fn migration_detail(
         Some(WaitReason::ClusterLimit { holders, .. } | WaitReason::OutboundLimit { holders, .. }) => {
             holders.clone()
         }
-        Some(WaitReason::NoTarget(_) | WaitReason::SourceWithoutNetwork { .. }) | None => Vec::new(),
+        Some(
+            WaitReason::NoTarget(_)
+            | WaitReason::SourceWithoutNetwork { .. }
+            | WaitReason::SourceUnreachable { .. },
+        )
+        | None => Vec::new(),
     };
     // What held for one that is over is not known any more: its changes are.
     let settings = if over { BTreeMap::new() } else { settings_rows(&registry.in_force(guest).resolved) };

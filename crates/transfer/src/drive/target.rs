@@ -267,9 +267,10 @@ impl Driver {
             self.events.clone(),
         );
         readers.spawn(accept.in_current_span());
+        let (from, to) = (connection.remote_address(), connection.local_ip());
         self.link = Some(Link { number, connection, control, readers });
         self.session.linked(number, preamble.session);
-        tracing::info!(source = %preamble.source, link = number, "source connected");
+        tracing::info!(source = %preamble.source, %from, ?to, link = number, "source connected");
     }
 
     async fn happened(&mut self, event: Event) {

@@ -27,6 +27,10 @@ pub struct NodeSpec {
     pub udp_payload_bytes_max: u16,
     /// Memory that it offers, in bytes; as much as the host has if not said.
     pub memory_bytes: Option<u64>,
+    /// Its labels.
+    pub labels: Vec<(String, String)>,
+    /// Its addresses on named migration networks.
+    pub networks: Vec<(String, SocketAddr)>,
 }
 
 impl NodeSpec {
@@ -42,6 +46,8 @@ impl NodeSpec {
             environment: Vec::new(),
             udp_payload_bytes_max: 6550,
             memory_bytes: None,
+            labels: Vec::new(),
+            networks: Vec::new(),
         }
     }
 }
@@ -77,10 +83,14 @@ pub(super) fn config_of(cluster: &str, spec: &NodeSpec, dir: &Path, socket: &Pat
     let memory = spec.memory_bytes.map(|bytes| format!("memory = \"{bytes}\"\n")).unwrap_or_default();
     let voters: String =
         spec.voters.iter().map(|(name, address)| format!("{name} = \"{address}\"\n")).collect();
+    let labels: String = spec.labels.iter().map(|(key, value)| format!("{key:?} = {value:?}\n")).collect();
+    let networks: String =
+        spec.networks.iter().map(|(name, address)| format!("{name:?} = \"{address}\"\n")).collect();
     format!(
         "cluster = \"{cluster}\"\nname = \"{}\"\nstate = {:?}\n{memory}\n[identity]\nca = \"ca.pem\"\n\
          certificate = \"node.pem\"\nkey = \"node.key\"\n\n[control]\nlisten = \"{}\"\n\n[control.voters]\n\
-         {voters}\n[migration]\nlisten = \"{}\"\nudp_payload_bytes_max = {}\n\n[admin]\nsocket = {:?}\n",
+         {voters}\n[migration]\nlisten = \"{}\"\nudp_payload_bytes_max = {}\n\n[migration.networks]\n{networks}\n\
+         [labels]\n{labels}\n[admin]\nsocket = {:?}\n",
         spec.name,
         dir.display().to_string(),
         spec.control,

@@ -1,9 +1,23 @@
-//! Admission as stories, and the laws under random commands.
+//! The registry as stories. Here what all of them are made of, and those about guests, nodes and permits.
+//!
+//! ```text
+//!   queue, placement, layers, drain, requests, guests    stories and tables
+//!   random ◀─ oracle                                      the laws under random commands, against a plain count
+//! ```
+
+mod drain;
+mod guests;
+mod layers;
+mod oracle;
+mod placement;
+mod queue;
+mod random;
+mod requests;
 
 use super::*;
 use crate::ids::Epoch;
 use crate::ownership::{Entry, Mode, Side};
-use proptest::prelude::*;
+use crate::settings::{Overrides, Priority};
 
 const GIB: u64 = 1 << 30;
 
@@ -101,6 +115,98 @@ fn admit_all(registry: &mut Registry) -> Vec<(MigrationId, NodeName)> {
 
 fn about(n: u64, entry: Entry) -> Stamped {
     stamped(4, Command::Guest { guest: GuestUid(n), entry })
+}
+
+/// Applies what must not be refused, at the present time.
+fn apply(registry: &mut Registry, command: Command) -> BTreeSet<Effect> {
+    let time_ms = registry.time_ms;
+    registry.apply(stamped(time_ms, command)).expect("it is not refused")
+}
+
+fn refused(registry: &mut Registry, command: Command) -> String {
+    let (time_ms, before) = (registry.time_ms, registry.clone());
+    let refusal = registry.apply(stamped(time_ms, command)).expect_err("it is refused");
+    assert_eq!(*registry, before, "a refused command changes nothing");
+    refusal.to_string()
+}
+
+/// Lets replicated time go on.
+fn wait(registry: &mut Registry, ms: u64) {
+    let (time_ms, settings) = (registry.time_ms + ms, registry.settings.clone());
+    registry.apply(stamped(time_ms, Command::PutSettings { settings })).expect("the same settings again");
+}
+
+fn entry(registry: &mut Registry, n: u64, entry: Entry) -> BTreeSet<Effect> {
+    apply(registry, Command::Guest { guest: GuestUid(n), entry })
+}
+
+fn present(registry: &Registry, n: u64) -> (MigrationId, Epoch) {
+    let ownership = &registry.guests[&GuestUid(n)].ownership;
+    (ownership.attempt.as_ref().expect("a migration").migration.clone(), ownership.epoch)
+}
+
+fn record(registry: &Registry, n: u64) -> &Record {
+    registry.guests[&GuestUid(n)].record.as_ref().expect("a record")
+}
+
+/// Ends the present migration of guest `n`; its source or its operator says so.
+fn end(registry: &mut Registry, n: u64, side: Side) {
+    let migration = present(registry, n).0;
+    entry(registry, n, Entry::End { migration, side, reason: "told to".into() });
+}
+
+/// Takes the admitted migration of guest `n` as far as copying.
+fn copy(registry: &mut Registry, n: u64) {
+    let (migration, epoch) = present(registry, n);
+    let instance = instance(1000 + registry.asked * 100 + n);
+    entry(registry, n, Entry::Accept { migration, epoch, instance });
+}
+
+/// Takes the copying migration of guest `n` to its end.
+fn succeed(registry: &mut Registry, n: u64) {
+    let (migration, epoch) = present(registry, n);
+    entry(registry, n, Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy });
+    let (migration, epoch) = present(registry, n);
+    entry(registry, n, Entry::Running { migration, epoch });
+}
+
+fn with_priority(priority: Priority) -> Wish {
+    Wish { overrides: Overrides { priority: Some(priority), ..Overrides::default() }, ..Wish::default() }
+}
+
+fn put_node(node: &str, pairs: &[(&str, &str)], cordoned: bool) -> Command {
+    Command::Node { node: name(node), change: NodeChange::Put { labels: labels(pairs), cordoned } }
+}
+
+fn change_node(node: &str, change: NodeChange) -> Command {
+    Command::Node { node: name(node), change }
+}
+
+fn policy_name(text: &str) -> PolicyName {
+    text.parse().expect("a policy name")
+}
+
+/// A policy for guests with these labels.
+fn put_policy(policy: &str, guests: &[(&str, &str)], overrides: Overrides) -> Command {
+    let policy_of = Policy { namespace_selector: Labels::new(), guest_selector: labels(guests), overrides };
+    Command::PutPolicy { name: policy_name(policy), policy: policy_of }
+}
+
+/// The labels of guest `n`, and, if they are given, what it is like.
+fn put_instance(n: u64, pairs: &[(&str, &str)], body: Option<Body>) -> Command {
+    Command::PutInstance { name: guest_name(n), labels: labels(pairs), body, home: None }
+}
+
+/// The queue, as numbers of guests.
+fn queue(registry: &Registry) -> Vec<u64> {
+    registry.queue().map(|uid| uid.0).collect()
+}
+
+/// Where everything that can be admitted now goes, as numbers of guests and names of nodes.
+fn admitted(registry: &mut Registry) -> Vec<(u64, String)> {
+    let admitted = admit_all(registry).into_iter();
+    let of = |migration: &MigrationId| registry.guest_of(migration).map_or(u64::MAX, |(uid, _)| uid.0);
+    admitted.map(|(migration, node)| (of(&migration), node.to_string())).collect()
 }
 
 #[test]
@@ -221,63 +327,4 @@ fn replicated_time_never_runs_back() {
     registry.apply(stamped(9, limits(5, 2, 2))).expect("limits");
     registry.apply(stamped(5, limits(5, 2, 2))).expect("limits");
     assert_eq!(registry.time_ms, 9);
-}
-
-fn any_command() -> impl Strategy<Value = Command> {
-    let nodes = prop::sample::select(vec!["a", "b", "c"]);
-    (0_u8..14, 0_u64..5, 0_u64..4, 1_u64..6, nodes, 0_u32..4).prop_map(
-        |(kind, n, m, epoch, node_name, limit)| {
-            let (guest, migration, node_name) = (GuestUid(n), migration(n * 10 + m), name(node_name));
-            let epoch = Epoch(epoch);
-            let entry = |entry| Command::Guest { guest, entry };
-            match kind {
-                0 | 1 => Command::Migrate { guest, migration, wish: Wish::default() },
-                2..=4 => Command::Admit { guest, migration, target: node_name },
-                5 => entry(Entry::Accept { migration, epoch, instance: instance(100 + n * 10 + m) }),
-                6 => entry(Entry::HandOver { migration, epoch, mode: Mode::StopAndCopy }),
-                7 => entry(Entry::Running { migration, epoch }),
-                8 => entry(Entry::End { migration, side: Side::Operator, reason: "asked".into() }),
-                9 => entry(Entry::End { migration, side: Side::Source, reason: "asked".into() }),
-                10 => entry(Entry::Dropped { migration }),
-                11 => entry(Entry::Decline { migration, epoch }),
-                12 => limits(limit, 2, limit),
-                _ => entry(Entry::HandBack {
-                    migration,
-                    epoch,
-                    testimony: crate::ownership::Testimony::Withheld,
-                }),
-            }
-        },
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
-
-    #[test]
-    fn nothing_is_granted_beyond_the_limit_in_force(commands in prop::collection::vec(any_command(), 0..120)) {
-        let mut registry = cluster(5);
-        let mut again = cluster(5);
-        for command in commands {
-            let before: BTreeSet<MigrationId> = registry.granted().map(|(a, ..)| a.migration.clone()).collect();
-            let limits = registry.limits();
-            let outcome = registry.apply(stamped(7, command.clone()));
-            prop_assert_eq!(again.apply(stamped(7, command)), outcome.clone(), "the same log, the same outcome");
-            let new = registry.granted().find(|(attempt, ..)| !before.contains(&attempt.migration));
-            if let Some((_, source, target)) = new {
-                let count = |of: &dyn Fn(&NodeName, &NodeName) -> bool| {
-                    registry.granted().filter(|(_, s, t)| of(s, t)).count()
-                };
-                prop_assert!(count(&|_, _| true) <= limits.cluster as usize, "the cluster's limit");
-                prop_assert!(count(&|s, _| s == source) <= limits.outbound as usize, "the source's limit");
-                prop_assert!(count(&|_, t| t == target) <= limits.inbound as usize, "the target's limit");
-            }
-            for node in ["a", "b", "c"].map(name) {
-                let taken = registry.guests.values().filter(|g| takes_memory_on(&g.ownership).contains(&node)).count() as u64;
-                prop_assert!(taken * GIB <= 8 * GIB, "memory is never promised twice");
-            }
-        }
-        prop_assert_eq!(&Registry::from(registry.state.clone()), &registry, "what is counted is what one pass counts");
-        prop_assert_eq!(registry, again);
-    }
 }
