@@ -11,12 +11,12 @@
 
 mod cluster;
 
-use bincode::Options;
 use godwit_domain::machine::Machine;
 use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::policy::Policy;
 use godwit_domain::registry::{Command, GuestUid, NodeChange, Registry, Wish};
 use godwit_domain::{ClusterSettings, Labels, MigrationId, Overrides};
+use godwit_wire::log;
 
 use cluster::{Asks, Cluster, Table, guest_name, labels, node, node_name, settings};
 
@@ -149,18 +149,12 @@ fn entries(cluster: &mut Cluster, table: &mut Table) {
 }
 
 fn snapshots(registry: &Registry, table: &mut Table) {
-    // As on the wire: bincode's fixed integers behind a length.
-    let options = || bincode::DefaultOptions::new().with_fixint_encoding();
     for _ in 0..SNAPSHOTS {
-        let bytes = table.time("snapshot: encode", || {
-            let body = options().serialize(registry).expect("it is written");
-            let mut framed = u64::try_from(body.len()).expect("a length").to_be_bytes().to_vec();
-            framed.extend(body);
-            framed
-        });
+        let encode = || log::encode_snapshot(registry).expect("it is written");
+        let bytes = table.time("snapshot: encode", encode);
         table.add("snapshot: KiB", bytes.len() as f64 / 1024.0);
-        let read: Registry = table
-            .time("snapshot: decode and count", || options().deserialize(&bytes[8..]).expect("it is read"));
+        let decode = || log::decode_snapshot(&bytes).expect("it is read");
+        let read: Registry = table.time("snapshot: decode and count", decode);
         assert!(read == *registry, "a snapshot is the registry");
     }
 }

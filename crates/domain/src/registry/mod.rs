@@ -310,6 +310,11 @@ impl Registry {
         touched.filter_map(|uid| Some((*uid, self.guests.get(uid)?)))
     }
 
+    /// Whether a node plays a part in a guest, or may hold something of it.
+    pub fn touches(&self, node: &NodeName, guest: GuestUid) -> bool {
+        self.index.nodes.get(node).is_some_and(|on_node| on_node.touched.contains(&guest))
+    }
+
     /// Instances that the registry places on a node, and so what a vouch for it is about.
     pub fn instances_on(&self, node: &NodeName) -> BTreeSet<InstanceId> {
         let licences = self.touched_by(node).flat_map(|(_, guest)| licences_of(&guest.ownership));

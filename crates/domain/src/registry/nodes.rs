@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{Applied, BootId, Drain, Effect, Node, NodeChange, Refusal, Registry, concerned};
 use crate::ids::{InstanceId, NodeName};
 use crate::labels;
-use crate::ownership::Entry;
+use crate::ownership::{Entry, Phase, Side};
 
 /// Most nodes of which operators want something though they have not joined.
 const WISHES_MAX: usize = 10_000;
@@ -45,8 +45,9 @@ impl Registry {
             NodeChange::Uncordon if known || self.node_wishes.contains_key(&name) => {
                 self.state.drains.remove(&name);
                 self.change_facts(&name.clone(), |state| {
-                    state.node_wishes.entry(name).or_default().cordoned = false;
+                    state.node_wishes.entry(name.clone()).or_default().cordoned = false;
                 });
+                return Ok(self.end_what_its_drain_asked(&name));
             }
             NodeChange::Drain if known => {
                 let fresh = Drain { began_ms: self.time_ms, ..Drain::default() };
@@ -61,10 +62,31 @@ impl Registry {
             NodeChange::CancelDrain => {
                 let drain = self.state.drains.get_mut(&name).ok_or_else(|| Refusal::NoDrain(name.clone()))?;
                 drain.cancelled = true;
+                return Ok(self.end_what_its_drain_asked(&name));
             }
             NodeChange::Uncordon | NodeChange::Drain => return Err(Refusal::NoNode(name)),
         }
         Ok(BTreeSet::new())
+    }
+
+    /// Migrations that a drain has asked for and that still wait end with it; those that run go on.
+    fn end_what_its_drain_asked(&mut self, name: &NodeName) -> BTreeSet<Effect> {
+        let asked = self.owned_by(name).filter(|(_, guest)| {
+            let drains = guest.record.as_ref().and_then(|record| record.wish.drains.as_ref());
+            drains == Some(name)
+        });
+        let waiting = asked.filter_map(|(uid, guest)| {
+            let attempt = guest.ownership.attempt.as_ref()?;
+            matches!(attempt.phase, Phase::Pending).then(|| (uid, attempt.migration.clone()))
+        });
+        let mut effects = BTreeSet::new();
+        for (uid, migration) in waiting.collect::<Vec<_>>() {
+            let reason = format!("the drain of {name} was ended by an operator");
+            let end = Entry::End { migration, side: Side::Operator, reason };
+            // It waits: nothing can refuse its end.
+            effects.extend(self.entry(uid, end).unwrap_or_default());
+        }
+        effects
     }
 
     pub(super) fn fence(

@@ -92,6 +92,7 @@ impl WaitReason {
     /// In a few words, for lists.
     pub fn brief(&self) -> String {
         match self {
+            Self::ClusterLimit { limit: 0, .. } | Self::OutboundLimit { limit: 0, .. } => self.to_string(),
             Self::ClusterLimit { limit, .. } => format!("waits for one of the cluster's {limit} permits"),
             Self::OutboundLimit { node, limit, .. } => {
                 format!("waits for one of {node}'s {limit} outbound permits")

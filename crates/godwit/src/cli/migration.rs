@@ -24,7 +24,7 @@ pub(super) struct Migrate {
     /// Labels that its target must carry, for this attempt: key=value, several with commas between them
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     node_selector: Vec<(String, String)>,
-    /// How it moves [default: as its settings say]. post-copy is refused unless allowPostCopy is in force
+    /// How it moves [default: as its settings say]. post-copy at once is not built in this version
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Its class in the queue

@@ -103,7 +103,9 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
         }
         Act::NodeRemove { node } => acts::remove(group, asked, node).await,
         Act::NodeDrain { node } => moves::change_node(group, asked, node, NodeChange::Drain).await,
-        Act::NodeDrainCancel { node } => moves::cancel_drain(group, asked, node).await,
+        Act::NodeDrainCancel { node } => {
+            moves::change_node(group, asked, node, NodeChange::CancelDrain).await
+        }
         Act::NodeDrainWatch { node } => moves::watch_drain(group, node, events).await,
         Act::NodeUncordon { node } => moves::change_node(group, asked, node, NodeChange::Uncordon).await,
         Act::GuestCreate { guest, node, spec, labels } => {

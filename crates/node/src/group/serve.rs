@@ -12,6 +12,7 @@
 use std::net::SocketAddr;
 
 use godwit_domain::NodeName;
+use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::registry::{Command, Guest, GuestUid, Node, Registry};
 use godwit_wire::session::{
     ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, GuestView, PUSH_BYTES_MAX, Push, Welcome,
@@ -176,17 +177,58 @@ async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive:
     }
 }
 
+/// Whether a node may say this: it is about a guest that it plays a part in, and no operator's word.
+fn is_for(registry: &Registry, node: &NodeName, command: &Command) -> bool {
+    let guest = match command {
+        Command::Guest { guest, entry } if is_a_nodes(entry) => Some(*guest),
+        Command::Measured { migration, .. } | Command::Reached { migration, .. } => {
+            registry.guest_of(migration).map(|(uid, _)| uid)
+        }
+        _ => None,
+    };
+    guest.is_some_and(|guest| registry.touches(node, guest))
+}
+
+fn is_a_nodes(entry: &Entry) -> bool {
+    match entry {
+        Entry::Born { .. }
+        | Entry::Decline { .. }
+        | Entry::Accept { .. }
+        | Entry::HandOver { .. }
+        | Entry::CallOff { .. }
+        | Entry::End { side: Side::Source | Side::Target | Side::Deadline, .. }
+        | Entry::Dropped { .. }
+        | Entry::Running { .. }
+        | Entry::AllPages { .. }
+        | Entry::HandBack { .. }
+        | Entry::Gone { .. }
+        | Entry::Purged { .. } => true,
+        Entry::Request { .. }
+        | Entry::Start { .. }
+        | Entry::End { side: Side::Control | Side::Operator, .. }
+        | Entry::Vouch { .. }
+        | Entry::Recover { .. }
+        | Entry::Delete => false,
+    }
+}
+
 async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
     let refused = |why: String| Answer::Refused { why };
     match &command {
         Command::FenceSeen { node: of } if of == node => {}
         Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
-            let name = node.clone();
-            let fenced = group
-                .read(move |registry| registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some()));
-            if fenced.await == Some(true) {
+            let (name, asked) = (node.clone(), command.clone());
+            let look = group.read(move |registry| {
+                let fenced = registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some());
+                (fenced, is_for(registry, &name, &asked))
+            });
+            let (is_fenced, is_its) = look.await.unwrap_or((true, true));
+            if is_fenced {
                 let why = format!("node {node} is fenced and has not said that its guests are stopped");
                 return Answer::Unknown { why };
+            }
+            if !is_its {
+                return refused(format!("node {node} plays no part in what it proposes: {command:?}"));
             }
         }
         other => return refused(format!("a node does not propose {other:?}")),

@@ -79,12 +79,13 @@ pub fn notes(resolved: &Resolved, critical: bool) -> Vec<String> {
     );
     note(
         resolved.allow_post_copy.value && critical,
-        "the guest is critical (godwit.dev/critical): it never goes post-copy",
+        "the guest is critical (godwit.dev/critical): it never goes post-copy; at the deadline it is paused to finish",
     );
     note(
         resolved.allow_post_copy.value && !critical,
-        "post-copy: the guest is slower until its last page has come, and it is lost if its source is lost for good \
-         meanwhile; not for critical data or unstable networks",
+        "post-copy is decided at the deadline, and this version then pauses the guest until its last pages have come. \
+         Where pages come after the guest, it is slower until the last one has, and lost if its source is lost for good \
+         meanwhile: not for critical data or unstable networks",
     );
     note(
         resolved.allow_workload_disruption.value && !resolved.allow_post_copy.value,

@@ -167,25 +167,7 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
             None => Command::Admit { guest: uid, migration, target: node },
         },
         37 => Command::Admit { guest: uid, migration, target: node },
-        38..=40 => entry(Entry::Accept { migration, epoch, instance: instance(1000 + step) }),
-        41 | 42 => {
-            let mode = pick(x / 2, &[Mode::StopAndCopy, Mode::PostCopy]);
-            entry(Entry::HandOver { migration, epoch, mode })
-        }
-        43 | 44 => entry(Entry::Running { migration, epoch }),
-        45 => entry(Entry::AllPages { migration, epoch }),
-        46 => entry(Entry::HandBack { migration, epoch, testimony: Testimony::Withheld }),
-        47 | 48 => {
-            let side =
-                pick(x / 2, &[Side::Operator, Side::Source, Side::Target, Side::Control, Side::Deadline]);
-            entry(Entry::End { migration, side, reason: "told to".into() })
-        }
-        49 => entry(Entry::Dropped { migration }),
-        50 => entry(Entry::Decline { migration, epoch }),
-        51 => entry(Entry::Gone { instance: known }),
-        52 => entry(pick(x, &[Entry::Recover { instance: known }, Entry::CallOff { migration, epoch }])),
-        53 => entry(Entry::Delete),
-        54 => entry(Entry::Purged { node }),
+        38..=54 => entry(some_entry(kind, x, step, migration, epoch, known, node)),
         55 => {
             let (boot, instances) = (BootId(u128::from(x % 8 > 0)), registry.instances_on(&node));
             Command::Fence { node, boot, instances }
@@ -201,6 +183,39 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
             Command::Join { name: node, node: joining }
         }
         _ => entry(Entry::Born { instance: instance(2000 + step) }),
+    }
+}
+
+/// An entry about a guest: as it is now, or a little beside it.
+fn some_entry(
+    kind: u8,
+    x: u64,
+    step: u64,
+    migration: MigrationId,
+    epoch: Epoch,
+    known: InstanceId,
+    node: NodeName,
+) -> Entry {
+    match kind {
+        38..=40 => Entry::Accept { migration, epoch, instance: instance(1000 + step) },
+        41 | 42 => {
+            let mode = pick(x / 2, &[Mode::StopAndCopy, Mode::PostCopy]);
+            Entry::HandOver { migration, epoch, mode }
+        }
+        43 | 44 => Entry::Running { migration, epoch },
+        45 => Entry::AllPages { migration, epoch },
+        46 => Entry::HandBack { migration, epoch, testimony: Testimony::Withheld },
+        47 | 48 => {
+            let side =
+                pick(x / 2, &[Side::Operator, Side::Source, Side::Target, Side::Control, Side::Deadline]);
+            Entry::End { migration, side, reason: "told to".into() }
+        }
+        49 => Entry::Dropped { migration },
+        50 => Entry::Decline { migration, epoch },
+        51 => Entry::Gone { instance: known },
+        52 => pick(x, &[Entry::Recover { instance: known }, Entry::CallOff { migration, epoch }]),
+        53 => Entry::Delete,
+        _ => Entry::Purged { node },
     }
 }
 

@@ -55,10 +55,7 @@ impl Asked {
         made: Option<String>,
         command: Command,
     ) -> Result<(), NotAgreed> {
-        let key = match self.key {
-            Some((id, digest)) => Some(RequestKey { id, digest, made }),
-            None => None,
-        };
+        let key = self.key.map(|(id, digest)| RequestKey { id, digest, made });
         group.propose_for(key, command).await
     }
 }

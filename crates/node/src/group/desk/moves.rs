@@ -187,34 +187,6 @@ pub(super) async fn change_node(group: &Group, asked: Asked, node: NodeName, cha
     node_show(group, node).await
 }
 
-/// The drain asks for nothing more; those of its migrations that wait end with it.
-pub(super) async fn cancel_drain(group: &Group, asked: Asked, node: NodeName) -> Answered {
-    let command = Command::Node { node: node.clone(), change: NodeChange::CancelDrain };
-    asked.propose(group, None, command).await?;
-    end_waiting(group, &node).await;
-    node_show(group, node).await
-}
-
-/// Ends what the drain of a node has asked for and what was not granted yet.
-async fn end_waiting(group: &Group, node: &NodeName) {
-    let of = node.clone();
-    let waiting = group.read(move |registry| {
-        let waiting = registry.migrating().filter(|(_, guest)| {
-            let drains = guest.record.as_ref().and_then(|record| record.wish.drains.as_ref());
-            let phase = guest.ownership.attempt.as_ref().map(|attempt| &attempt.phase);
-            drains == Some(&of) && matches!(phase, Some(Phase::Pending))
-        });
-        waiting
-            .filter_map(|(uid, guest)| Some((uid, guest.ownership.attempt.as_ref()?.migration.clone())))
-            .collect::<Vec<_>>()
-    });
-    for (guest, migration) in waiting.await.unwrap_or_default() {
-        let reason = format!("the drain of {node} was ended by an operator");
-        let entry = Entry::End { migration, side: Side::Operator, reason };
-        let _ = group.propose(Command::Guest { guest, entry }).await;
-    }
-}
-
 /// A drain until nothing is left, or nothing more happens by itself.
 pub(super) async fn watch_drain(group: &Group, node: NodeName, events: mpsc::Sender<Value>) -> Answered {
     let mut last = Value::Null;

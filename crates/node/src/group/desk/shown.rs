@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use godwit_domain::machine::Body;
-use godwit_domain::registry::{Guest, Registry};
+use godwit_domain::registry::{Guest, ParallelLimits, Registry};
 use godwit_domain::settings::Shown;
 use godwit_domain::{GuestName, Priority};
 use godwit_wire::admin::{MigrationRow, Objects};
@@ -151,7 +151,16 @@ fn settings(registry: &Registry, kind: SettingsKind) -> Item {
     let (name, namespace) = (name.to_owned(), namespace.to_owned());
     let set = entries(registry.settings.entries());
     let row = vec![name.clone(), if set.is_empty() { "all defaults".to_owned() } else { set }];
-    item(&Manifest::Settings { kind, name, namespace, settings: registry.settings.clone() }, None, row)
+    let ParallelLimits { cluster, outbound, inbound } = registry.limits();
+    let status = json!({"limitsInForce": {
+        "parallelMigrationsPerCluster": cluster, "parallelOutboundMigrationsPerNode": outbound,
+        "parallelInboundMigrationsPerNode": inbound,
+    }});
+    item(
+        &Manifest::Settings { kind, name, namespace, settings: registry.settings.clone() },
+        Some(status),
+        row,
+    )
 }
 
 fn policies(registry: &Registry) -> Vec<Item> {
