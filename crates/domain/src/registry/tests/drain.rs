@@ -136,7 +136,9 @@ fn uncordon_ends_it_and_nothing_comes_back() {
     drain(&mut registry);
     ask_for(&mut registry, 0, 0);
     apply(&mut registry, change_node("a", NodeChange::Uncordon));
-    end(&mut registry, 0, Side::Target);
+    let attempt = registry.guests[&GuestUid(0)].ownership.attempt.as_ref().expect("it was asked for");
+    assert_eq!(attempt.phase.name(), "Cancelled", "what still waits ends with the drain");
+    assert_eq!(registry.next_admission(&all()), None);
     wait(&mut registry, 3_600_000);
     assert_eq!(due(&registry), [0_u64; 0]);
     assert!(registry.drains.is_empty() && !registry.is_cordoned(&name("a")));
