@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::handoff::{Stats, Verified};
 
 /// Largest body of a question or a small answer, in bytes: a proposal with all that it may hold.
-pub const ASK_BYTES_MAX: usize = 64 << 10;
+pub const ASK_BYTES_MAX: usize = 80 << 10;
 /// Largest body of what is pushed or answered, in bytes: a few hundred guests at once.
 pub const PUSH_BYTES_MAX: usize = 4 << 20;
 /// Largest body of one of raft's messages, in bytes.

@@ -61,16 +61,23 @@ impl Registry {
         while let Some((class, uid, needs)) = order.pop() {
             let guest = self.guests.get(&uid)?;
             let migration = &guest.ownership.attempt.as_ref()?.migration;
+            if resting.contains(migration) {
+                // What holds it up is its own: those behind it may go.
+                order.push(class, self.index.waiters.behind(uid, guest));
+                if let Some(needs) = needs {
+                    order.push_group(class, needs);
+                }
+                continue;
+            }
             let best = match needs {
-                _ if resting.contains(migration) => None,
-                Some(needs) => Some(self.two_best(needs, reachable)),
-                None => Some(self.two_best(&needs_of(guest)?, reachable)),
+                Some(needs) => self.two_best(needs, reachable),
+                None => self.two_best(&needs_of(guest)?, reachable),
             };
-            if let Some(target) = best.as_ref().and_then(|best| self.best_of(best, guest, reachable)) {
+            if let Some(target) = self.best_of(&best, guest, reachable) {
                 return Some((uid, migration.clone(), target));
             }
-            // It rests, or the one node that would do is its own: those behind it in its group may have a target.
-            if let (Some(needs), false) = (needs, best.is_some_and(|best| best.is_empty())) {
+            // The one node that would do is its own: those behind it that leave another node may have it.
+            if let (Some(needs), false) = (needs, best.is_empty()) {
                 order.push_group(class, needs);
             }
         }
@@ -81,16 +88,18 @@ impl Registry {
     pub fn wait_reason(&self, migration: &MigrationId, reachable: &BTreeSet<NodeName>) -> Option<WaitReason> {
         let (_, guest) = self.guest_of(migration)?;
         let waits = matches!(guest.ownership.phase_of(migration)?, Phase::Pending);
-        waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new())).flatten()
+        waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new(), true)).flatten()
     }
 
-    /// The whole queue, in order, with reasons.
-    pub fn waiting(&self, reachable: &BTreeSet<NodeName>) -> Vec<Waiting> {
+    /// The whole queue, in order, with reasons. Of the first so many it is said why each node can not take it; of the
+    /// others, that none can.
+    pub fn waiting(&self, reachable: &BTreeSet<NodeName>, explained_max: usize) -> Vec<Waiting> {
         let mut judged = Judged::new();
-        let all = self.queue().filter_map(|uid| {
+        let all = self.queue().enumerate().filter_map(|(at, uid)| {
             let guest = self.guests.get(&uid)?;
             let migration = guest.ownership.attempt.as_ref()?.migration.clone();
-            Some(Waiting { guest: uid, migration, reason: self.why_it_waits(guest, reachable, &mut judged) })
+            let reason = self.why_it_waits(guest, reachable, &mut judged, at < explained_max);
+            Some(Waiting { guest: uid, migration, reason })
         });
         all.collect()
     }
@@ -194,6 +203,7 @@ impl Registry {
         guest: &Guest,
         reachable: &BTreeSet<NodeName>,
         judged: &mut Judged<'a>,
+        explains: bool,
     ) -> Option<WaitReason> {
         if let Some(reason) = self.limit_reached(guest) {
             return Some(reason);
@@ -206,6 +216,9 @@ impl Registry {
         let best = judged.entry(needs).or_insert_with_key(|needs| self.two_best(needs, reachable));
         if self.best_of(best, guest, reachable).is_some() {
             return None;
+        }
+        if !explains {
+            return Some(WaitReason::NoTarget(BTreeMap::new()));
         }
         let wish = &guest.record.as_ref()?.wish;
         let verdicts = self.verdicts(guest, wish, reachable).into_iter();

@@ -277,6 +277,11 @@ pub enum Refusal {
         "guest {0} does not exist, and nothing says how much memory it has (spec.template.spec.domain.memory.guest)"
     )]
     NoBody(GuestName),
+    /// A guest of this name is being ended.
+    #[error(
+        "guest {0} is being ended; its name is free when every node has said that it holds nothing of it"
+    )]
+    Ending(GuestName),
     /// What is fixed while a guest runs.
     #[error("guest {guest} runs: its {what} can not be changed; stop it and make it again")]
     Fixed {
@@ -306,7 +311,9 @@ pub enum Refusal {
     #[error("request id {0:?} was used for another request; a repeated request is the same in every word")]
     RequestTaken(String),
     /// Another guest's migration has this name.
-    #[error("a migration of this name exists, of guest {0}; choose another name")]
+    #[error(
+        "a migration of this name exists, of guest {0}, and was asked for otherwise; choose another name"
+    )]
     MigrationTaken(GuestName),
     /// The node is fenced.
     #[error(

@@ -87,6 +87,11 @@ impl Registry {
         due.collect()
     }
 
+    /// Whether everything is to move away from a node.
+    pub fn is_draining(&self, node: &NodeName) -> bool {
+        self.drains.get(node).is_some_and(|drain| !drain.cancelled)
+    }
+
     /// A guest's migration has ended; the drain that wanted it takes that down.
     pub(super) fn note_for_drain(&mut self, uid: GuestUid, by_operator: bool) {
         let Some(guest) = self.state.guests.get(&uid) else { return };

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Applied, Effect, Guest, GuestUid, Home, Refusal, Registry};
+use crate::guest::PATTERN_BYTES_MAX;
 use crate::ids::{GuestName, NodeName};
 use crate::labels::{self, Labels};
 use crate::machine::{Body, Machine};
@@ -10,6 +11,9 @@ use crate::ownership::{Entry, Licence, Life, Ownership, Permits, Phase, Side};
 
 /// Earlier migrations that are kept of a guest, beside the last one: five in all.
 const EARLIER_KEPT_MAX: usize = 4;
+
+/// Guests that are gone everywhere and still known by their numbers, so that a node that comes back late hears of it.
+const PURGED_KEPT_MAX: usize = 1000;
 
 impl Registry {
     pub(super) fn put_machine(&mut self, name: GuestName, machine: Machine, home: Option<Home>) -> Applied {
@@ -24,6 +28,10 @@ impl Registry {
         let body = machine.body.clone().or_else(|| known?.body.clone());
         let mut effects = BTreeSet::new();
         match (self.guest_named(&name), &body) {
+            (Some((_, guest)), _) if is_ending(guest) && machine.runs => return Err(Refusal::Ending(name)),
+            (Some((uid, _)), _) if home.as_ref().is_some_and(|home| home.uid != uid) => {
+                return Err(Refusal::NameTaken(name));
+            }
             (Some((_, guest)), _) => {
                 machine.body.as_ref().map_or(Ok(()), |body| changeable(&name, &guest.body, body))?;
             }
@@ -31,12 +39,12 @@ impl Registry {
             (None, None) => return Err(Refusal::NoBody(name)),
             (None, Some(body)) => {
                 if let Some(home) = home {
-                    let labels = machine.template_labels.clone().unwrap_or_default();
-                    effects = self.make(name.clone(), labels, body.clone(), home)?;
+                    // Its labels are those of the template, for as long as that has some.
+                    effects = self.make(name.clone(), Labels::new(), body.clone(), home)?;
                 }
             }
         }
-        let whom = self.guest_named(&name).map(|(uid, _)| uid);
+        let (whom, runs) = (self.guest_named(&name).map(|(uid, _)| uid), machine.runs);
         effects.extend(self.relayer("its VirtualMachine", whom, |registry| {
             if let (Some(uid), Some(body)) = (whom, machine.body.clone()) {
                 // The guest is there; what may change while it runs follows its VirtualMachine.
@@ -47,7 +55,16 @@ impl Registry {
             }
             registry.state.machines.insert(name, Machine { body, ..machine });
         }));
+        if let (Some(uid), false) = (whom, runs) {
+            effects.extend(self.end_guest(uid));
+        }
         Ok(effects)
+    }
+
+    /// Ends a guest that a machine does not wish for any more.
+    fn end_guest(&mut self, uid: GuestUid) -> BTreeSet<Effect> {
+        // One that is ending already is refused, and goes on ending.
+        self.entry(uid, Entry::Delete).unwrap_or_default()
     }
 
     pub(super) fn delete_machine(&mut self, name: &GuestName) -> Applied {
@@ -56,9 +73,11 @@ impl Registry {
         }
         let why = "its VirtualMachine was deleted";
         let whom = self.guest_named(name).map(|(uid, _)| uid);
-        Ok(self.relayer(why, whom, |registry| {
+        let mut effects = self.relayer(why, whom, |registry| {
             registry.state.machines.remove(name);
-        }))
+        });
+        effects.extend(whom.map(|uid| self.end_guest(uid)).unwrap_or_default());
+        Ok(effects)
     }
 
     pub(super) fn put_instance(
@@ -70,6 +89,9 @@ impl Registry {
     ) -> Applied {
         labels::check(&labels)?;
         if let Some((uid, guest)) = self.guest_named(&name) {
+            if is_ending(guest) {
+                return Err(Refusal::Ending(name));
+            }
             if home.as_ref().is_some_and(|home| home.uid != uid) {
                 return Err(Refusal::NameTaken(name));
             }
@@ -94,6 +116,12 @@ impl Registry {
     fn make(&mut self, name: GuestName, labels: Labels, body: Body, home: Home) -> Applied {
         let Home { uid, node } = home;
         labels::check(&body.node_selector)?;
+        if body.spec.pattern.len() > PATTERN_BYTES_MAX {
+            return Err(Refusal::Invalid(format!(
+                "pattern has {} bytes; at most {PATTERN_BYTES_MAX}",
+                body.spec.pattern.len()
+            )));
+        }
         if self.guests.contains_key(&uid) {
             return Err(Refusal::UidTaken(uid));
         }
@@ -148,8 +176,54 @@ impl Registry {
         if ended {
             self.note_for_drain(uid, by_operator);
         }
+        if declines {
+            self.end_if_its_drain_is_over(uid);
+        }
+        self.forget_purged(uid);
         Ok(nodes.into_iter().map(|node| Effect { node, guest: uid }).collect())
     }
+}
+
+impl Registry {
+    /// A migration that waits again, and whose drain was ended meanwhile, ends too.
+    fn end_if_its_drain_is_over(&mut self, uid: GuestUid) {
+        let Some(guest) = self.guests.get(&uid) else { return };
+        let Some(drained) = guest.record.as_ref().and_then(|record| record.wish.drains.clone()) else {
+            return;
+        };
+        let Some(attempt) = &guest.ownership.attempt else { return };
+        if !self.is_draining(&drained) {
+            let reason = format!("the drain of {drained} was ended by an operator");
+            let end = Entry::End { migration: attempt.migration.clone(), side: Side::Operator, reason };
+            // It waits: nothing can refuse its end.
+            let _ = self.entry(uid, end);
+        }
+    }
+
+    /// Of a guest that is gone everywhere the number alone is kept, and that not for ever.
+    fn forget_purged(&mut self, uid: GuestUid) {
+        if self.guests.get(&uid).is_none_or(|guest| guest.ownership.life != Life::Purged) {
+            return;
+        }
+        // The guest is there.
+        let _ = self.change(uid, |guest, _| {
+            guest.finished.clear();
+            guest.record = None;
+            guest.ownership.attempt = None;
+            Ok(())
+        });
+        self.state.purged.push_back(uid);
+        while self.purged.len() > PURGED_KEPT_MAX {
+            let Some(oldest) = self.state.purged.pop_front() else { return };
+            if let Some(guest) = self.state.guests.remove(&oldest) {
+                self.index.forget(oldest, &guest);
+            }
+        }
+    }
+}
+
+fn is_ending(guest: &Guest) -> bool {
+    matches!(guest.ownership.life, Life::Deleting(_))
 }
 
 fn is_open(ownership: &Ownership) -> bool {

@@ -61,6 +61,13 @@ impl Registry {
                 return Err(Refused::SameNode(target.clone()).into());
             }
         }
+        if let Some(drained) = &wish.drains {
+            // Read before the drain was ended, and proposed after it: nothing of an old drain comes back.
+            let is_on = guest.ownership.owner().is_some_and(|owner| owner.node == *drained);
+            if !is_on || !self.is_draining(drained) {
+                return Err(Refusal::NoDrain(drained.clone()));
+            }
+        }
         if guest.body.local_disks_bytes > 0 {
             let bytes = guest.body.local_disks_bytes;
             return Err(Refusal::LocalDisks { guest: guest.name.clone(), bytes });

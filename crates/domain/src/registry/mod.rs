@@ -34,7 +34,7 @@ mod requests;
 mod tests;
 mod waiters;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Deref;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -182,6 +182,8 @@ pub struct State {
     pub machines: BTreeMap<GuestName, Machine>,
     /// The guests, by a number that is never used again.
     pub guests: BTreeMap<GuestUid, Guest>,
+    /// Guests that are gone everywhere, the oldest first.
+    pub purged: VecDeque<GuestUid>,
     /// How many migrations were asked for so far.
     pub asked: u64,
     /// Requests that were answered.

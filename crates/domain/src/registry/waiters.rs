@@ -9,6 +9,7 @@
 //! Never here: ageing, which depends on the time, and which node satisfies an ask.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::{Guest, GuestUid};
 use crate::ids::NodeName;
@@ -73,6 +74,15 @@ impl Waiters {
     /// The heads of a group's queues, one for each source that may send.
     pub(super) fn heads(&self, group: &Group) -> Option<&BTreeSet<Place>> {
         self.groups.get(group)
+    }
+
+    /// Those that wait behind this one: they leave the same node, are of its class and ask for the same.
+    pub(super) fn behind(&self, uid: GuestUid, guest: &Guest) -> impl Iterator<Item = &Place> {
+        let queue = waits(uid, guest).and_then(|(node, group, place)| {
+            let queue = self.sources.get(&node)?.queues.get(&group)?;
+            Some(queue.range((Bound::Excluded(place), Bound::Unbounded)))
+        });
+        queue.into_iter().flatten()
     }
 
     pub(super) fn learn(&mut self, uid: GuestUid, guest: &Guest) {

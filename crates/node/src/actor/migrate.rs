@@ -77,9 +77,15 @@ impl NodeActor {
             let instance = *instance;
             return fits && self.arrive(ctx, view, migration, source, instance);
         }
-        if self.runners_of(uid).next().is_some() || !self.unreached.is_empty() {
+        if self.runners_of(uid).next().is_some() {
             // An older one is in the way. It goes by its own duty, and then there is another look.
             return false;
+        }
+        if !self.unreached.is_empty() {
+            // One that is not reached may be of this guest: another node is better off with it.
+            tracing::warn!(guest = %view.name, "declined: not every runner here is reached");
+            self.propose(ctx, uid, Entry::Decline { migration: migration.clone(), epoch });
+            return true;
         }
         let (free, needed) = (free_memory_bytes(), view.spec.memory_bytes + SPARE_BYTES);
         if free.is_some_and(|free| free < needed) {

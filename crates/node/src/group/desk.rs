@@ -38,16 +38,23 @@ use problem::{gone, no_guest, no_migration, no_node};
 
 pub(crate) use moves::free_name;
 
-/// How long ago a quorum must have answered for a leader's word to be the present truth.
-const QUORUM_AGE_MAX: Duration = Duration::from_secs(2);
+/// How long ago a quorum must have answered for a leader's word to be the present truth: less than the shortest election.
+const QUORUM_AGE_MAX: Duration = Duration::from_millis(900);
+/// How long that is waited for.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a migration that is watched is looked at though nothing was agreed: its progress is the leader's alone.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// Rest between two looks of whoever watches: the log may take a thousand entries in a second.
+const WATCH_REST: Duration = Duration::from_millis(25);
 /// How long the numbers of a migration are waited for: they follow its end, unless a node has just died.
 const MEASURED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node may take to answer something quick.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take to compare all of a guest's memory.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Longest answer, in bytes: a frame, less what surrounds a line in it.
+const ANSWER_BYTES_MAX: usize = PUSH_BYTES_MAX - 64;
 
 /// How an answer ends.
 pub type Answered = Result<Value, Problem>;
@@ -68,7 +75,12 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
             answered = &mut work => (answered.map_or_else(ReplyBody::Error, ReplyBody::Ok), true),
         };
         let reply = Reply { id: id.clone(), body };
-        let Ok(line) = serde_json::to_string(&reply) else { return };
+        let Ok(mut line) = serde_json::to_string(&reply) else { return };
+        if line.len() > ANSWER_BYTES_MAX {
+            let body = ReplyBody::Error(problem::too_long(line.len()));
+            let Ok(short) = serde_json::to_string(&Reply { id: id.clone(), body }) else { return };
+            line = short;
+        }
         // Whoever has gone away hears nothing more, and what was begun for him alone ends here.
         if frames::write(&mut send, "answer", &Answer::Line(line), PUSH_BYTES_MAX).await.is_err() {
             return;
@@ -153,17 +165,15 @@ async fn again(group: &Group, act: Act, made: Option<String>) -> Answered {
         Act::NodeDrain { node } | Act::NodeDrainCancel { node } | Act::NodeUncordon { node } => {
             acts::node_show(group, node).await
         }
-        Act::Apply { .. } | Act::Delete { .. } | Act::Label { .. } => {
-            let applied = made.and_then(|made| serde_json::from_str::<Value>(&made).ok());
-            applied.map_or_else(note, Ok)
-        }
+        Act::NodeFence { node, .. } => acts::fenced_before(group, node).await,
+        Act::Apply { .. } | Act::Delete { .. } | Act::Label { .. } => objects::again(group, made).await,
         _ => note(),
     }
 }
 
 /// Whether a quorum has answered lately. A leader that was just elected asks within a moment.
 async fn is_sure_to_lead(group: &Group) -> bool {
-    let deadline = tokio::time::Instant::now() + QUORUM_AGE_MAX;
+    let deadline = tokio::time::Instant::now() + QUORUM_PATIENCE;
     while group.leads() {
         if group.quorum_age().await.is_some_and(|age| age <= QUORUM_AGE_MAX) {
             return true;
@@ -314,13 +324,19 @@ async fn watch(group: &Group, migration: MigrationId, events: mpsc::Sender<Value
                 return Ok(last);
             }
         }
-        let mut view = group.watch();
-        view.mark_unchanged();
-        let _ = tokio::time::timeout(WATCH_INTERVAL, view.changed()).await;
+        next_look(group).await;
         if !group.leads() {
             return Err(problem::leadership_lost());
         }
     }
+}
+
+/// Waits until something was agreed, and a while at most: many entries are one look.
+async fn next_look(group: &Group) {
+    let mut view = group.watch();
+    view.mark_unchanged();
+    let _ = tokio::time::timeout(WATCH_INTERVAL, view.changed()).await;
+    tokio::time::sleep(WATCH_REST).await;
 }
 
 /// Whether both sides of a migration that has succeeded have said what they measured.

@@ -24,6 +24,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const DECLINED_REST: Duration = Duration::from_secs(10);
 /// How long a target that was asked may be silent (`recoveryTimeout`).
 const UNANSWERED_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a target may prepare its runner, in milliseconds. It only maps memory; a node that hangs does not say so.
+const PREPARED_WITHIN_MS: u64 = 120_000;
 /// Migrations that drains ask for in one look. The rest follows in the next.
 const DUE_MAX: usize = 64;
 
@@ -62,7 +64,7 @@ pub async fn lead(group: Group) {
 async fn ask_for_drains(group: &Group) {
     let now = now_ms();
     let due = group.read(move |registry| {
-        let due = registry.due_for_drain(now).into_iter().take(DUE_MAX);
+        let due = registry.due_for_drain(now.max(registry.time_ms)).into_iter().take(DUE_MAX);
         due.filter_map(|due| Some((free_name(registry, registry.guests.get(&due.guest)?)?, due)))
             .collect::<Vec<_>>()
     });
@@ -89,7 +91,9 @@ async fn admit_all(group: &Group, tried_again: &mut BTreeMap<MigrationId, Instan
         let next = group.read(move |registry| {
             let (guest, migration, target) = registry.next_admission_but(&reachable, &resting)?;
             let record = registry.guests.get(&guest)?.record.as_ref()?;
-            let again = record.declined.contains(&target) && record.wish.avoid.as_ref() != Some(&target);
+            // The node where the attempt before has failed comes last from the start, and was not asked yet in this one.
+            let was_asked = record.route.is_some() || record.wish.avoid.as_ref() != Some(&target);
+            let again = record.declined.contains(&target) && was_asked;
             Some((guest, migration, target, again))
         });
         let Some((guest, migration, target, again)) = next.await.flatten() else { return };
@@ -109,12 +113,15 @@ async fn admit_all(group: &Group, tried_again: &mut BTreeMap<MigrationId, Instan
 
 /// Migrations whose target was asked and can not answer any more: nobody else would end them.
 async fn end_the_unanswered(group: &Group) {
-    let preparing = group.read(|registry| {
+    let now = now_ms();
+    let preparing = group.read(move |registry| {
         let attempts = registry.granted().filter_map(|(attempt, ..)| {
             let Phase::Preparing { target, .. } = &attempt.phase else { return None };
             let fenced = registry.nodes.get(target).is_none_or(|node| node.fenced.is_some());
-            let (uid, _) = registry.guest_of(&attempt.migration)?;
-            Some((uid, attempt.migration.clone(), target.clone(), fenced))
+            let (uid, guest) = registry.guest_of(&attempt.migration)?;
+            let since = guest.record.as_ref()?.steps.last()?.time_ms;
+            let late = now.max(registry.time_ms) > since.saturating_add(PREPARED_WITHIN_MS);
+            Some((uid, attempt.migration.clone(), target.clone(), fenced || late))
         });
         attempts.collect::<Vec<_>>()
     });
@@ -126,7 +133,7 @@ async fn end_the_unanswered(group: &Group) {
                 .or(floor.began())
                 .is_some_and(|at| at.elapsed() > UNANSWERED_TIMEOUT);
         if fenced || silent {
-            let reason = format!("node {target} was asked to take the guest and does not answer");
+            let reason = format!("node {target} was asked to take the guest and has not said that it does");
             end(group, guest, migration, reason).await;
         }
     }
@@ -148,6 +155,8 @@ async fn watch_the_unplaceable(group: &Group) {
     }
     let (reachable, now) = (group.floor().reachable(), now_ms());
     let judged = group.read(move |registry| {
+        // Replicated time never runs back, and what is compared with it must not either.
+        let now = now.max(registry.time_ms);
         let unplaceable: BTreeMap<_, _> = registry.unplaceable(&reachable).into_iter().collect();
         let waiting = registry.migrating().filter_map(|(guest, it)| {
             let (attempt, record) = (it.ownership.attempt.as_ref()?, it.record.as_ref()?);

@@ -20,6 +20,9 @@ use godwit_wire::admin::{
 
 use super::Group;
 
+/// Waiting migrations of which a list says why each node can not take them. Of one that is asked for it is always said.
+const EXPLAINED_MAX: usize = 64;
+
 /// What is known beside the registry, as it stands at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Beside {
@@ -69,7 +72,8 @@ impl Beside {
     /// With the queue as it stands in this registry. Without a leader nobody knows for what it waits.
     pub(super) fn with_queue(mut self, registry: &Registry) -> Self {
         let nobody = BTreeSet::new();
-        let waiting = registry.waiting(self.reachable.as_ref().unwrap_or(&nobody)).into_iter();
+        let reachable = self.reachable.as_ref().unwrap_or(&nobody);
+        let waiting = registry.waiting(reachable, EXPLAINED_MAX).into_iter();
         let known = self.reachable.is_some();
         self.queue = (1..)
             .zip(waiting)
@@ -162,11 +166,12 @@ pub(super) fn drain_detail(registry: &Registry, beside: &Beside, name: &NodeName
     Some(DrainDetail { state: state.to_owned(), began_ms: drain.began_ms, moved: drain.moved, left })
 }
 
-/// Whether a migration of this guest that this node's drain has asked for is not over.
-fn is_leaving(guest: &Guest, node: &NodeName) -> bool {
-    let attempt = guest.ownership.attempt.as_ref();
-    let drains = guest.record.as_ref().and_then(|record| record.wish.drains.as_ref());
-    drains == Some(node) && attempt.is_some_and(|attempt| !attempt.phase.is_over())
+/// Whether a migration that is not over comes from this node or goes to it.
+fn still_needs(guest: &Guest, node: &NodeName) -> bool {
+    guest.ownership.attempt.as_ref().is_some_and(|attempt| match &attempt.permits {
+        Permits::Held { source, target } => !attempt.phase.is_over() && (source == node || target == node),
+        Permits::None => false,
+    })
 }
 
 /// A guest that is still on a drained node, and why.
@@ -188,9 +193,12 @@ fn drain_guest(
     };
     match &guest.ownership.life {
         Life::Alive(owner) if owner.node == *node => {}
-        // Handed over, and its migration is not over: its permits are still held.
-        Life::Alive(owner) if is_leaving(guest, node) => {
-            return row(false, format!("arrives at {}", owner.node), None);
+        Life::Alive(owner) if still_needs(guest, node) => {
+            let why = match guest.ownership.attempt.as_ref().and_then(|attempt| attempt.phase.target_node()) {
+                Some(target) if target == node => "is on its way here".to_owned(),
+                _ => format!("arrives at {}; what is here of it is still needed", owner.node),
+            };
+            return row(false, why, None);
         }
         Life::Creating(at) if at == node => return row(false, "it is being made".to_owned(), None),
         Life::Lost { last, .. } if last.node == *node => {
@@ -314,7 +322,9 @@ pub(super) fn migration_row(beside: &Beside, guest: &Guest, name: &MigrationId) 
 fn phase(beside: &Beside, attempt: &Attempt, record: &Record) -> (&'static str, Option<String>) {
     let name = &attempt.migration;
     match &attempt.phase {
-        Phase::Pending => ("Pending", waits_for(beside, name).map(WaitReason::brief)),
+        Phase::Pending => {
+            ("Pending", waits_for(beside, name).map(WaitReason::brief).or_else(|| declined(record)))
+        }
         Phase::Preparing { target, .. } if record.last_step() == Some(PREPARING_TARGET) => {
             ("PreparingTarget", unheard(beside, target))
         }
@@ -343,10 +353,20 @@ fn phase(beside: &Beside, attempt: &Attempt, record: &Record) -> (&'static str, 
                     ("Cancelling", Some(format!("{reason}; cancelled, and neither node has let go yet")))
                 }
                 (Phase::Cancelled { .. }, false) => ("Cancelled", Some(reason.clone())),
-                _ => ("Failed", Some(reason.clone())),
+                (_, true) => {
+                    ("Failed", Some(format!("{reason}; its permits are held: neither node has let go yet")))
+                }
+                (_, false) => ("Failed", Some(reason.clone())),
             }
         }
     }
+}
+
+/// What there is to say of one that is to be granted, and that nodes have refused.
+fn declined(record: &Record) -> Option<String> {
+    let names: Vec<&str> = record.declined.iter().map(NodeName::as_str).collect();
+    (!names.is_empty())
+        .then(|| format!("declined by {}, which are asked again after the others", names.join(", ")))
 }
 
 fn copying(progress: &Progress) -> String {
@@ -378,7 +398,8 @@ pub(super) fn migration_detail(
 ) -> Option<MigrationDetail> {
     let (attempt, record) = guest.migration(name)?;
     let over = attempt.phase.is_over();
-    let reason = waits_for(beside, name);
+    let reason = beside.reachable.as_ref().and_then(|reachable| registry.wait_reason(name, reachable));
+    let reason = reason.as_ref();
     let obstacles = match reason {
         Some(WaitReason::NoTarget(nodes)) => nodes.clone(),
         Some(

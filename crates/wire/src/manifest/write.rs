@@ -1,6 +1,6 @@
 //! A JSON value as YAML, in blocks, for people to read and edit.
 //!
-//! Always true: [`super::documents`] gives the same value again (but for a document that is nothing, which it leaves out);
+//! Always true: [`super::documents()`] gives the same value again (but for a document that is nothing, which it leaves out);
 //! a word that any reader of YAML could take for something else than text stands in quotes.
 
 use std::fmt::Write;

@@ -27,7 +27,11 @@ fn a_virtual_machine_makes_its_guest_where_it_is_told() {
     assert_eq!(effects, BTreeSet::from([Effect { node: name("b"), guest: GuestUid(0) }]));
     let (uid, guest) = registry.guest_named(&guest_name(0)).expect("made");
     assert_eq!((uid, guest.memory_bytes()), (GuestUid(0), GIB));
-    assert_eq!(guest.labels, labels(&[("tier", "gold")]));
+    assert_eq!(
+        registry.subject(guest).guest,
+        &labels(&[("tier", "gold")]),
+        "the template's, for as long as it has some"
+    );
     assert_eq!(registry.machines[&guest_name(0)].body, body(GIB));
     assert_eq!(registry.free_memory_bytes(&name("b")), 7 * GIB);
 }
@@ -95,13 +99,22 @@ fn labels_alone_change_nothing_else_of_a_guest() {
 }
 
 #[test]
-fn a_deleted_virtual_machine_leaves_its_guest() {
+fn a_virtual_machine_that_is_deleted_or_shall_not_run_takes_its_guest_along() {
     let mut registry = cluster(1);
     apply(&mut registry, put(0, machine(None, true), None));
     apply(&mut registry, Command::DeleteMachine { name: guest_name(0) });
-    assert!(registry.guest_named(&guest_name(0)).is_some() && registry.machines.is_empty());
+    let life = |registry: &Registry, n| registry.guests[&GuestUid(n)].ownership.life.name();
+    assert!(life(&registry, 0) == "Deleting" && registry.machines.is_empty());
+    // Its name is free when it is gone, and not before: a wish that nobody would fulfil is refused.
+    assert!(refused(&mut registry, put(0, machine(body(GIB), true), Some("b"))).contains("is being ended"));
+    entry(&mut registry, 0, Entry::Purged { node: name("a") });
     let again = Command::DeleteMachine { name: guest_name(0) };
     assert!(refused(&mut registry, again).contains("no VirtualMachine default/vm0"));
+    let mut registry = cluster(1);
+    apply(&mut registry, put(0, machine(None, true), None));
+    apply(&mut registry, put(0, machine(None, false), None));
+    assert_eq!(life(&registry, 0), "Deleting", "it shall not run");
+    apply(&mut registry, put(0, machine(None, false), None));
 }
 
 #[test]

@@ -287,7 +287,7 @@ fn a_name_is_free_again_only_when_the_guest_is_purged() {
     let node_name = name("b");
     let again = create(9, 0, node_name);
     let refused = registry.apply(stamped(5, again.clone()));
-    assert_eq!(refused, Err(Refusal::NameTaken(guest_name(0))));
+    assert_eq!(refused, Err(Refusal::Ending(guest_name(0))));
     registry.apply(about(0, Entry::Purged { node: name("a") })).expect("purged");
     registry.apply(stamped(5, again)).expect("free again");
 }

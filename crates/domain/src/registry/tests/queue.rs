@@ -102,6 +102,7 @@ fn what_counts_towards_the_limits_is_what_was_admitted() {
 #[test]
 fn classes_go_one_after_the_other_and_inside_a_class_who_asked_first() {
     let mut registry = cluster(8);
+    apply(&mut registry, Command::Node { node: name("a"), change: NodeChange::Drain });
     apply(&mut registry, limits(0, 9, 9));
     let wishes = [Priority::Low, Priority::Normal, Priority::High, Priority::Low, Priority::High];
     for (n, priority) in (0..).zip(wishes) {
@@ -123,6 +124,7 @@ fn classes_go_one_after_the_other_and_inside_a_class_who_asked_first() {
 #[test]
 fn who_waits_gains_a_class_every_ten_minutes_and_drains_stay_on_top() {
     let mut registry = cluster(6);
+    apply(&mut registry, Command::Node { node: name("a"), change: NodeChange::Drain });
     apply(&mut registry, limits(0, 9, 9));
     apply(&mut registry, migrate(0, 0, with_priority(Priority::Low)));
     wait(&mut registry, 1);

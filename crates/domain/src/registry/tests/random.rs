@@ -287,7 +287,7 @@ fn check_queue(registry: &Registry, reachable: &BTreeSet<NodeName>) {
     let hopeless: BTreeSet<GuestUid> =
         registry.unplaceable(reachable).into_iter().map(|(uid, _)| uid).collect();
     assert_eq!(hopeless, oracle::unplaceable(registry, reachable), "those that no node could take");
-    for (at, waiting) in registry.waiting(reachable).into_iter().enumerate() {
+    for (at, waiting) in registry.waiting(reachable, usize::MAX).into_iter().enumerate() {
         assert_eq!(waiting.guest, order[at]);
         assert_eq!(registry.queue_position(&waiting.migration), Some(at + 1));
         assert_eq!(

@@ -130,13 +130,14 @@ pub(super) async fn fence(group: &Group, asked: Asked, node: NodeName, although_
     json(&Fenced { node, lost, note })
 }
 
-pub(super) async fn remove(group: &Group, asked: Asked, node: NodeName) -> Answered {
+/// Whether a node may be removed: it has stopped and does not vote. What it holds the registry knows.
+pub(super) async fn removable(group: &Group, node: &NodeName) -> Result<(), Problem> {
     settled(group).await?;
-    if group.floor().session(&node).is_some() {
+    if group.floor().session(node).is_some() {
         let message = format!("node {node} has a session with the leader");
         return Err(refused("a node that is removed has stopped", message, "stop its process first"));
     }
-    if group.voters().contains(&node) {
+    if group.voters().contains(node) {
         let message = format!("node {node} votes in the control group");
         return Err(refused(
             "a voter is not removed",
@@ -144,6 +145,11 @@ pub(super) async fn remove(group: &Group, asked: Asked, node: NodeName) -> Answe
             "voters are fixed by the config in this version",
         ));
     }
+    Ok(())
+}
+
+pub(super) async fn remove(group: &Group, asked: Asked, node: NodeName) -> Answered {
+    removable(group, &node).await?;
     asked.propose(group, None, Command::RemoveNode { node }).await?;
     json(&Done::default())
 }
@@ -285,21 +291,16 @@ pub(super) async fn stop(group: &Group, asked: Asked, name: GuestName) -> Answer
     let found =
         named(group, &name, |uid, guest, registry| (uid, registry.machines.contains_key(&guest.name)));
     let (uid, has_machine) = found.await?;
-    if has_machine {
-        group.propose(Command::DeleteMachine { name: name.clone() }).await?;
-    }
-    end(group, asked, None, &name, uid).await
+    let command = match has_machine {
+        true => Command::DeleteMachine { name: name.clone() },
+        false => Command::Guest { guest: uid, entry: Entry::Delete },
+    };
+    asked.propose(group, None, command).await?;
+    until_gone(group, &name, uid).await
 }
 
-/// Ends a guest; answered when it is gone wherever it can be reached.
-pub(super) async fn end(
-    group: &Group,
-    asked: Asked,
-    made: Option<String>,
-    name: &GuestName,
-    uid: GuestUid,
-) -> Answered {
-    asked.propose(group, made, Command::Guest { guest: uid, entry: Entry::Delete }).await?;
+/// Answered when a guest that was ended is gone wherever it can be reached.
+pub(super) async fn until_gone(group: &Group, name: &GuestName, uid: GuestUid) -> Answered {
     let purged = move |registry: &Registry| {
         let purged = registry.guests.get(&uid).is_none_or(|guest| guest.ownership.life == Life::Purged);
         purged.then_some(())
@@ -312,6 +313,23 @@ pub(super) async fn end(
         "nobody may run it any more; its name is free when these have said that they hold nothing of it: {left}"
     );
     json(&Done { note: Some(note) })
+}
+
+/// The answer to a fence that was answered before.
+pub(super) async fn fenced_before(group: &Group, node: NodeName) -> Answered {
+    let name = node.clone();
+    let lost = group.read(move |registry| {
+        let lost = registry.guests.values().filter_map(|guest| match &guest.ownership.life {
+            Life::Lost { last, kept } if last.node == name => {
+                let kept_on = kept.as_ref().map(|kept| kept.node.clone());
+                Some(LostGuest { guest: guest.name.clone(), kept_on })
+            }
+            Life::Lost { .. } | Life::Creating(_) | Life::Alive(_) | Life::Deleting(_) | Life::Purged => None,
+        });
+        lost.collect::<Vec<_>>()
+    });
+    let lost = lost.await.ok_or_else(gone)?;
+    json(&Fenced { note: format!("node {node} was fenced by this request before"), node, lost })
 }
 
 /// Nodes that have not said yet that they hold nothing of a deleted guest.

@@ -55,7 +55,20 @@ impl Asked {
         made: Option<String>,
         command: Command,
     ) -> Result<(), NotAgreed> {
-        let key = self.key.map(|(id, digest)| RequestKey { id, digest, made });
-        group.propose_for(key, command).await
+        let Some((id, digest)) = self.key else { return group.propose_for(None, command).await };
+        let key = RequestKey { id: id.clone(), digest, made: made.clone() };
+        group.propose_for(Some(key), command).await?;
+        // Asked twice at once, through two nodes say: what the other has made is the answer, and it is still being made.
+        let first = group.read(move |registry| match registry.requests.answer(&id, digest) {
+            Some(Ok(answered)) => Some(answered.made.clone()),
+            Some(Err(_)) | None => None,
+        });
+        match first.await.flatten() {
+            Some(first) if first != made => {
+                let why = "the same request is being answered at this moment; ask again under its id";
+                Err(NotAgreed::NotTaken(why.to_owned()))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }

@@ -14,7 +14,7 @@ use super::acts::{named, node_show};
 use super::asked::Asked;
 use super::problem::{self, gone, no_guest, no_migration, no_node, refused};
 use super::rows::{self, Beside, settings_rows};
-use super::{Answered, WATCH_INTERVAL, json, migration_detail};
+use super::{Answered, json, migration_detail, next_look};
 
 /// Longest part of a guest's name in the name of its migration: with a number it stays below 63.
 const STEM_BYTES_MAX: usize = 40;
@@ -221,9 +221,7 @@ pub(super) async fn watch_drain(group: &Group, node: NodeName, events: mpsc::Sen
                 return Ok(last);
             }
         }
-        let mut view = group.watch();
-        view.mark_unchanged();
-        let _ = tokio::time::timeout(WATCH_INTERVAL, view.changed()).await;
+        next_look(group).await;
         if !group.leads() {
             return Err(problem::leadership_lost());
         }

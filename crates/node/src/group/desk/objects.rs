@@ -12,17 +12,19 @@ use std::collections::BTreeMap;
 
 use godwit_domain::labels::Labels;
 use godwit_domain::machine::{Body, Machine};
+use godwit_domain::ownership::{Entry, Life, Side};
 use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Refusal, Registry, Stamped, Wish};
 use godwit_domain::{ClusterSettings, GuestName, NodeName};
 use godwit_wire::admin::{Applied, Code, Problem};
 use godwit_wire::manifest::{self, Kind, Manifest, MigrationWish, NameWish};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::{Group, NotAgreed, now_ms};
 use super::acts;
 use super::asked::Asked;
 use super::problem::{gone, refused};
-use super::{Answered, json, moves};
+use super::{Answered, json};
 use crate::files;
 
 /// How an object is to be made.
@@ -86,13 +88,52 @@ async fn carry_out(group: &Group, asked: Asked, plan: Plan, dry_run: bool) -> An
         tried.await.ok_or_else(gone)?.map_err(NotAgreed::Refused)?;
         return json(&applied);
     }
-    let made = serde_json::to_string(&applied).ok();
+    let makes_uid = makes.as_ref().map(|(_, home, _)| home.uid.0);
+    let made = serde_json::to_string(&Made { applied: applied.clone(), makes: makes_uid }).ok();
     asked.propose(group, made, command).await?;
     if let Some((guest, Home { uid, node }, memory_bytes)) = makes {
         acts::settle_in(group, &guest, (uid, node), memory_bytes).await?;
     }
     if let Some((guest, uid)) = ends {
-        acts::end(group, Asked::once(), None, &guest, uid).await?;
+        acts::until_gone(group, &guest, uid).await?;
+    }
+    json(&applied)
+}
+
+/// What must be known to answer a request again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Made {
+    applied: Applied,
+    /// The guest that was made.
+    makes: Option<u64>,
+}
+
+/// The answer to a request that was answered before. A guest that it makes is seen through once more.
+pub(super) async fn again(group: &Group, made: Option<String>) -> Answered {
+    let made = made.and_then(|made| serde_json::from_str::<Made>(&made).ok());
+    let Some(Made { applied, makes }) = made else {
+        return Err(super::problem::failed("request", "its first answer can not be read"));
+    };
+    if let Some(uid) = makes.map(GuestUid) {
+        let found = read(group, move |registry| {
+            let guest = registry.guests.get(&uid)?;
+            let home = match &guest.ownership.life {
+                Life::Creating(node) => Some(node.clone()),
+                Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+            };
+            let ends = matches!(guest.ownership.life, Life::Deleting(_) | Life::Purged);
+            Some((guest.name.clone(), home, ends, guest.memory_bytes()))
+        });
+        match found.await? {
+            Some((name, Some(node), _, memory_bytes)) => {
+                acts::settle_in(group, &name, (uid, node), memory_bytes).await?;
+            }
+            Some((_, None, false, _)) => {}
+            Some((_, None, true, _)) | None => {
+                let message = format!("guest {} was made and is not there any more", applied.name);
+                return Err(super::problem::failed("the guest's runner must start", message));
+            }
+        }
     }
     json(&applied)
 }
@@ -134,8 +175,15 @@ async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Pro
                 (wish.is_some() || registry.nodes.contains_key(&of), same)
             });
             let (there, same) = known.await?;
+            let of = name.clone();
+            let drains = read(group, move |registry| registry.is_draining(&of)).await?;
             let change = NodeChange::Put { labels, cordoned };
-            simple(there, same, Command::Node { node: name, change })
+            let mut plan = simple(there, same, Command::Node { node: name.clone(), change });
+            if drains && !cordoned {
+                plan.notes
+                    .push(format!("it is being drained and stays cordoned: godwit node uncordon {name}"));
+            }
+            plan
         }
         Manifest::Machine { name, machine } => machine_plan(group, kind, full, name, machine).await?,
         Manifest::Instance { name, labels, body } => {
@@ -163,8 +211,10 @@ async fn machine_plan(
     machine: Machine,
 ) -> Result<Plan, Problem> {
     let (of, new) = (name.clone(), machine.clone());
-    let (known, guest) = read(group, move |registry| {
-        (registry.machines.get(&of).cloned(), registry.guest_named(&of).map(|(uid, _)| uid))
+    let (known, guest, ending) = read(group, move |registry| {
+        let guest = registry.guest_named(&of);
+        let ending = guest.is_some_and(|(_, guest)| matches!(guest.ownership.life, Life::Deleting(_)));
+        (registry.machines.get(&of).cloned(), guest.map(|(uid, _)| uid), ending)
     })
     .await?;
     let body = machine.body.clone().or_else(|| known.as_ref()?.body.clone());
@@ -175,14 +225,16 @@ async fn machine_plan(
         }
         _ => None,
     };
-    let ends = guest.filter(|_| !machine.runs).map(|uid| (name.clone(), uid));
+    let ends = guest.filter(|_| !machine.runs && !ending).map(|uid| (name.clone(), uid));
     if ends.is_some() {
         notes.push(format!("guest {name} runs and shall not: it is stopped"));
     }
-    let same = known.as_ref().is_some_and(|known| {
-        let body = new.body.clone().or_else(|| known.body.clone());
-        *known == Machine { body, ..new }
-    });
+    // One that is being ended is no guest that is as it should be: the registry says so.
+    let same = !(ending && machine.runs)
+        && known.as_ref().is_some_and(|known| {
+            let body = new.body.clone().or_else(|| known.body.clone());
+            *known == Machine { body, ..new }
+        });
     let done = match (known.is_some() || guest.is_some(), same && makes.is_none() && ends.is_none()) {
         (false, _) => "created",
         (true, true) => "unchanged",
@@ -206,11 +258,12 @@ async fn instance_plan(
     let known = read(group, move |registry| {
         let (_, guest) = registry.guest_named(&of)?;
         let template = registry.machines.get(&of).and_then(|machine| machine.template_labels.as_ref());
-        Some((guest.labels.clone(), guest.body.clone(), template.is_some()))
+        let ending = matches!(guest.ownership.life, Life::Deleting(_));
+        Some((guest.labels.clone(), guest.body.clone(), template.is_some(), ending))
     });
     let known = known.await?;
     let mut notes = Vec::new();
-    if known.as_ref().is_some_and(|(.., has_template)| *has_template) {
+    if known.as_ref().is_some_and(|(_, _, has_template, _)| *has_template) {
         notes.push(format!("VirtualMachine {name} has labels in its template: those count, not these"));
     }
     let makes = match (&body, &known) {
@@ -219,8 +272,8 @@ async fn instance_plan(
         }
         _ => None,
     };
-    let same = known.as_ref().is_some_and(|(known_labels, known_body, _)| {
-        *known_labels == labels && body.as_ref().is_none_or(|body| body == known_body)
+    let same = known.as_ref().is_some_and(|(known_labels, known_body, _, ending)| {
+        !ending && *known_labels == labels && body.as_ref().is_none_or(|body| body == known_body)
     });
     let done = match (known.is_some(), same) {
         (false, _) => "created",
@@ -243,7 +296,9 @@ async fn migration_plan(
         NameWish::Named(name) => name,
         NameWish::Generated(prefix) if verb.create => {
             let random: [u8; 4] = files::random().map_err(|error| invalid(&error))?;
-            format!("{prefix}{:08x}", u32::from_ne_bytes(random)).parse().map_err(|error| invalid(&error))?
+            format!("{prefix}{:05x}", u32::from_ne_bytes(random) & 0xf_ffff)
+                .parse()
+                .map_err(|error| invalid(&error))?
         }
         NameWish::Generated(_) => {
             let message = "metadata.generateName makes another migration each time".to_owned();
@@ -305,16 +360,7 @@ pub(super) async fn delete(
         Kind::Namespace => plan.command = Some(Command::DeleteNamespace { name }),
         Kind::Node => {
             let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
-            if !dry_run {
-                acts::remove(group, asked, node).await?;
-                return json(&Applied {
-                    kind: kind.to_string(),
-                    name,
-                    done: "deleted".into(),
-                    dry_run,
-                    notes: vec![],
-                });
-            }
+            acts::removable(group, &node).await?;
             plan.command = Some(Command::RemoveNode { node });
         }
         Kind::VirtualMachine | Kind::VirtualMachineInstance => {
@@ -328,35 +374,27 @@ pub(super) async fn delete(
             plan.ends = uid.map(|uid| (guest.clone(), uid));
             plan.command = match (has_machine, uid) {
                 (true, _) => Some(Command::DeleteMachine { name: guest }),
-                (false, Some(uid)) => {
-                    plan.ends = None;
-                    let entry = godwit_domain::ownership::Entry::Delete;
-                    if !dry_run {
-                        let made = None;
-                        acts::end(group, asked.clone(), made, &guest, uid).await?;
-                        let (kind, name) = (kind.to_string(), guest.to_string());
-                        return json(&Applied { kind, name, done: "deleted".into(), dry_run, notes: vec![] });
-                    }
-                    Some(Command::Guest { guest: uid, entry })
-                }
+                (false, Some(uid)) => Some(Command::Guest { guest: uid, entry: Entry::Delete }),
                 (false, None) => return Err(super::no_guest(&guest)),
             };
         }
         Kind::VirtualMachineInstanceMigration => {
             let migration: godwit_domain::MigrationId = name.parse().map_err(|error| invalid(&error))?;
-            let of = migration.clone();
-            let open = read(group, move |registry| {
-                let (_, guest) = registry.guest_of(&of)?;
-                Some(guest.ownership.phase_of(&of).is_some_and(|phase| !phase.is_over()))
+            let (of, only) = (migration.clone(), namespace);
+            let found = read(group, move |registry| {
+                let (uid, guest) = registry.guest_of(&of)?;
+                let there = only.is_none_or(|only| guest.name.namespace() == only);
+                let open = guest.ownership.phase_of(&of).is_some_and(|phase| !phase.is_over());
+                there.then_some((uid, open))
             });
-            match open.await?.ok_or_else(|| super::no_migration(&migration))? {
-                true if dry_run => plan.notes.push("it is not over: it would be cancelled".to_owned()),
-                true => {
-                    moves::cancel(group, asked.clone(), migration).await?;
+            plan.command = Some(match found.await?.ok_or_else(|| super::no_migration(&migration))? {
+                (guest, true) => {
                     plan.notes.push("it was not over: it is cancelled".to_owned());
+                    let reason = "cancelled by an operator".to_owned();
+                    Command::Guest { guest, entry: Entry::End { migration, side: Side::Operator, reason } }
                 }
-                false => plan.command = Some(Command::ForgetMigration { migration }),
-            }
+                (_, false) => Command::ForgetMigration { migration },
+            });
         }
     }
     carry_out(group, asked, plan, dry_run).await

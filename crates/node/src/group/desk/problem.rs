@@ -39,6 +39,16 @@ pub(super) fn not_found(rule: &str, message: impl Into<String>, hint: impl Into<
     Problem::new(Code::NotFound, rule, message, hint)
 }
 
+pub(super) fn too_long(bytes: usize) -> Problem {
+    let message = format!("the answer has {bytes} bytes, more than are sent at once");
+    Problem::new(
+        Code::Failed,
+        "an answer has 4 MiB at most",
+        message,
+        "ask for one thing, or one namespace, instead of all",
+    )
+}
+
 pub(super) fn failed(rule: &str, message: impl Into<String>) -> Problem {
     Problem::new(Code::Failed, rule, message, "see the node's log")
 }
@@ -95,9 +105,11 @@ fn of_refusal(refusal: &Refusal) -> Problem {
         Refusal::IsOver(_) => (Code::Refused, "the migration must not be over", "ask for another"),
         Refusal::NameTaken(_) => (Code::Refused, "a name is used once at a time", "choose another name"),
         Refusal::UidTaken(_) => (Code::Refused, "a number is used once", "ask again"),
-        Refusal::MigrationTaken(_) => {
-            (Code::Refused, "a migration's name is one guest's", "choose another name")
-        }
+        Refusal::MigrationTaken(_) => (
+            Code::Refused,
+            "a migration's name is one request's",
+            "choose another name, or ask in the same words",
+        ),
         Refusal::Fenced(_) => (
             Code::Refused,
             "a fenced node takes nothing",
@@ -132,6 +144,9 @@ fn of_refusal(refusal: &Refusal) -> Problem {
             "what a guest is made of stays while it runs",
             "godwit guest stop NAME, then apply again",
         ),
+        Refusal::Ending(_) => {
+            (Code::Refused, "a name is used once at a time", "wait until it is gone: godwit guest list")
+        }
         Refusal::LocalDisks { .. } => {
             (Code::Refused, "a guest that moves has no local disks", "block migration is not built")
         }

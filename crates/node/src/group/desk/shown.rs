@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::super::Group;
 use super::problem::{self, gone, refused};
 use super::rows::{self, Beside};
-use super::{Answered, WATCH_INTERVAL};
+use super::{Answered, next_look};
 
 /// An object: its namespace and name, itself, its row.
 struct Item {
@@ -80,9 +80,7 @@ pub(super) async fn watch(
                 return super::json(&now);
             }
         }
-        let mut view = group.watch();
-        view.mark_unchanged();
-        let _ = tokio::time::timeout(WATCH_INTERVAL, view.changed()).await;
+        next_look(group).await;
         if events.is_closed() || !group.leads() {
             return Err(problem::leadership_lost());
         }
