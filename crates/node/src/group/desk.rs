@@ -14,6 +14,7 @@ mod asked;
 mod moves;
 mod objects;
 mod problem;
+mod relabel;
 mod shown;
 
 use std::time::Duration;
@@ -143,8 +144,8 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
             objects::delete(group, asked, &kind, name, namespace, dry_run).await
         }
         Act::Label { kind, name, namespace, labels, overwrite, dry_run } => {
-            let change = objects::Relabel { labels, overwrite };
-            objects::label(group, asked, &kind, name, namespace, change, dry_run).await
+            let change = relabel::Relabel { labels, overwrite };
+            relabel::label(group, asked, &kind, name, namespace, change, dry_run).await
         }
     }
 }

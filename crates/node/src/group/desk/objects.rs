@@ -1,4 +1,4 @@
-//! Manifests: made, changed, labelled and removed, one object at a time.
+//! Manifests: made, changed and removed, one object at a time.
 //!
 //! ```text
 //!   object ─ read ─▶ Manifest ─▶ the command that it comes to ─▶ dry run: applied to a copy, and thrown away
@@ -8,12 +8,10 @@
 //! Always true: an object is judged by the registry, with a dry run as without; what it says that is not understood was
 //! refused before anything was proposed.
 
-use std::collections::BTreeMap;
-
 use godwit_domain::labels::Labels;
 use godwit_domain::machine::{Body, Machine};
 use godwit_domain::ownership::{Entry, Life, Side};
-use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Refusal, Registry, Stamped, Wish};
+use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Registry, Stamped, Wish};
 use godwit_domain::{ClusterSettings, GuestName, NodeName};
 use godwit_wire::admin::{Applied, Code, Problem};
 use godwit_wire::manifest::{self, Kind, Manifest, MigrationWish, NameWish};
@@ -36,27 +34,18 @@ pub(super) struct Verb {
     pub(super) dry_run: bool,
 }
 
-/// What is done about a `label` command.
-#[derive(Debug, Clone)]
-pub(super) struct Relabel {
-    /// Set, and, without a value, removed.
-    pub(super) labels: BTreeMap<String, Option<String>>,
-    /// A label that has another value may be changed.
-    pub(super) overwrite: bool,
-}
-
 /// What an object comes to.
 #[derive(Debug)]
-struct Plan {
-    kind: Kind,
-    name: String,
-    done: &'static str,
-    command: Option<Command>,
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    pub(super) done: &'static str,
+    pub(super) command: Option<Command>,
     /// A guest that is made by it, with its memory in bytes.
-    makes: Option<(GuestName, Home, u64)>,
+    pub(super) makes: Option<(GuestName, Home, u64)>,
     /// A guest that is ended by it.
-    ends: Option<(GuestName, GuestUid)>,
-    notes: Vec<String>,
+    pub(super) ends: Option<(GuestName, GuestUid)>,
+    pub(super) notes: Vec<String>,
 }
 
 pub(super) async fn apply(
@@ -73,12 +62,12 @@ pub(super) async fn apply(
     carry_out(group, asked, plan, verb.dry_run).await
 }
 
-fn invalid(error: &dyn std::error::Error) -> Problem {
+pub(super) fn invalid(error: &dyn std::error::Error) -> Problem {
     let rule = "a manifest says what it is, and nothing about migration that is not known here";
     refused(rule, error.to_string(), "docs/settings.md and docs/policies.md have examples")
 }
 
-async fn carry_out(group: &Group, asked: Asked, plan: Plan, dry_run: bool) -> Answered {
+pub(super) async fn carry_out(group: &Group, asked: Asked, plan: Plan, dry_run: bool) -> Answered {
     let Plan { kind, name, done, command, makes, ends, notes } = plan;
     let applied = Applied { kind: kind.to_string(), name, done: done.to_owned(), dry_run, notes };
     let Some(command) = command else { return json(&applied) };
@@ -328,7 +317,7 @@ async fn migration_plan(
     Ok(Plan { kind, name, done, command, makes: None, ends: None, notes: Vec::new() })
 }
 
-// ---- delete, label -------------------------------------------------------------------------------------------------
+// ---- delete -------------------------------------------------------------------------------------------------
 
 pub(super) async fn delete(
     group: &Group,
@@ -400,105 +389,6 @@ pub(super) async fn delete(
     carry_out(group, asked, plan, dry_run).await
 }
 
-pub(super) async fn label(
-    group: &Group,
-    asked: Asked,
-    kind: &str,
-    name: String,
-    namespace: Option<String>,
-    change: Relabel,
-    dry_run: bool,
-) -> Answered {
-    let kind: Kind = kind.parse().map_err(|error| invalid(&error))?;
-    let mut notes = Vec::new();
-    let (name, command) = match kind {
-        Kind::Namespace => {
-            let of = name.clone();
-            let labels = read(group, move |registry| registry.namespaces.get(&of).cloned()).await?;
-            let labels = change.of(kind, &name, &labels.unwrap_or_default())?;
-            (name.clone(), Command::PutNamespace { name, labels })
-        }
-        Kind::Node => {
-            let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
-            let of = node.clone();
-            let known = read(group, move |registry| {
-                registry.nodes.contains_key(&of).then(|| {
-                    (
-                        registry.node_wishes.get(&of).cloned().unwrap_or_default(),
-                        registry.nodes[&of].labels.clone(),
-                    )
-                })
-            });
-            let (wish, of_config) = known.await?.ok_or_else(|| super::no_node(&node))?;
-            let labels = change.of(kind, &name, &wish.labels)?;
-            let stays =
-                change.labels.iter().find(|(key, value)| value.is_none() && of_config.contains_key(*key));
-            notes.extend(stays.map(|(key, _)| format!("label {key} is in the node's config: it stays")));
-            (name, Command::Node { node, change: NodeChange::Put { labels, cordoned: wish.cordoned } })
-        }
-        Kind::VirtualMachine => {
-            let guest = guest_name(&name, namespace)?;
-            let of = guest.clone();
-            let machine = read(group, move |registry| registry.machines.get(&of).cloned()).await?;
-            let missing = || Problem::from(NotAgreed::Refused(Refusal::NoMachine(guest.clone())));
-            let machine = machine.ok_or_else(missing)?;
-            let labels = change.of(kind, guest.name(), &machine.labels)?;
-            notes.push(
-                "no policy looks at a VirtualMachine's own labels: spec.template.metadata.labels count"
-                    .to_owned(),
-            );
-            let machine = Machine { labels, ..machine };
-            (guest.to_string(), Command::PutMachine { name: guest, machine, home: None })
-        }
-        Kind::VirtualMachineInstance => {
-            let guest = guest_name(&name, namespace)?;
-            let of = guest.clone();
-            let labels =
-                read(group, move |registry| Some(registry.guest_named(&of)?.1.labels.clone())).await?;
-            let labels = change.of(kind, guest.name(), &labels.ok_or_else(|| super::no_guest(&guest))?)?;
-            (guest.to_string(), Command::PutInstance { name: guest, labels, body: None, home: None })
-        }
-        Kind::HyperConverged
-        | Kind::KubeVirt
-        | Kind::MigrationPolicy
-        | Kind::VirtualMachineInstanceMigration => {
-            let message = format!("labels of a {kind} are not kept: nothing selects by them");
-            return Err(refused(
-                "labels are those of ns, no, vm and vmi",
-                message,
-                "godwit edit changes the object",
-            ));
-        }
-    };
-    let plan = Plan { kind, name, done: "labeled", command: Some(command), makes: None, ends: None, notes };
-    carry_out(group, asked, plan, dry_run).await
-}
-
-impl Relabel {
-    fn of(&self, kind: Kind, name: &str, labels: &Labels) -> Result<Labels, Problem> {
-        let mut changed = labels.clone();
-        for (key, value) in &self.labels {
-            match (value, labels.get(key)) {
-                (Some(value), Some(known)) if value != known && !self.overwrite => {
-                    let message = format!("label {key} of {kind} {name} is {known:?}");
-                    return Err(refused(
-                        "a label that is there is not changed by chance",
-                        message,
-                        "--overwrite",
-                    ));
-                }
-                (Some(value), _) => {
-                    changed.insert(key.clone(), value.clone());
-                }
-                (None, _) => {
-                    changed.remove(key);
-                }
-            }
-        }
-        Ok(changed)
-    }
-}
-
 // ---- helpers -------------------------------------------------------------------------------------------------------
 
 pub(super) fn guest_name(name: &str, namespace: Option<String>) -> Result<GuestName, Problem> {
@@ -518,7 +408,7 @@ fn full_name(manifest: &Manifest) -> String {
     }
 }
 
-async fn read<R: Send + 'static>(
+pub(super) async fn read<R: Send + 'static>(
     group: &Group,
     look: impl FnOnce(&Registry) -> R + Send + 'static,
 ) -> Result<R, Problem> {
