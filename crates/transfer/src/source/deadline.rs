@@ -32,7 +32,9 @@ impl SourceSession {
 
     fn check_copy(&mut self, now: Duration) {
         let limits = self.setup.limits;
-        let (elapsed, still) = (self.rounds.elapsed(now), self.rounds.since_progress(now));
+        // One that is ready, and waits for a quorum, makes no progress by no fault of its guest's.
+        let still = if self.waits_for_quorum { Duration::ZERO } else { self.rounds.since_progress(now) };
+        let elapsed = self.rounds.elapsed(now);
         match precopy::judge_time(&limits, elapsed, still) {
             Some(GaveUp::CompletionTimeout(limit)) => self.decide(now, limit),
             Some(why) => self.give_up(why),
