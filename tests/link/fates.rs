@@ -12,7 +12,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use proptest::prelude::*;
 
-use super::link::{Chance, Counts, Datagram, Link, Plan};
+use super::one_way::{Chance, Counts, Datagram, Link, Plan};
 
 const MS: Duration = Duration::from_millis(1);
 /// Payload of each datagram here.

@@ -2,7 +2,7 @@
 //! and loses datagrams, as a plan says and a seed decides.
 //!
 //! ```text
-//!   link      one direction, pure: what arrives, when, how often
+//!   one_way   one direction, pure: what arrives, when, how often
 //!   relay     sockets and a thread around two of them
 //!   fates     what must hold of the first:  tables and properties, no clock
 //!   sockets   what must hold of the second: real datagrams
@@ -11,6 +11,6 @@
 //! Stories of clusters have both from `tests/support/link.rs`, which puts a relay between their nodes.
 
 mod fates;
-mod link;
+mod one_way;
 mod relay;
 mod sockets;

@@ -24,7 +24,7 @@ use fastrand::Rng;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::sockopt;
 
-use super::link::{Counts, Datagram, Link, Plan};
+use super::one_way::{Counts, Datagram, Link, Plan};
 
 /// Most clients at once; others are not heard.
 const CLIENTS_MAX: usize = 64;
@@ -48,7 +48,6 @@ pub(crate) enum Way {
 #[derive(Debug)]
 pub(crate) struct Relay {
     address: SocketAddr,
-    seed: u64,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -86,7 +85,7 @@ impl Relay {
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("link".to_owned());
         let thread = Some(thread.spawn(move || passer.run(&of_thread))?);
-        Ok(Self { address, seed, shared, thread })
+        Ok(Self { address, shared, thread })
     }
 
     /// Where clients call.
@@ -94,10 +93,10 @@ impl Relay {
         self.address
     }
 
-    /// One line with all that decides the fates: seed and plans.
-    pub(crate) fn replay(&self) -> String {
+    /// The plans, in one line. With the seed they are all that decides the fates.
+    pub(crate) fn plans(&self) -> String {
         let line = self.shared.line();
-        format!("link seed {}: there {}; back {}", self.seed, line.there.plan(), line.back.plan())
+        format!("there {}; back {}", line.there.plan(), line.back.plan())
     }
 
     /// Another plan for what comes from now on.
