@@ -16,6 +16,7 @@
 //!   queue       the leader dies while 50 wait and 5 run
 //!   identities  who may speak to a node
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
+//!   links       a guest moves, and a group agrees, over links that delay, swap, repeat and lose
 //!   commands    configs and the command line
 //!   lab         `godwit lab` from outside: what it prints and what it leaves behind
 //! ```
@@ -43,6 +44,10 @@ mod identities;
 mod inputs;
 #[path = "cluster/lab.rs"]
 mod lab;
+#[path = "support/link.rs"]
+mod link;
+#[path = "cluster/links.rs"]
+mod links;
 #[path = "cluster/moves.rs"]
 mod moves;
 #[path = "cluster/ownership.rs"]
@@ -83,6 +88,7 @@ fn main() {
         identities::trials(),
         hostile::trials(),
         hostile_target::trials(),
+        links::trials(),
         commands::trials(),
         lab::trials(),
     ];
