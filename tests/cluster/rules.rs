@@ -101,7 +101,7 @@ async fn a_policy_that_is_edited_changes_the_migration_that_runs(world: &mut Wor
 
 async fn two_migrations_share_what_their_node_may_send(world: &mut World) -> Outcome {
     // The story ends before they do.
-    world.announce(&["migration failed"]);
+    world.announce(&["migration failed", "giving up"]);
     world.start_with(&[]).await?;
     let settings = "apiVersion: kubevirt.io/v1\nkind: KubeVirt\nmetadata: {name: kubevirt, namespace: kubevirt}\n\
                     spec: {configuration: {migrations: {nodeBandwidth: 32Mi}}}\n";
