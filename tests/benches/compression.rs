@@ -209,8 +209,7 @@ impl Series {
     async fn one(&mut self, target: &NodeName) -> Result<Sample, Failure> {
         let before = self.cpu_time();
         let silent = async |_: &mut Cluster, _: &_| {};
-        let moved =
-            self.cluster.migrate(&self.guest, target, self.overrides.clone(), self.limit, silent).await?;
+        let moved = self.cluster.migrate(&self.guest, target, self.overrides, self.limit, silent).await?;
         let cpu = self.cpu_time().saturating_sub(before);
         let source = match moved {
             Moved::Succeeded { source, .. } => source,
@@ -236,7 +235,8 @@ impl Series {
 /// Best and median of each, and A/B of both.
 fn conclude(name: &str, samples: &[Vec<Sample>; 2]) -> Result<(), Failure> {
     say(&format!("\n{name:<26}     best   median"))?;
-    let measures: [(&str, fn(&Sample) -> f64); 3] = [
+    type Measure = fn(&Sample) -> f64;
+    let measures: [(&str, Measure); 3] = [
         ("s", |sample| sample.seconds),
         ("CPU-s", |sample| sample.cpu_seconds),
         ("MiB sent", |sample| sample.wire_bytes as f64 / f64::from(1 << 20)),

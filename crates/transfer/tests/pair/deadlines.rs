@@ -354,9 +354,8 @@ fn with_the_quorum_comes_the_pause() {
 
 #[test]
 fn who_waits_for_a_quorum_is_not_taken_for_one_that_makes_no_progress() {
-    let fits = Limits { downtime_max: at(1000), progress_timeout: Some(at(500)), ..limits(NOTHING, None) };
-    let mut scene = Scene::with(fits);
-    scene.quorum = false;
+    let in_time = Limits { downtime_max: at(1000), progress_timeout: Some(at(500)), ..limits(NOTHING, None) };
+    let mut scene = Scene { quorum: false, ..Scene::with(in_time) };
     scene.go_on_to(at(5000));
     assert!(scene.session.snapshot(scene.now).waits_for_quorum);
     assert!(
