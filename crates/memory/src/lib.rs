@@ -4,6 +4,7 @@
 //!   pages    PageSet: which pages           (plain data, no kernel)
 //!   memfd    the file that is a guest's RAM: read, write, punch, holes, seals
 //!   uffd     userfaultfd: made by the runner, used by the node
+//!   faults   pages that are not here yet: who waits for them, and filling them in
 //!   tracker  which pages were written since the last look (write-protect + PAGEMAP_SCAN)
 //!   ram      the runner's own mapping, where the guest stores
 //!   probe    does this kernel have what we need?
@@ -21,6 +22,7 @@
 //!
 //! Never here: a clock, a network, a thread of its own.
 
+pub mod faults;
 pub mod memfd;
 pub mod pages;
 pub mod probe;
@@ -29,6 +31,7 @@ mod sys;
 pub mod tracker;
 pub mod uffd;
 
+pub use faults::Faults;
 pub use memfd::Memfd;
 pub use pages::PageSet;
 pub use ram::Ram;

@@ -13,6 +13,8 @@ use godwit_domain::{PAGE_BYTES, PageCount, PageIndex, PageRun};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::PageSet;
+
 /// A guest's RAM as a file.
 #[derive(Debug)]
 pub struct Memfd {
@@ -134,6 +136,35 @@ impl Memfd {
         }
     }
 
+    /// Makes holes of runs and looks whether they are: the pages that stayed present all the same. A large folio of which
+    /// another page is pinned is zeroed and stays, and no access to it would ever wait.
+    pub fn punch_and_check(&self, runs: &[PageRun]) -> io::Result<Vec<PageRun>> {
+        for run in runs {
+            self.punch(*run)?;
+        }
+        let mut stayed = Vec::new();
+        for run in runs {
+            let mut at = run.first;
+            while let Some(data) = self.data_from(at)?.filter(|data| u64::from(data.first.0) < run.end()) {
+                let end = u32::try_from(data.end().min(run.end())).unwrap_or(u32::MAX);
+                stayed.push(PageRun::new(data.first.0, end - data.first.0));
+                at = PageIndex(end);
+            }
+        }
+        Ok(stayed)
+    }
+
+    /// All pages that are holes.
+    pub fn holes(&self) -> io::Result<PageSet> {
+        let mut holes = PageSet::full(self.pages);
+        let mut at = PageIndex(0);
+        while let Some(data) = self.data_from(at)? {
+            holes.remove_run(data);
+            at = PageIndex(u32::try_from(data.end()).unwrap_or(u32::MAX));
+        }
+        Ok(holes)
+    }
+
     /// Forbids every write but stores through mappings that exist now and userfaultfd's: `F_SEAL_FUTURE_WRITE`.
     /// For good: a sealed memory never receives a guest again. Idempotent.
     pub fn seal_against_other_writers(&self) -> io::Result<()> {
@@ -174,6 +205,16 @@ mod tests {
         assert_eq!(memory.data_from(PageIndex(5)).expect("seek"), Some(PageRun::new(15, 1)));
         memory.punch(PageRun::new(15, 1)).expect("punch");
         assert_eq!(memory.data_from(PageIndex(5)).expect("seek"), None);
+    }
+
+    #[test]
+    fn what_was_punched_is_checked_to_be_holes() {
+        let memory = Memfd::create("test", PageCount(16)).expect("memfd");
+        memory.write(PageIndex(2), &vec![1; 6 * PAGE]).expect("write");
+        let punched = [PageRun::new(0, 1), PageRun::new(3, 2), PageRun::new(7, 2)];
+        assert_eq!(memory.punch_and_check(&punched).expect("punch"), []);
+        let holes: Vec<_> = memory.holes().expect("seek").runs().collect();
+        assert_eq!(holes, [PageRun::new(0, 2), PageRun::new(3, 2), PageRun::new(7, 9)]);
     }
 
     #[test]

@@ -71,14 +71,37 @@ struct PmScanArg {
     return_mask: u64,
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct UffdioZeropage {
+    range: UffdioRange,
+    mode: u64,
+    zeroed: i64,
+}
+
+const _: () = assert!(size_of::<UffdioCopy>() == 40);
+const _: () = assert!(size_of::<UffdioZeropage>() == 32);
+const _: () = assert!(size_of::<UffdioRange>() == 16);
 const _: () = assert!(size_of::<UffdioApi>() == 24);
 const _: () = assert!(size_of::<UffdioRegister>() == 32);
 const _: () = assert!(size_of::<UffdioWriteprotect>() == 24);
 const _: () = assert!(size_of::<PageRegion>() == 24);
 const _: () = assert!(size_of::<PmScanArg>() == 96);
 
+/// `UFFDIO_REGISTER_MODE_MISSING`.
+pub(crate) const REGISTER_MODE_MISSING: u64 = 1 << 0;
 /// `UFFDIO_REGISTER_MODE_WP`.
-const REGISTER_MODE_WP: u64 = 1 << 1;
+pub(crate) const REGISTER_MODE_WP: u64 = 1 << 1;
 /// `UFFDIO_WRITEPROTECT_MODE_WP`.
 const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 /// `PAGE_IS_WRITTEN`.
@@ -161,11 +184,12 @@ pub(crate) fn uffdio_api(uffd: impl AsFd, features: u64) -> io::Result<UffdioApi
     Ok(arg)
 }
 
-/// `UFFDIO_REGISTER` of a range for write protection.
-pub(crate) fn uffdio_register_wp(uffd: impl AsFd, start: u64, len: u64) -> io::Result<()> {
+/// `UFFDIO_REGISTER` of a range, in one of the modes above.
+pub(crate) fn uffdio_register(uffd: impl AsFd, start: u64, len: u64, mode: u64) -> io::Result<()> {
     const OP: Opcode = opcode::read_write::<UffdioRegister>(UFFDIO, 0x00);
-    let mut arg = UffdioRegister { range: UffdioRange { start, len }, mode: REGISTER_MODE_WP, ioctls: 0 };
-    // SAFETY: see `Update`. Write protection changes no contents; a fault it causes is resolved by the kernel.
+    let mut arg = UffdioRegister { range: UffdioRange { start, len }, mode, ioctls: 0 };
+    // SAFETY: see `Update`. Registering changes no contents: a store to a protected page is resolved by the kernel, an
+    // access to a missing one waits.
     unsafe { ioctl(uffd, Update::<_, OP>(&mut arg)) }?;
     Ok(())
 }
@@ -215,3 +239,51 @@ pub(crate) fn pagemap_scan_written(
     let filled = usize::try_from(filled).map_err(|_| Errno::INVAL)?;
     Ok((filled.min(regions.len()), arg.walk_end))
 }
+
+/// How far a `UFFDIO_COPY` or `UFFDIO_ZEROPAGE` has come, in bytes, and why not further.
+pub(crate) type Filled = (u64, Option<Errno>);
+
+/// `UFFDIO_COPY`: places bytes where nothing is, at `dst` of the memory that the userfaultfd is of, and wakes who waits
+/// for them.
+pub(crate) fn uffdio_copy(uffd: impl AsFd, dst: u64, bytes: &[u8]) -> Filled {
+    const OP: Opcode = opcode::read_write::<UffdioCopy>(UFFDIO, 0x03);
+    let (src, len) = (bytes.as_ptr() as u64, bytes.len() as u64);
+    let mut arg = UffdioCopy { dst, src, len, mode: 0, copied: 0 };
+    // SAFETY: see `Update`; the kernel reads `len` bytes at `src`, which is `bytes`, borrowed until the end of the call.
+    // It writes only into memory that is registered with this userfaultfd, which no reference of ours points to.
+    let outcome = unsafe { ioctl(uffd, Update::<_, OP>(&mut arg)) };
+    filled(outcome.err(), arg.copied, len)
+}
+
+/// `UFFDIO_ZEROPAGE`: as [`uffdio_copy`], with zeros.
+pub(crate) fn uffdio_zeropage(uffd: impl AsFd, start: u64, len: u64) -> Filled {
+    const OP: Opcode = opcode::read_write::<UffdioZeropage>(UFFDIO, 0x04);
+    let mut arg = UffdioZeropage { range: UffdioRange { start, len }, mode: 0, zeroed: 0 };
+    // SAFETY: see `Update` and `uffdio_copy`; no memory of ours is read.
+    let outcome = unsafe { ioctl(uffd, Update::<_, OP>(&mut arg)) };
+    filled(outcome.err(), arg.zeroed, len)
+}
+
+/// Where it failed at once the count is the negative error number, which is no progress.
+fn filled(error: Option<Errno>, done: i64, len: u64) -> Filled {
+    match error {
+        None => (len, None),
+        Some(errno) => (u64::try_from(done).unwrap_or(0).min(len), Some(errno)),
+    }
+}
+
+/// `UFFDIO_WAKE`: whoever waits for a page of this range looks again.
+pub(crate) fn uffdio_wake(uffd: impl AsFd, start: u64, len: u64) -> io::Result<()> {
+    const OP: Opcode = opcode::read::<UffdioRange>(UFFDIO, 0x02);
+    let mut arg = UffdioRange { start, len };
+    // SAFETY: see `Update`; the kernel only reads the range.
+    unsafe { ioctl(uffd, Update::<_, OP>(&mut arg)) }?;
+    Ok(())
+}
+
+/// Bytes of one event (`struct uffd_msg`).
+pub(crate) const EVENT_BYTES: usize = 32;
+/// `UFFD_EVENT_PAGEFAULT`.
+pub(crate) const EVENT_PAGEFAULT: u8 = 0x12;
+/// Where the faulting address stands in it.
+pub(crate) const EVENT_ADDRESS_AT: usize = 16;

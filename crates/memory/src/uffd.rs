@@ -111,8 +111,14 @@ impl Userfaultfd {
 
     /// Registers a range of the runner's address space for write protection.
     pub(crate) fn register_wp(&self, start: u64, bytes: u64) -> Result<(), UffdError> {
-        sys::uffdio_register_wp(&self.fd, start, bytes)
+        sys::uffdio_register(&self.fd, start, bytes, sys::REGISTER_MODE_WP)
             .map_err(|source| UffdError::Ioctl { what: "UFFDIO_REGISTER (write protection)", source })
+    }
+
+    /// Registers a range for missing pages: an access to a hole waits until somebody fills it. Again: no change.
+    pub(crate) fn register_missing(&self, start: u64, bytes: u64) -> Result<(), UffdError> {
+        sys::uffdio_register(&self.fd, start, bytes, sys::REGISTER_MODE_MISSING)
+            .map_err(|source| UffdError::Ioctl { what: "UFFDIO_REGISTER (missing pages)", source })
     }
 
     /// Ends the registration of a range: no write to it faults any more.
