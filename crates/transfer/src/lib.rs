@@ -14,7 +14,6 @@
 
 pub mod actor;
 pub mod admit;
-mod compress;
 pub mod control;
 pub mod drive;
 pub mod limiter;
