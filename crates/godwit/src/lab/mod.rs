@@ -225,7 +225,8 @@ impl Lab {
         };
         let scenes = match (arguments.moves, arguments.bandwidth) {
             (None, None) => {
-                let names = [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
+                let names =
+                    [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
                 scenes::three_ways(names, &spec, overrides)?
             }
             (moves, _) => {
@@ -323,7 +324,9 @@ impl Scene {
         let moved = cluster.migrate(&self.guest, target, self.how, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us, post_copy) = match moved {
-            Moved::Succeeded { source, resume_us, post_copy } => (source, resume_us, post_copy),
+            Moved::Succeeded { source, resume_us, post_copy } => {
+                (source, resume_us, post_copy.map(|report| *report))
+            }
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {
@@ -333,7 +336,8 @@ impl Scene {
         let took_us = post_copy.map_or(0, |report| report.took_us);
         let (ticks, ticks_while_missing) =
             self.ticks_around(cluster, target, since_ns, asked_ns, took_us).await?;
-        let seen = Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
+        let seen =
+            Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
         Ok(self.entry(source, target, &seen))
     }
 
@@ -368,7 +372,8 @@ impl Scene {
     }
 
     fn entry(&self, source: &NodeName, target: &NodeName, seen: &Measured) -> Move {
-        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } = seen;
+        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } =
+            seen;
         let written = (after.pages_written - before.pages_written) * PAGE_BYTES;
         let running = Duration::from_micros(after.running_us - before.running_us);
         let gap_ms = millis(ticks.gap_ns_max / 1000);

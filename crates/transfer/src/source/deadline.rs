@@ -94,7 +94,9 @@ impl SourceSession {
             (Some(AtDeadline::PauseAndFinish), Some(limit)) => {
                 precopy::pause_fits(&self.standing(now), limit, self.overdue(now))
             }
-            (Some(AtDeadline::PauseAndFinish | AtDeadline::PostCopy | AtDeadline::Cancel) | None, _) => Ok(()),
+            (Some(AtDeadline::PauseAndFinish | AtDeadline::PostCopy | AtDeadline::Cancel) | None, _) => {
+                Ok(())
+            }
         }
     }
 

@@ -304,7 +304,9 @@ impl SourceSession {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        if room.fetched && let Some(fetched) = self.next_fetched() {
+        if room.fetched
+            && let Some(fetched) = self.next_fetched()
+        {
             return Some(fetched);
         }
         if let Some(plan) = self.next_batch(now, room.batch) {

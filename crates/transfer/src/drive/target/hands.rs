@@ -69,13 +69,7 @@ impl MemoryWorker {
     }
 }
 
-fn written(
-    lane: Lane,
-    memory: &Memfd,
-    faults: Option<&Faults>,
-    writes: &[Write],
-    payload: &[u8],
-) -> Event {
+fn written(lane: Lane, memory: &Memfd, faults: Option<&Faults>, writes: &[Write], payload: &[u8]) -> Event {
     match pages::write(memory, faults, writes, payload) {
         Ok(()) => Event::Written(lane),
         Err(error) => Event::NotWritten(lane, format!("write of guest memory: {error}")),
