@@ -74,7 +74,7 @@ async fn where_disruption_is_allowed_it_is_paused_to_finish(world: &mut World) -
     let mut courses = Vec::new();
     let moved = world
         .migrate("node-b", allowed, async |_, seen| {
-            courses.extend(seen.progress.map(|progress| progress.course))
+            courses.extend(seen.progress.as_ref().map(|progress| progress.course))
         })
         .await?;
     let Moved::Succeeded { source, .. } = moved else { return Err(format!("{moved:?}").into()) };
@@ -97,7 +97,7 @@ async fn where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_ta
     let (mut shown, mut felt) = (0, 0);
     let moved = world
         .migrate("node-b", allowed, async |cluster, seen| {
-            shown = seen.progress.map_or(0, |progress| progress.throttle_percent).max(shown);
+            shown = seen.progress.as_ref().map_or(0, |progress| progress.throttle_percent).max(shown);
             if shown > 0 && felt == 0 {
                 felt = cluster.stats(&guest()).await.map_or(0, |stats| stats.throttle_percent);
             }

@@ -153,7 +153,7 @@ impl Registry {
                 None => guest.record.as_mut(),
             };
             if let Some(Record { measured, .. }) = record {
-                measured.source = measured.source.or(new.source);
+                measured.source = measured.source.take().or(new.source);
                 measured.resume_us = measured.resume_us.or(new.resume_us);
             }
             Ok(())

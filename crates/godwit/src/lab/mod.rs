@@ -30,7 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
-use render::{LabReport, Live, Move, millis};
+use render::{LabReport, Live, Move, millis, millis_apart};
 use sweeper::Sweeper;
 
 /// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
@@ -347,6 +347,11 @@ impl Lab {
             commit_ms: millis(measured.commit_us),
             resume_ms: millis(*resume_us),
             predicted_downtime_ms: millis(measured.predicted_downtime_us),
+            prediction: measured.forecast.map(|forecast| forecast.prediction),
+            predicted_total_ms: measured.forecast.and_then(|forecast| forecast.total_us()).map(millis),
+            predicted_total_error_ms: measured.total_error_us().map(millis_apart),
+            predicted_downtime_error_ms: measured.downtime_error_us().map(millis_apart),
+            steps: measured.steps.clone(),
             ticks_lost: ticks.lost,
             tick_gap_max_ms: gap_ms,
             verified: verified.wrong == 0,

@@ -401,6 +401,8 @@ impl Driver {
             predicted_downtime_ms: u64::try_from(snapshot.predicted_downtime.as_millis()).unwrap_or(u64::MAX),
             throttle_percent: snapshot.throttle_percent,
             course: snapshot.course,
+            prediction: snapshot.prediction,
+            steps: self.session.steps().to_vec(),
         };
         // Only the newest is worth anything: what does not fit is left out.
         let _ = self.tells.try_send(Tells::Progress(progress));
@@ -433,7 +435,9 @@ impl Driver {
             wire_bytes: stats.udp_tx.bytes,
             skipped_pages: snapshot.skipped_pages,
             last_round_pages: u64::from(snapshot.last_round_pages.0),
-            ..self.report
+            forecast: self.session.forecast(),
+            steps: self.session.steps().to_vec(),
+            ..self.report.clone()
         })
     }
 

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use godwit_domain::ownership::Side;
-use godwit_domain::precopy::{self, AtDeadline, GaveUp, Standing};
+use godwit_domain::precopy::{self, AtDeadline, Did, GaveUp, Standing};
 
 use super::{Action, SourceSession, Stage};
 
@@ -103,6 +103,7 @@ impl SourceSession {
 
     /// A time limit ends it: Cancelled, not Failed.
     pub(super) fn give_up(&mut self, why: GaveUp) {
+        self.note(Did::GiveUp, &self.standing(self.rounds.last_scan()));
         self.end(Side::Deadline, why.to_string());
     }
 
@@ -110,7 +111,10 @@ impl SourceSession {
     pub(super) fn adjust_throttle(&mut self, standing: &Standing) {
         let before = self.throttle.percent();
         self.throttle = self.throttle.after_round(&self.setup.limits, standing);
-        if self.throttle.percent() != before {
+        if self.throttle.percent() == before {
+            self.note(Did::GoOn, standing);
+        } else {
+            self.note(Did::Throttle(self.throttle.percent()), standing);
             self.actions.push_back(Action::Throttle(self.throttle.percent()));
         }
     }
