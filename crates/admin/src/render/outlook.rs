@@ -64,9 +64,10 @@ fn step(step: &Step) -> [String; 3] {
         Did::PostCopy => {
             ("stopped for post-copy".to_owned(), format!("{left} left, which would take {pause}"))
         }
-        Did::PauseAndFinish => {
-            ("paused to finish".to_owned(), format!("the deadline has passed; {left} left, which take {pause}"))
-        }
+        Did::PauseAndFinish => (
+            "paused to finish".to_owned(),
+            format!("the deadline has passed; {left} left, which take {pause}"),
+        ),
         Did::GiveUp => ("gave up".to_owned(), format!("{left} left, which would take {pause}")),
     };
     [rounds, done, why]
@@ -77,7 +78,11 @@ pub(super) fn hindsight(report: &SourceReport) -> Vec<(&'static str, String)> {
     let Some(Forecast { prediction, .. }) = &report.forecast else { return Vec::new() };
     let apart = |error: i64| {
         let size = micros(error.unsigned_abs());
-        if error < 0 { format!("{size} shorter than expected") } else { format!("{size} longer than expected") }
+        if error < 0 {
+            format!("{size} shorter than expected")
+        } else {
+            format!("{size} longer than expected")
+        }
     };
     let mut all = vec![("expected after round 1", expected(prediction))];
     all.extend(report.total_error_us().map(|error| ("total was", apart(error))));
@@ -106,13 +111,16 @@ mod tests {
         let none = Prediction { needed_bandwidth: None, ..NO };
         let early = Prediction { confidence: Confidence::Early, ..yes };
         let varies = Prediction { confidence: Confidence::Varies, ..NO };
-        let no = "will not fit 300 ms: about 96.0 MiB stay, a pause of 1.5 s; needs 180.0 MiB/s (has 64.0 MiB/s)";
+        let no =
+            "will not fit 300 ms: about 96.0 MiB stay, a pause of 1.5 s; needs 180.0 MiB/s (has 64.0 MiB/s)";
         let fits = "will fit 300 ms in about 12.0 s, after round 4, with a pause of about 80 ms";
         assert_eq!(expected(&NO), no);
         assert_eq!(expected(&yes), fits);
         assert_eq!(expected(&early), format!("{fits}; an early guess"));
         assert!(expected(&none).starts_with("will not fit 300 ms at any bandwidth"));
-        assert!(expected(&varies).starts_with(no) && expected(&varies).ends_with("a quiet moment may end it"));
+        assert!(
+            expected(&varies).starts_with(no) && expected(&varies).ends_with("a quiet moment may end it")
+        );
     }
 
     #[test]

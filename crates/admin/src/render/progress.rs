@@ -14,7 +14,8 @@ pub fn in_short(progress: &Progress) -> String {
         0 => "not known yet".to_owned(),
         _ => millis(progress.predicted_downtime_ms),
     };
-    let expected = progress.prediction.as_ref().map_or_else(String::new, |said| format!(", {}", expected(said)));
+    let expected =
+        progress.prediction.as_ref().map_or_else(String::new, |said| format!(", {}", expected(said)));
     format!(
         "round {}, {} left, {} out, {} written, downtime now {downtime}{expected}",
         progress.round,

@@ -87,8 +87,14 @@ mod tests {
             let left = 100 - u64::from(round);
             record.note(Did::GoOn, Round(round), left + 1, left, 7);
         }
-        let step =
-            Step { from_round: 1, round: 5, did: Did::GoOn, before_bytes: 100, left_bytes: 95, downtime_ms: 7 };
+        let step = Step {
+            from_round: 1,
+            round: 5,
+            did: Did::GoOn,
+            before_bytes: 100,
+            left_bytes: 95,
+            downtime_ms: 7,
+        };
         assert_eq!(record.steps(), [step]);
         for round in 6..60 {
             record.note(Did::Throttle(u8::try_from(round).expect("small")), Round(round), 1, 1, 1);

@@ -193,7 +193,8 @@ impl Live {
             _ => format!("{} ms", progress.predicted_downtime_ms),
         };
         let expected = progress.prediction.as_ref();
-        let expected = expected.map_or_else(String::new, |said| format!(", {}", godwit_admin::render::expected(said)));
+        let expected =
+            expected.map_or_else(String::new, |said| format!(", {}", godwit_admin::render::expected(said)));
         self.bar.set_message(format!(
             "round {}, {} left, {}/s out, {}/s written, downtime now {downtime}{expected}",
             progress.round,

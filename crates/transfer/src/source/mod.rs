@@ -39,8 +39,8 @@ use godwit_memory::PageSet;
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
-pub use rounds::Plan;
 use outlook::Outlook;
+pub use rounds::Plan;
 use rounds::Rounds;
 pub use standing::Snapshot;
 
