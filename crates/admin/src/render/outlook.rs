@@ -75,7 +75,7 @@ fn step(step: &Step) -> [String; 3] {
 
 /// What was expected after the first round, and by how much that was wrong.
 pub(super) fn hindsight(report: &SourceReport) -> Vec<(&'static str, String)> {
-    let Some(Forecast { prediction, .. }) = &report.forecast else { return Vec::new() };
+    let Some(Forecast { prediction, .. }) = report.forecast.as_deref() else { return Vec::new() };
     let apart = |error: i64| {
         let size = micros(error.unsigned_abs());
         if error < 0 {
@@ -143,7 +143,7 @@ mod tests {
     fn an_error_is_said_with_its_direction() {
         let report = SourceReport {
             pause_us: 1_400_000,
-            forecast: Some(Forecast { said_us: 1, prediction: NO }),
+            forecast: Some(Box::new(Forecast { said_us: 1, prediction: NO })),
             ..SourceReport::default()
         };
         let said = hindsight(&report);

@@ -290,7 +290,7 @@ impl Lab {
         let moved = cluster.migrate(&self.guest, target, self.overrides, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us) = match moved {
-            Moved::Succeeded { source, resume_us } => (source, resume_us),
+            Moved::Succeeded { source, resume_us, .. } => (source, resume_us),
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {
@@ -347,8 +347,12 @@ impl Lab {
             commit_ms: millis(measured.commit_us),
             resume_ms: millis(*resume_us),
             predicted_downtime_ms: millis(measured.predicted_downtime_us),
-            prediction: measured.forecast.map(|forecast| forecast.prediction),
-            predicted_total_ms: measured.forecast.and_then(|forecast| forecast.total_us()).map(millis),
+            prediction: measured.forecast.as_ref().map(|forecast| forecast.prediction),
+            predicted_total_ms: measured
+                .forecast
+                .as_ref()
+                .and_then(|forecast| forecast.total_us())
+                .map(millis),
             predicted_total_error_ms: measured.total_error_us().map(millis_apart),
             predicted_downtime_error_ms: measured.downtime_error_us().map(millis_apart),
             steps: measured.steps.clone(),

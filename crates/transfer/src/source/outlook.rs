@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use godwit_domain::precopy::predict::{Now, Scan};
-use godwit_domain::precopy::{Did, Prediction, Predictor, Record, Standing, Step};
+use godwit_domain::precopy::{AtDeadline, Did, Prediction, Predictor, Record, Standing, Step};
 use godwit_domain::progress::Forecast;
 use godwit_domain::{PageCount, Round};
 
@@ -22,6 +22,8 @@ pub(super) struct Outlook {
     /// What was said after the first round.
     forecast: Option<Forecast>,
     due: Duration,
+    /// What the last scan has shown.
+    impossible: bool,
     record: Record,
 }
 
@@ -32,6 +34,7 @@ impl Outlook {
             prediction: None,
             forecast: None,
             due: now,
+            impossible: false,
             record: Record::default(),
         }
     }
@@ -39,6 +42,13 @@ impl Outlook {
     pub(super) fn guest_changed(&mut self, now: Duration) {
         self.predictor.guest_changed(now);
         self.due = now;
+        self.impossible = false;
+    }
+
+    /// The next scan says what that means.
+    pub(super) fn limits_changed(&mut self) {
+        self.due = Duration::ZERO;
+        self.impossible = false;
     }
 }
 
@@ -58,10 +68,9 @@ impl SourceSession {
         self.outlook.record.steps()
     }
 
-    /// Whether rounds are shown to be in vain, with the limits that hold now: [`Predictor::impossible`].
-    pub fn convergence_is_impossible(&self, now: Duration) -> bool {
-        matches!(self.stage, Stage::Copying)
-            && self.outlook.predictor.impossible(&self.setup.limits, self.standing(now).fixed)
+    /// Whether the last scan has shown that rounds are in vain, with the limits that hold now: [`Predictor::impossible`].
+    pub fn convergence_is_impossible(&self) -> bool {
+        self.outlook.impossible && matches!(self.stage, Stage::Copying)
     }
 
     /// A scan was taken up.
@@ -73,6 +82,8 @@ impl SourceSession {
         if round_is_over {
             self.outlook.predictor.round_ended();
         }
+        let fixed = self.standing(now).fixed;
+        self.outlook.impossible = self.outlook.predictor.impossible(&self.setup.limits, fixed);
         let is_first = round_is_over && self.outlook.forecast.is_none();
         if now >= self.outlook.due || is_first {
             self.outlook.due = now + INTERVAL;
@@ -96,6 +107,16 @@ impl SourceSession {
             send_rate,
             fixed,
         }
+    }
+
+    /// The guest is told to stand still.
+    pub(super) fn note_stop(&mut self, standing: &Standing) {
+        let did = match self.finishing {
+            Some(AtDeadline::PostCopy) => Did::PostCopy,
+            Some(AtDeadline::PauseAndFinish | AtDeadline::Cancel) => Did::PauseAndFinish,
+            None => Did::SwitchOver,
+        };
+        self.note(did, standing);
     }
 
     /// This is done now.

@@ -9,6 +9,8 @@
 //! within [`TIME_FACTOR`] and [`TIME_MS`], and a downtime is at most
 //! [`DOWNTIME_FACTOR`] as long, and [`DOWNTIME_MS`]: one more round that halves the rest may make it shorter.
 
+#![expect(clippy::cast_possible_truncation, reason = "memories and times here are small")]
+
 use std::time::Duration;
 
 use proptest::prelude::*;
