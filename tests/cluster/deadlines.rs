@@ -147,7 +147,7 @@ async fn a_guest_that_can_not_fit_is_told_what_it_needs_and_completes_with_it(wo
             (detail.row.phase == "Succeeded").then_some(detail.measured.source?)
         })
         .await;
-    let forecast = measured.forecast.ok_or("nothing was said after round one")?;
+    let forecast = measured.forecast.as_ref().ok_or("nothing was said after round one")?;
     assert_eq!(forecast.prediction.fits, Fits::No, "{measured:?}");
     assert!(measured.downtime_error_us().is_some() && measured.total_error_us().is_none(), "{measured:?}");
     let last = measured.steps.last().map(|step| step.did);
