@@ -189,7 +189,7 @@ fn batch(first: u32, count: u32) -> Vec<u8> {
     let runs = vec![ClassedRun { run: PageRun::new(first, count), class: Class::Raw }];
     let batch = Batch { session: SessionId(1), round: Round::FIRST, sequence: 0, runs };
     let payload = vec![0xdd; count as usize * 4096];
-    [batch.encode(&payload), payload].concat()
+    [batch.encode(&payload, None), payload].concat()
 }
 
 fn final_frame(state_bytes: u32) -> SourceFrame {

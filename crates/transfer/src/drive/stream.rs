@@ -1,14 +1,16 @@
 //! Batches onto page streams under the rate limit, and off them with every check.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use godwit_wire::batch::{Batch, BatchError, HEAD_BYTES, Head};
 use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::Clock;
+use crate::compress::{self, LinkMeter};
 use crate::limiter::Limiter;
 use crate::pages::Encoded;
 use crate::transport::{CONNECTION_WINDOW_BYTES, PAGE_STREAMS};
@@ -63,16 +65,22 @@ pub(super) async fn send<E>(
 ) -> Result<(), WriteError> {
     let mut streams: Vec<SendStream> = Vec::with_capacity(PAGE_STREAMS);
     let mut next = 0;
-    while let Some(Encoded { head, payload, raw_pages, zero_pages }) = batches.recv().await {
+    let mut meter = LinkMeter::default();
+    while let Some((encoded, starved)) = next_of(&mut batches).await {
+        let Encoded { head, payload, raw_pages, zero_pages, link } = encoded;
         if streams.len() < PAGE_STREAMS {
             streams.push(connection.open_uni().await?);
         }
         let count = streams.len();
         let Some(stream) = streams.get_mut(next % count) else { break };
         next += 1;
+        let bytes = (head.len() + payload.len()) as u64;
+        let begun = Instant::now();
         for piece in [head, payload] {
             send_piece(&connection, &limiter, stream, piece).await?;
         }
+        let limit = limiter.with(|limiter, _| limiter.bandwidth().bytes_per_second());
+        link.set(meter.sent(bytes, begun.elapsed(), starved, limit));
         // A driver that has ended hears nothing.
         let _ = events.send(sent(raw_pages, zero_pages)).await;
     }
@@ -81,6 +89,15 @@ pub(super) async fn send<E>(
         let _ = stream.finish();
     }
     Ok(())
+}
+
+/// The next batch, and whether it had to be waited for: then it is not the link that holds up the rest.
+async fn next_of(batches: &mut mpsc::Receiver<Encoded>) -> Option<(Encoded, bool)> {
+    match batches.try_recv() {
+        Ok(encoded) => Some((encoded, false)),
+        Err(TryRecvError::Empty) => batches.recv().await.map(|encoded| (encoded, true)),
+        Err(TryRecvError::Disconnected) => None,
+    }
 }
 
 async fn send_piece(
@@ -130,8 +147,11 @@ pub(super) async fn receive(
         let head = Head::decode(&head_bytes)?;
         let mut table = vec![0; head.table_bytes()];
         stream.read_exact(&mut table).await.map_err(PageStreamError::Torn)?;
-        let mut payload = vec![0; head.payload_bytes()];
+        let mut payload = vec![0; head.packed_bytes().unwrap_or(head.payload_bytes())];
         stream.read_exact(&mut payload).await.map_err(PageStreamError::Torn)?;
+        if head.packed_bytes().is_some() {
+            payload = compress::unpack(&payload, head.payload_bytes()).ok_or_else(|| head.not_unpacked())?;
+        }
         let batch = head.complete(&head_bytes, &table, &payload, guest_pages)?;
         if batches.send((link, batch, payload)).await.is_err() {
             return Ok(());
