@@ -167,8 +167,9 @@ async fn a_changed_limit_is_in_force_within_a_second(world: &mut World) -> Outco
     assert!(stretches.len() > LIMITS.len(), "it ended before every limit was seen");
     for stretch in stretches.iter().take(LIMITS.len()) {
         let (rate, limit) = (stretch.rate() / MIB as f64, stretch.limit as f64);
-        // A busy host may carry less; half of a limit is still far from the one before.
-        let range = limit / 2.0..=limit * 1.1;
+        // A busy host carries less, and tells of it late; each limit is far from the one before all the same. How well it
+        // is kept is measured on the cable.
+        let range = limit / 2.0..=limit * 1.3;
         assert!(range.contains(&rate), "{rate:.1} MiB/s a second after the limit became {limit}");
     }
     assert_eq!(world.wrong_pages().await?, 0);

@@ -1,6 +1,6 @@
 //! A guest under load moves, there and back.
 
-use godwit_domain::{Epoch, GuestSpec};
+use godwit_domain::{Epoch, GuestSpec, PAGE_BYTES};
 use libtest_mimic::Trial;
 
 use crate::support::world::{World, guest, guest_of, limited_to, node};
@@ -10,7 +10,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     stories![
         a_guest_under_load_moves_there_and_back,
         a_hole_and_a_zero_page_cost_nothing_on_the_wire,
-        a_guest_whose_pages_shrink_sends_less_under_a_limit_and_arrives_whole
+        a_guest_whose_pages_shrink_sends_less_under_a_limit_and_arrives_whole,
+        a_guest_of_random_pages_is_tried_now_and_then_and_never_packed
     ]
 }
 
@@ -54,5 +55,18 @@ async fn a_guest_whose_pages_shrink_sends_less_under_a_limit_and_arrives_whole(w
     let report = world.move_to("node-b", limited_to(32)).await?;
     assert_eq!(world.wrong_pages().await?, 0);
     assert!(report.wire_bytes < memory_bytes / 2, "{} bytes sent of {memory_bytes}", report.wire_bytes);
+    // The bytes of the classes are those on the wire, but for heads, control frames and the transport's own.
+    let of_pages = report.packed_bytes + report.raw_pages * PAGE_BYTES;
+    assert!(report.packed_pages > report.raw_pages, "{report:?}");
+    assert!(of_pages < report.wire_bytes && of_pages > report.wire_bytes / 10 * 8, "{of_pages}: {report:?}");
+    Ok(())
+}
+
+async fn a_guest_of_random_pages_is_tried_now_and_then_and_never_packed(world: &mut World) -> Outcome {
+    world.three_with(guest_of(128, 4)).await?;
+    let report = world.move_to("node-b", limited_to(64)).await?;
+    assert_eq!(world.wrong_pages().await?, 0);
+    assert_eq!((report.packed_pages, report.packed_bytes), (0, 0), "{report:?}");
+    assert!(report.packing_us > 0, "nobody has looked: {report:?}");
     Ok(())
 }

@@ -5,15 +5,17 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
+use godwit_domain::progress::SentPages;
 use godwit_domain::{PAGE_SIZE, PageCount, PageIndex, PageRun, Round};
 use godwit_memory::Memfd;
 use godwit_wire::batch::{Batch, Class, ClassedRun};
 use godwit_wire::migration::SessionId;
 
-use crate::compress::{self, Chooser, LinkRate, SAMPLE_PAGES, Step, Trial};
+use crate::compress::link::LinkRate;
+use crate::compress::packer::{Packer, Packing};
 use crate::source::Plan;
 use crate::target::Write;
 
@@ -24,10 +26,8 @@ pub(crate) struct Encoded {
     pub(crate) head: Bytes,
     /// The raw pages, or the block that they were packed into.
     pub(crate) payload: Bytes,
-    /// Pages with their bytes, packed or not.
-    pub(crate) raw_pages: u64,
-    /// Pages that are zeros.
-    pub(crate) zero_pages: u64,
+    /// What its pages go as.
+    pub(crate) sent: SentPages,
     /// Where whoever sends it tells how fast the link is.
     pub(crate) link: Arc<LinkRate>,
 }
@@ -61,16 +61,23 @@ impl Reader {
                 self.read_run(*run, &mut payload, &mut runs)?;
             }
         }
-        self.packer.chooser.read(payload.len(), begun.elapsed());
+        self.packer.read(payload.len(), begun.elapsed());
         planted::make_stale(plan.round, &runs, &mut payload);
         let batch = Batch { session: self.session, round: plan.round, sequence: plan.sequence, runs };
-        let raw_pages = (payload.len() / PAGE_SIZE) as u64;
-        let zero_pages = batch.pages() - raw_pages;
-        let packed = self.packer.pack(&payload);
-        let head = batch.encode(&payload, packed.as_ref().and_then(|block| u32::try_from(block.len()).ok()));
-        let payload = packed.unwrap_or_else(|| payload.into());
-        let link = Arc::clone(&self.packer.link);
-        Ok(Encoded { head: head.into(), payload, raw_pages, zero_pages, link })
+        Ok(self.packed(&batch, payload))
+    }
+
+    /// A batch as it goes: packed, if that is worth it.
+    fn packed(&mut self, batch: &Batch, payload: Vec<u8>) -> Encoded {
+        let pages = (payload.len() / PAGE_SIZE) as u64;
+        let Packing { block, took } = self.packer.pack(&payload);
+        let packed_bytes = block.as_ref().and_then(|block| u32::try_from(block.len()).ok());
+        let head = batch.encode(&payload, packed_bytes).into();
+        let zero = batch.pages() - pages;
+        let (raw, packed) = if block.is_some() { (0, pages) } else { (pages, 0) };
+        let packed_bytes = u64::from(packed_bytes.unwrap_or(0));
+        let sent = SentPages { raw, zero, packed, packed_bytes, packing: took };
+        Encoded { head, payload: block.unwrap_or_else(|| payload.into()), sent, link: self.packer.link() }
     }
 
     fn read_around_holes(
@@ -120,63 +127,6 @@ impl Reader {
         payload.truncate(kept);
         Ok(())
     }
-}
-
-/// Packs the batches that are worth it.
-#[derive(Debug)]
-struct Packer {
-    chooser: Chooser,
-    link: Arc<LinkRate>,
-    /// Room for a block and for a sample, used again and again.
-    room: Vec<u8>,
-    sample: Vec<u8>,
-}
-
-impl Packer {
-    fn new() -> Self {
-        Self { chooser: Chooser::new(), link: Arc::default(), room: Vec::new(), sample: Vec::new() }
-    }
-
-    /// The block to send in place of these pages, if one is to be.
-    fn pack(&mut self, payload: &[u8]) -> Option<Bytes> {
-        if payload.is_empty() || planted::is_compression_off() {
-            return None;
-        }
-        let link_rate = self.link.get();
-        let pack = match self.chooser.next(link_rate) {
-            Step::Plain => false,
-            Step::Pack => true,
-            Step::Sample => {
-                self.take_sample(payload);
-                let (_, trial) = timed_pack(&self.sample, &mut self.room);
-                self.chooser.sampled(link_rate, trial)
-            }
-        };
-        if !pack {
-            return None;
-        }
-        let (block, trial) = timed_pack(payload, &mut self.room);
-        let is_worth_it = self.chooser.packed(link_rate, trial);
-        // A copy, so that what waits to be acknowledged takes no more memory than it has bytes.
-        block.filter(|_| is_worth_it).map(Bytes::copy_from_slice)
-    }
-
-    /// Some pages from all over the batch.
-    fn take_sample(&mut self, payload: &[u8]) {
-        self.sample.clear();
-        let apart = (payload.len() / PAGE_SIZE).div_ceil(SAMPLE_PAGES).max(1);
-        for page in payload.chunks(PAGE_SIZE).step_by(apart) {
-            self.sample.extend_from_slice(page);
-        }
-    }
-}
-
-fn timed_pack<'a>(plain: &[u8], room: &'a mut Vec<u8>) -> (Option<&'a [u8]>, Trial) {
-    let begun = Instant::now();
-    let block = compress::pack(plain, room);
-    let took: Duration = begun.elapsed();
-    let packed = block.map_or(plain.len(), <[u8]>::len);
-    (block, Trial { plain: plain.len(), packed, took })
 }
 
 fn skip(run: PageRun, pages: u32) -> PageRun {
@@ -249,17 +199,6 @@ mod planted {
         }
     }
 
-    /// No bug, but what compression is compared with.
-    #[cfg(feature = "planted-bugs")]
-    pub(super) fn is_compression_off() -> bool {
-        crate::planted::is_on("no-compression")
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub(super) fn is_compression_off() -> bool {
-        false
-    }
-
     #[cfg(not(feature = "planted-bugs"))]
     pub(super) fn make_stale(_: Round, _: &[ClassedRun], _: &mut [u8]) {}
 
@@ -280,7 +219,7 @@ mod tests {
     }
 
     fn classes(encoded: &Encoded) -> (u64, u64, usize) {
-        (encoded.raw_pages, encoded.zero_pages, encoded.payload.len() / PAGE_SIZE)
+        (encoded.sent.raw, encoded.sent.zero, encoded.payload.len() / PAGE_SIZE)
     }
 
     #[test]
@@ -336,7 +275,7 @@ mod tests {
         }
         let duplicate = Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup");
         let mut reader = Reader::new(duplicate, SessionId(1));
-        reader.packer.link.set(link_rate);
+        reader.packer.link().set(link_rate);
         let encoded = reader.read(&plan(1, vec![PageRun::new(0, 64)])).expect("read");
         let (head_bytes, table) = encoded.head.split_first_chunk().expect("a head");
         let head = godwit_wire::batch::Head::decode(head_bytes).expect("a head");
@@ -344,7 +283,8 @@ mod tests {
             None => encoded.payload.to_vec(),
             Some(bytes) => {
                 assert_eq!(bytes, encoded.payload.len());
-                compress::unpack(&encoded.payload, head.payload_bytes()).expect("a block")
+                assert_eq!((encoded.sent.packed, encoded.sent.packed_bytes), (4, bytes as u64));
+                crate::compress::unpack(&encoded.payload, head.payload_bytes()).expect("a block")
             }
         };
         let batch = head.complete(head_bytes, table, &payload, PAGES.0).expect("a batch");
@@ -358,19 +298,7 @@ mod tests {
         source.read(PageIndex(0), &mut want).expect("read");
         target.read(PageIndex(0), &mut got).expect("read");
         assert!(want == got);
+        assert_eq!((encoded.sent.raw + encoded.sent.packed, encoded.sent.zero), (4, 60));
         head.packed_bytes().is_some()
-    }
-
-    #[test]
-    fn random_pages_go_as_they_are() {
-        let memory = Memfd::create("test", PAGES).expect("memfd");
-        let mut bytes = vec![0; 64 * PAGE_SIZE];
-        fastrand::Rng::with_seed(1).fill(&mut bytes);
-        memory.write(PageIndex(0), &bytes).expect("write");
-        let mut reader = Reader::new(memory, SessionId(1));
-        reader.packer.link.set(Some(1));
-        let encoded = reader.read(&plan(1, vec![PageRun::new(0, 64)])).expect("read");
-        assert!(encoded.payload == bytes);
-        assert_eq!(reader.packer.sample.len(), SAMPLE_PAGES * PAGE_SIZE, "it was tried");
     }
 }

@@ -5,7 +5,7 @@ mod hands;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase};
-use godwit_domain::progress::{Course, Progress, SourceReport};
+use godwit_domain::progress::{Course, Progress, SentPages, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
@@ -57,10 +57,7 @@ enum Event {
     Saved(Vec<u8>),
     /// So many percent of its time are taken from the guest.
     Throttled(u8),
-    Sent {
-        raw_pages: u64,
-        zero_pages: u64,
-    },
+    Sent(SentPages),
     /// Something broke. What it means depends on where the session stands.
     Broke(String),
     /// The runner did not do what it must.
@@ -262,10 +259,9 @@ impl Driver {
                 self.session.throttled(percent);
                 self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
             }
-            Event::Sent { raw_pages, zero_pages } => {
+            Event::Sent(sent) => {
                 self.plans_open = self.plans_open.saturating_sub(1);
-                self.report.raw_pages += raw_pages;
-                self.report.zero_pages += zero_pages;
+                self.report.count(&sent);
             }
             Event::Broke(reason) => self.broke(&reason),
             Event::RunnerBroke(reason) => self.session.fail(format!("runner at the source: {reason}")),

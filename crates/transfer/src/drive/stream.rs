@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use godwit_domain::progress::SentPages;
 use godwit_wire::batch::{Batch, BatchError, HEAD_BYTES, Head};
 use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::Clock;
-use crate::compress::{self, LinkMeter};
+use crate::compress;
+use crate::compress::link::LinkMeter;
 use crate::limiter::Limiter;
 use crate::pages::Encoded;
 use crate::transport::{CONNECTION_WINDOW_BYTES, PAGE_STREAMS};
@@ -54,20 +56,20 @@ impl SharedLimiter {
     }
 }
 
-/// Sends batches until there are no more, then finishes the streams. `events` hears of each, with the pages that
-/// went as bytes and as zeros.
+/// Sends batches until there are no more, then finishes the streams. `events` hears of each, and what
+/// its pages went as.
 pub(super) async fn send<E>(
     connection: Connection,
     limiter: SharedLimiter,
     mut batches: mpsc::Receiver<Encoded>,
     events: &mpsc::Sender<E>,
-    sent: fn(u64, u64) -> E,
+    tell: fn(SentPages) -> E,
 ) -> Result<(), WriteError> {
     let mut streams: Vec<SendStream> = Vec::with_capacity(PAGE_STREAMS);
     let mut next = 0;
     let mut meter = LinkMeter::default();
     while let Some((encoded, starved)) = next_of(&mut batches).await {
-        let Encoded { head, payload, raw_pages, zero_pages, link } = encoded;
+        let Encoded { head, payload, sent, link } = encoded;
         if streams.len() < PAGE_STREAMS {
             streams.push(connection.open_uni().await?);
         }
@@ -82,7 +84,7 @@ pub(super) async fn send<E>(
         let limit = limiter.with(|limiter, _| limiter.bandwidth().bytes_per_second());
         link.set(meter.sent(bytes, begun.elapsed(), starved, limit));
         // A driver that has ended hears nothing.
-        let _ = events.send(sent(raw_pages, zero_pages)).await;
+        let _ = events.send(tell(sent)).await;
     }
     for mut stream in streams {
         // The other end may have closed it: everything was sent all the same.

@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use godwit_domain::progress::SentPages;
 use godwit_memory::tracker::TrackerError;
 use godwit_memory::{PageSet, Tracker};
 use quinn::{Connection, RecvStream};
@@ -34,7 +35,7 @@ impl MemoryWorker {
                     // The connection is gone, which its own tasks have said.
                     Ok(encoded) => match self.encoded.blocking_send(encoded) {
                         Ok(()) => continue,
-                        Err(_) => Event::Sent { raw_pages: 0, zero_pages: 0 },
+                        Err(_) => Event::Sent(SentPages::default()),
                     },
                     Err(error) => Event::Broke(format!("read of guest memory: {error}")),
                 },
@@ -79,8 +80,7 @@ pub(super) async fn send_batches(
     batches: mpsc::Receiver<Encoded>,
     events: mpsc::Sender<Event>,
 ) {
-    let sent = |raw_pages, zero_pages| Event::Sent { raw_pages, zero_pages };
-    if let Err(error) = stream::send(connection, limiter, batches, &events, sent).await {
+    if let Err(error) = stream::send(connection, limiter, batches, &events, Event::Sent).await {
         let _ = events.send(Event::Broke(chain(&error))).await;
     }
 }
