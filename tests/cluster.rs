@@ -54,6 +54,8 @@ mod moves;
 mod ownership;
 #[path = "cluster/planted.rs"]
 mod planted;
+#[path = "cluster/postcopy.rs"]
+mod postcopy;
 #[path = "cluster/queue.rs"]
 mod queue;
 #[path = "cluster/quorum.rs"]
@@ -81,6 +83,7 @@ fn main() {
         inputs::trials(),
         bandwidth::trials(),
         deadlines::trials(),
+        postcopy::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

@@ -242,7 +242,8 @@ async fn prepare(puppet: &Puppet, number: u32) -> Result<Preamble, Box<dyn Error
     let token = puppet.until("node-b accepts the guest", accepted).await;
     let (source, session, memory_bytes) = (node("node-a"), SessionId(1), MEMORY * MIB);
     let epoch = puppet.epoch(GUEST)?;
-    Ok(Preamble { migration, guest: guest(), source, epoch, token, session, memory_bytes, page_bytes: 4096 })
+    let (guest, link, page_bytes) = (guest(), 1, 4096);
+    Ok(Preamble { migration, guest, source, epoch, token, session, link, memory_bytes, page_bytes })
 }
 
 async fn call(
@@ -253,7 +254,7 @@ async fn call(
     let address = puppet.migration_address("node-b")?;
     let connection = dial(world, ("node-b", address), &papers_of(world, "node-a")).await?;
     let (mut send, receive) = connection.open_bi().await?;
-    control::greet(&mut send, preamble).await?;
+    control::greet(&mut send, Role::Migration, preamble).await?;
     Ok((connection, send, receive))
 }
 

@@ -67,11 +67,12 @@ async fn greet_as_node_a(connection: &Connection) -> Outcome {
         epoch: Epoch::FIRST,
         token: InstanceId::from_random([1; 16]),
         session: SessionId(1),
+        link: 1,
         memory_bytes: 64 * MIB,
         page_bytes: 4096,
     };
     let (mut send, _receive) = connection.open_bi().await?;
-    Ok(control::greet(&mut send, &preamble).await?)
+    Ok(control::greet(&mut send, Role::Migration, &preamble).await?)
 }
 
 // ---- the control address ---------------------------------------------------------------------------------------

@@ -373,6 +373,7 @@ fn concerned(
             settings: registry.settings_of(guest),
             target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
             network: None,
+            post_copy_at_once: false,
         };
         (*uid, view)
     });

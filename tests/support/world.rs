@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use godwit::lab::cluster::{Cluster, ClusterError, Moved, NodeSpec, Watched};
+use godwit::lab::cluster::{Cluster, ClusterError, How, Moved, NodeSpec, Watched};
 use godwit::lab::monotonic_ns;
 use godwit::lab::ticks::{self, TickReport};
 use godwit_domain::progress::SourceReport;
@@ -97,11 +97,11 @@ impl World {
     pub(crate) async fn migrate(
         &mut self,
         target: &str,
-        overrides: Overrides,
+        how: impl Into<How>,
         watch: impl AsyncFnMut(&mut Cluster, &Watched),
     ) -> Result<Moved, ClusterError> {
         // Boxed: a story waits for several of them.
-        Box::pin(self.cluster.migrate(&guest(), &node(target), overrides, MOVE_TIMEOUT, watch)).await
+        Box::pin(self.cluster.migrate(&guest(), &node(target), how.into(), MOVE_TIMEOUT, watch)).await
     }
 
     /// Asks for a move and does not wait for it.

@@ -266,7 +266,8 @@ fn migration_detail() -> Value {
             "source": {
                 "total_us": 1001, "pause_us": 1002, "state_us": 1003, "commit_us": 1004, "rounds": 1005,
                 "wire_bytes": 10_u64 << 20, "raw_pages": 1006, "zero_pages": 1007, "skipped_pages": 1008,
-                "last_round_pages": 1009, "packed_pages": 1012, "packed_bytes": 11_u64 << 20, "packing_us": 1013, "predicted_downtime_us": 1010, "throttle_percent_max": 62,
+                "packed_pages": 1012, "packed_bytes": 11_u64 << 20, "packing_us": 1013, "last_round_pages": 1009,
+                "predicted_downtime_us": 1010, "throttle_percent_max": 62, "reconnects": 1014,
                 "paused_to_finish": true,
             },
             "resume_us": 1011,

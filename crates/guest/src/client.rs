@@ -20,7 +20,8 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use godwit_domain::{Epoch, PageCount};
 use godwit_memory::tracker::TrackerError;
-use godwit_memory::{Memfd, Tracker, Userfaultfd};
+use godwit_memory::uffd::UffdError;
+use godwit_memory::{Faults, Memfd, Tracker, Userfaultfd};
 use godwit_wire::handoff::{
     Answer, Command, HANDOFF_VERSION, Hello, Hex, LINE_BYTES_MAX, Outcome, Refusal, Region, Reply, Request,
     Stats, Verified,
@@ -115,6 +116,14 @@ impl Attached {
     /// The guest's memory, for a transfer to read or write.
     pub fn memory(&self) -> io::Result<Memfd> {
         Memfd::from_handed_over(self.memory.try_clone()?, self.pages)
+    }
+
+    /// From now on whoever touches a page that is not there waits, until it is filled by what this returns. Done again it
+    /// changes nothing.
+    pub fn serve_faults(&self) -> Result<Faults, UffdError> {
+        let refused = |source| UffdError::Ioctl { what: "descriptor could not be duplicated", source };
+        let userfaultfd = Userfaultfd::from_handed_over(self.userfaultfd.try_clone().map_err(refused)?);
+        Faults::register(userfaultfd, self.region.address, self.region.bytes)
     }
 
     /// Begins to track what the guest writes. Everything counts as written before.

@@ -245,7 +245,7 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, vot
                     }
                 }
                 // The fabric hands out control calls of these two alone.
-                Role::Migration => {}
+                Role::Migration | Role::Pages => {}
             }
         }
     });

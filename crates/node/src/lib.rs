@@ -25,5 +25,6 @@ mod owed;
 pub mod peers;
 pub mod records;
 pub mod replica;
+mod resumed;
 pub mod session;
 pub mod telemetry;

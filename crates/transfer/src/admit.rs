@@ -83,6 +83,7 @@ mod tests {
             epoch: Epoch(3),
             token: expected.instance,
             session: SessionId(1),
+            link: 1,
             memory_bytes: 4 * PAGE_BYTES,
             page_bytes: PAGE_BYTES,
         };

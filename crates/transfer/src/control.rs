@@ -7,6 +7,8 @@ use godwit_wire::migration::{
 };
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
 
+use crate::target::Lane;
+
 /// Why nothing could be said or heard.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -35,23 +37,24 @@ pub enum ControlError {
 }
 
 /// Says who is speaking and what for.
-pub async fn greet(stream: &mut SendStream, preamble: &Preamble) -> Result<(), ControlError> {
-    stream.write_all(&Role::Migration.greeting()).await?;
+pub async fn greet(stream: &mut SendStream, role: Role, preamble: &Preamble) -> Result<(), ControlError> {
+    stream.write_all(&role.greeting()).await?;
     stream.write_all(&codec::encode_frame("preamble", preamble, PREAMBLE_BYTES_MAX)?).await?;
     Ok(())
 }
 
-/// Hears who is speaking and what for; for anything but a migration nobody listens here.
-pub async fn hear_greeting(stream: &mut RecvStream) -> Result<Preamble, ControlError> {
+/// Hears who is speaking and which of a migration's two connections this is; for anything else nobody listens here.
+pub async fn hear_greeting(stream: &mut RecvStream) -> Result<(Lane, Preamble), ControlError> {
     let mut greeting = [0; GREETING_BYTES];
     let read = |source| ControlError::Read { what: "the greeting", source };
     stream.read_exact(&mut greeting).await.map_err(read)?;
-    match Role::read_greeting(greeting)? {
-        Role::Migration => {}
+    let lane = match Role::read_greeting(greeting)? {
+        Role::Migration => Lane::Urgent,
+        Role::Pages => Lane::Bulk,
         other @ (Role::Peer | Role::Session) => return Err(ControlError::Role(other)),
-    }
+    };
     let body = read_body(stream, "the preamble", PREAMBLE_BYTES_MAX).await?;
-    Ok(codec::decode_body("preamble", &body)?)
+    Ok((lane, codec::decode_body("preamble", &body)?))
 }
 
 /// A frame of the source as bytes.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use godwit_domain::progress::SentPages;
 use godwit_domain::{PAGE_SIZE, PageCount, PageIndex, PageRun, Round};
-use godwit_memory::Memfd;
+use godwit_memory::{Faults, Memfd};
 use godwit_wire::batch::{Batch, Class, ClassedRun};
 use godwit_wire::migration::SessionId;
 
@@ -35,7 +35,7 @@ pub(crate) struct Encoded {
 /// Reads planned pages out of a guest's memory.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    memory: Memfd,
+    memory: Arc<Memfd>,
     session: SessionId,
     /// Up to where data is known to follow without a hole. Only ever used within the first round: a page that
     /// a scan reported was written, and is read without asking.
@@ -45,7 +45,7 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// A reader for one page session.
-    pub(crate) fn new(memory: Memfd, session: SessionId) -> Self {
+    pub(crate) fn new(memory: Arc<Memfd>, session: SessionId) -> Self {
         Self { memory, session, data: PageRun::new(0, 0), packer: Packer::new() }
     }
 
@@ -148,17 +148,25 @@ fn is_zero(page: &[u8]) -> bool {
     page.chunks(256).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Writes the parts of a batch that are newer than what is there.
-pub(crate) fn write(memory: &Memfd, writes: &[Write], payload: &[u8]) -> io::Result<()> {
-    for Write { run, payload_page } in writes {
-        match payload_page {
-            None => memory.punch(*run)?,
-            Some(page) => {
-                let begin = *page as usize * PAGE_SIZE;
-                let bytes = payload.get(begin..begin + run.count.0 as usize * PAGE_SIZE);
-                let bytes = bytes.ok_or_else(|| io::Error::other("a write outside its batch's payload"))?;
-                memory.write(run.first, bytes)?;
-            }
+/// Writes the parts of a batch that are newer than what is there; what is to be placed, by `faults`.
+pub(crate) fn write(
+    memory: &Memfd,
+    faults: Option<&Faults>,
+    writes: &[Write],
+    payload: &[u8],
+) -> io::Result<()> {
+    for Write { run, payload_page, placed } in writes {
+        let bytes = payload_page.map(|page| {
+            let begin = page as usize * PAGE_SIZE;
+            let bytes = payload.get(begin..begin + run.count.0 as usize * PAGE_SIZE);
+            bytes.ok_or_else(|| io::Error::other("a write outside its batch's payload"))
+        });
+        let placing = || faults.ok_or_else(|| io::Error::other("pages are placed before faults are served"));
+        match (bytes.transpose()?, placed) {
+            (None, false) => memory.punch(*run)?,
+            (Some(bytes), false) => memory.write(run.first, bytes)?,
+            (None, true) => placing()?.fill_zero(*run).map_err(io::Error::other)?,
+            (Some(bytes), true) => placing()?.fill(run.first, bytes).map_err(io::Error::other)?,
         }
     }
     Ok(())
@@ -228,7 +236,7 @@ mod tests {
         memory.write(PageIndex(10), &[1; 3 * PAGE_SIZE]).expect("write");
         memory.write(PageIndex(11), &[0; PAGE_SIZE]).expect("write");
         memory.write(PageIndex(63), &[2; PAGE_SIZE]).expect("write");
-        let mut reader = Reader::new(memory, SessionId(1));
+        let mut reader = Reader::new(Arc::new(memory), SessionId(1));
         let whole = reader.read(&plan(1, vec![PageRun::new(0, 64)])).expect("read");
         assert_eq!(classes(&whole), (3, 61, 3));
         assert_eq!((whole.payload[0], whole.payload[PAGE_SIZE], whole.payload[2 * PAGE_SIZE]), (1, 1, 2));
@@ -240,7 +248,7 @@ mod tests {
     fn a_hole_that_was_filled_meanwhile_is_read() {
         let memory = Memfd::create("test", PAGES).expect("memfd");
         let other = Memfd::from_handed_over(rustix_dup(&memory), PAGES).expect("the same file");
-        let mut reader = Reader::new(memory, SessionId(1));
+        let mut reader = Reader::new(Arc::new(memory), SessionId(1));
         for first in [0, 8, 16] {
             assert_eq!(
                 classes(&reader.read(&plan(1, vec![PageRun::new(first, 8)])).expect("read")),
@@ -274,7 +282,7 @@ mod tests {
             source.write(PageIndex(page), &[u8::try_from(page).expect("small"); PAGE_SIZE]).expect("write");
         }
         let duplicate = Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup");
-        let mut reader = Reader::new(duplicate, SessionId(1));
+        let mut reader = Reader::new(Arc::new(duplicate), SessionId(1));
         reader.packer.link().set(link_rate);
         let encoded = reader.read(&plan(1, vec![PageRun::new(0, 64)])).expect("read");
         let (head_bytes, table) = encoded.head.split_first_chunk().expect("a head");
@@ -292,8 +300,8 @@ mod tests {
         let instance = godwit_domain::InstanceId::from_random([1; 16]);
         let mut session = crate::target::TargetSession::new(migration, instance, PAGES);
         session.linked(1, SessionId(1));
-        let writes = session.batch(1, &batch).expect("of this connection");
-        write(&target, &writes, &payload).expect("write");
+        let writes = session.batch(1, crate::target::Lane::Bulk, &batch).expect("of this connection");
+        write(&target, None, &writes, &payload).expect("write");
         let (mut want, mut got) = (vec![0; 64 * PAGE_SIZE], vec![0; 64 * PAGE_SIZE]);
         source.read(PageIndex(0), &mut want).expect("read");
         target.read(PageIndex(0), &mut got).expect("read");

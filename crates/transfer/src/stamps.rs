@@ -51,6 +51,14 @@ impl Stamps {
         self.bytes.get(first..end).unwrap_or_default()
     }
 
+    /// Takes a segment's stamps as they traveled. Those of no segment, or of another size, change nothing.
+    pub(crate) fn set_segment(&mut self, segment: u32, bytes: &[u8]) {
+        let first = (segment as usize).saturating_mul(SEGMENT_BYTES);
+        if let Some(own) = self.bytes.get_mut(first..first.saturating_add(bytes.len())) {
+            own.copy_from_slice(bytes);
+        }
+    }
+
     /// A segment's digest.
     pub(crate) fn digest(&self, segment: u32) -> u64 {
         stamps_digest(self.segment(segment))

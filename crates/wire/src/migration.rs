@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!   source                                   target
-//!   greeting (8 bytes), Preamble ──────────▶
+//!   greeting (8 bytes), Preamble ──────────▶              on two connections: one for pages in bulk, and one for all else
 //!            ◀────────── Welcome | Refused
 //!            ◀────────── Held … (what it has, if this session was here before)
 //!   Round …  ──────────▶                     pages come on the page streams, see `batch`
 //!            ◀────────── Ack …
 //!   State …, Digests …, Final ─────────────▶
 //!            ◀────────── Complete | Failed
+//!            ◀────────── Fetch …            post-copy: pages that somebody waits for
 //! ```
 //!
 //! Always true: the greeting's layout never changes, so any version can refuse any other by name; no frame's
@@ -35,6 +36,9 @@ pub const PIECE_BYTES_MAX: usize = 32 << 10;
 /// Pages whose stamps are digested and compared together: 16 KiB of stamps, 32 MiB of guest.
 pub const SEGMENT_PAGES: u32 = 8192;
 
+/// Most pages that are fetched at once: one batch.
+pub const FETCH_PAGES_MAX: u32 = crate::batch::BATCH_PAGES_MAX;
+
 /// The version of everything that follows the greeting.
 pub const PROTOCOL_VERSION: u16 = 1;
 
@@ -46,8 +50,10 @@ pub const GREETING_BYTES: usize = 8;
 /// What a connection is for. 0 is never valid, so zeroed bytes greet nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A migration's control stream and page streams, on the migration address.
+    /// A migration's control stream and the pages that somebody waits for, on the migration address.
     Migration,
+    /// The other pages of a migration, on the migration address too. Its preamble is that of the connection it belongs to.
+    Pages,
     /// One voter's messages to another, on the control address; see [`crate::session`].
     Peer,
     /// A node and the voter that leads, on the control address; see [`crate::session`].
@@ -58,6 +64,7 @@ impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Migration => "migration",
+            Self::Pages => "migration's pages",
             Self::Peer => "peer",
             Self::Session => "session",
         })
@@ -74,7 +81,7 @@ pub enum GreetingError {
     #[error("peer speaks protocol version {0}, this node speaks {PROTOCOL_VERSION}")]
     Version(u16),
     /// A role that does not exist.
-    #[error("peer asks for role {0}; this version knows 1 (migration), 2 (peer) and 3 (session)")]
+    #[error("peer asks for role {0}; this version knows 1 (migration), 2 (peer), 3 (session) and 4 (pages)")]
     Role(u16),
 }
 
@@ -85,6 +92,7 @@ impl Role {
             Self::Migration => 1,
             Self::Peer => 2,
             Self::Session => 3,
+            Self::Pages => 4,
         };
         let [m0, m1, m2, m3] = MAGIC;
         let [v0, v1] = PROTOCOL_VERSION.to_le_bytes();
@@ -102,6 +110,7 @@ impl Role {
             (MAGIC, PROTOCOL_VERSION, 1) => Ok(Self::Migration),
             (MAGIC, PROTOCOL_VERSION, 2) => Ok(Self::Peer),
             (MAGIC, PROTOCOL_VERSION, 3) => Ok(Self::Session),
+            (MAGIC, PROTOCOL_VERSION, 4) => Ok(Self::Pages),
             (MAGIC, PROTOCOL_VERSION, other) => Err(GreetingError::Role(other)),
             (MAGIC, other, _) => Err(GreetingError::Version(other)),
             (other, ..) => Err(GreetingError::Magic(other)),
@@ -129,6 +138,8 @@ pub struct Preamble {
     pub token: InstanceId,
     /// The page session.
     pub session: SessionId,
+    /// Which link of the session this is, from 1: tells which two connections belong together.
+    pub link: u64,
     /// Size of guest RAM in bytes.
     pub memory_bytes: u64,
     /// Page size in bytes.
@@ -231,6 +242,13 @@ pub enum TargetFrame {
         /// The sealed epoch.
         epoch: Epoch,
     },
+    /// Somebody waits for the first of these pages: they go before all others. In post-copy.
+    Fetch {
+        /// The first page.
+        first: u32,
+        /// How many, 1 to [`FETCH_PAGES_MAX`].
+        pages: u32,
+    },
     /// It can not go on.
     Failed {
         /// Why, for people.
@@ -259,6 +277,7 @@ mod tests {
             (Role::Migration, *b"GDWT\x01\x00\x01\x00"),
             (Role::Peer, *b"GDWT\x01\x00\x02\x00"),
             (Role::Session, *b"GDWT\x01\x00\x03\x00"),
+            (Role::Pages, *b"GDWT\x01\x00\x04\x00"),
         ] {
             assert_eq!(role.greeting(), bytes);
             assert_eq!(Role::read_greeting(bytes), Ok(role));
@@ -266,7 +285,7 @@ mod tests {
         assert_eq!(Role::read_greeting([0; 8]), Err(GreetingError::Magic([0; 4])));
         assert_eq!(Role::read_greeting(*b"GDWT\x02\x00\x01\x00"), Err(GreetingError::Version(2)));
         assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x00\x00"), Err(GreetingError::Role(0)));
-        assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x04\x00"), Err(GreetingError::Role(4)));
+        assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x05\x00"), Err(GreetingError::Role(5)));
         assert_eq!(Role::read_greeting(*b"GDWT\x01\x00\x01\x01"), Err(GreetingError::Role(0x101)));
     }
 
@@ -288,6 +307,7 @@ mod tests {
             epoch: Epoch(u64::MAX),
             token: InstanceId::from_random([0xff; 16]),
             session: SessionId(u64::MAX),
+            link: u64::MAX,
             memory_bytes: u64::MAX,
             page_bytes: u64::MAX,
         };

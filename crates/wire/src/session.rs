@@ -93,6 +93,8 @@ pub struct GuestView {
     pub target_address: Option<SocketAddr>,
     /// The named network that its present migration goes over; `None`: the default of both nodes.
     pub network: Option<String>,
+    /// Its present migration goes post-copy as soon as its target is reached.
+    pub post_copy_at_once: bool,
 }
 
 /// A node's question.

@@ -1,7 +1,7 @@
 //! How a migration goes, and what was measured of it.
 
 use godwit_domain::PAGE_BYTES;
-use godwit_domain::progress::{Course, Measured, Progress, SourceReport};
+use godwit_domain::progress::{Course, Measured, PostCopyReport, Progress, SourceReport};
 
 use super::units::{bytes, micros, millis, rate};
 use super::{NOTHING, facts};
@@ -41,9 +41,8 @@ pub(super) fn progress_of(progress: &Progress) -> String {
     let stands = match (switching_over, waits_for_quorum, course) {
         (_, _, Course::Ends) => "was given up; the group has not agreed to that yet",
         (true, _, Course::PausesToFinish) => "the guest is paused to finish: the deadline has passed",
-        (true, _, Course::PausesForPostCopy) => {
-            "the guest is paused to finish, in place of post-copy: the deadline has passed"
-        }
+        (true, _, Course::PostCopy) => "going post-copy: the guest stands still for a moment",
+        (false, false, Course::PostCopy) => "the guest runs at the target; its missing pages follow",
         (true, _, Course::Rounds | Course::Throttled | Course::SwitchesOver) => {
             "switching over: the guest stands still"
         }
@@ -65,9 +64,23 @@ pub(super) fn progress_of(progress: &Progress) -> String {
     ])
 }
 
+/// What it cost the guest that pages came after it.
+fn post_copy_facts(report: &PostCopyReport) -> [(&'static str, String); 6] {
+    let PostCopyReport { missing_at_resume_bytes, took_us, faults, zero_faults, blocked_us, .. } = report;
+    let at_most = |percent| format!("{} us", report.latency_percentile_us(percent));
+    [
+        ("missing when it ran", bytes(*missing_at_resume_bytes)),
+        ("last page after", micros(*took_us)),
+        ("faults", format!("{faults}, and {zero_faults} at pages of zeros")),
+        ("its threads waited", micros(*blocked_us)),
+        ("half of all waits below", at_most(50)),
+        ("99 % of all waits below", at_most(99)),
+    ]
+}
+
 /// What was measured; nothing before there is something.
 pub(super) fn measured_of(measured: &Measured) -> String {
-    let Measured { source, resume_us } = measured;
+    let Measured { source, resume_us, post_copy } = measured;
     let mut all = Vec::new();
     if let Some(report) = source {
         let SourceReport {
@@ -86,6 +99,7 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             last_round_pages,
             predicted_downtime_us,
             throttle_percent_max,
+            reconnects,
             paused_to_finish,
         } = report;
         all = vec![
@@ -103,10 +117,12 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             ("pages left out, written again", skipped_pages.to_string()),
             ("pages of the last round", last_round_pages.to_string()),
             ("highest throttle", format!("{throttle_percent_max} %")),
+            ("link lost and regained", reconnects.to_string()),
             ("paused to finish", if *paused_to_finish { "yes" } else { "no" }.to_owned()),
         ];
     }
     all.extend(resume_us.map(|us| ("resume", micros(us))));
+    all.extend(post_copy.as_ref().map(post_copy_facts).into_iter().flatten());
     if all.is_empty() { String::new() } else { facts(all) }
 }
 

@@ -165,6 +165,11 @@ pub enum Permits {
 }
 
 impl Phase {
+    /// Whether the guest was handed over and its source is gone for good.
+    pub fn source_is_gone(&self) -> bool {
+        matches!(self, Self::HandedOver { source_gone: true, .. } | Self::PostCopy { source_gone: true, .. })
+    }
+
     /// Whether nothing more can happen to it.
     pub fn is_over(&self) -> bool {
         match self {
@@ -230,6 +235,25 @@ impl Phase {
 }
 
 impl Ownership {
+    /// The epoch under which the source of its migration speaks: the present one, or after the hand-over the one that it has
+    /// sealed.
+    pub fn spoken_epoch(&self) -> Epoch {
+        match self.attempt.as_ref().map(|attempt| &attempt.phase) {
+            Some(Phase::HandedOver { .. } | Phase::PostCopy { .. }) => Epoch(self.epoch.0.saturating_sub(1)),
+            _ => self.epoch,
+        }
+    }
+
+    /// Whether this instance runs, or is about to run, in post-copy: pages may be missing there.
+    pub fn may_lack_pages(&self, instance: InstanceId) -> bool {
+        match self.attempt.as_ref().map(|attempt| &attempt.phase) {
+            Some(Phase::PostCopy { target, .. } | Phase::HandedOver { mode: Mode::PostCopy, target, .. }) => {
+                target.instance == instance
+            }
+            _ => false,
+        }
+    }
+
     /// A new guest, which this node shall make a runner for. Nobody may run it yet.
     pub fn new(node: NodeName) -> Self {
         Self {

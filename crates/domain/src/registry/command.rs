@@ -304,6 +304,14 @@ pub enum Refusal {
     /// The node takes no guests.
     #[error("node {0} takes no guests: it is cordoned (godwit node uncordon {0})")]
     Cordoned(NodeName),
+    /// It shall go post-copy at once, and may not.
+    #[error("guest {guest} can not go post-copy: {rule}")]
+    PostCopy {
+        /// The guest.
+        guest: GuestName,
+        /// What forbids it.
+        rule: Cow<'static, str>,
+    },
     /// The node is not drained.
     #[error("node {0} is not being drained")]
     NoDrain(NodeName),

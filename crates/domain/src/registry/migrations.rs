@@ -68,6 +68,20 @@ impl Registry {
                 return Err(Refusal::NoDrain(drained.clone()));
             }
         }
+        if wish.post_copy_at_once {
+            let allowed = self.in_force_with(guest, &wish.overrides).resolved.allow_post_copy.value;
+            if guest.body.critical {
+                return Err(Refusal::PostCopy {
+                    guest: guest.name.clone(),
+                    rule: "it is critical (godwit.dev/critical)".into(),
+                });
+            }
+            if !allowed {
+                let rule = "allowPostCopy is not in force for it; allow it by a policy, the cluster's settings, or with the \
+                            migration".into();
+                return Err(Refusal::PostCopy { guest: guest.name.clone(), rule });
+            }
+        }
         if guest.body.local_disks_bytes > 0 {
             let bytes = guest.body.local_disks_bytes;
             return Err(Refusal::LocalDisks { guest: guest.name.clone(), bytes });
@@ -155,6 +169,7 @@ impl Registry {
             if let Some(Record { measured, .. }) = record {
                 measured.source = measured.source.or(new.source);
                 measured.resume_us = measured.resume_us.or(new.resume_us);
+                measured.post_copy = measured.post_copy.or(new.post_copy);
             }
             Ok(())
         })?;

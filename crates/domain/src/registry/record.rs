@@ -37,6 +37,8 @@ pub struct Wish {
     pub avoid: Option<NodeName>,
     /// How long it waits for a node that could take its guest, in seconds.
     pub unschedulable_timeout_s: u64,
+    /// Post-copy as soon as the target is reached, not only at a deadline.
+    pub post_copy_at_once: bool,
 }
 
 impl Default for Wish {
@@ -48,6 +50,7 @@ impl Default for Wish {
             drains: None,
             avoid: None,
             unschedulable_timeout_s: UNSCHEDULABLE_TIMEOUT_S,
+            post_copy_at_once: false,
         }
     }
 }

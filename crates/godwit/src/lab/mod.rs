@@ -290,7 +290,7 @@ impl Lab {
         let moved = cluster.migrate(&self.guest, target, self.overrides, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us) = match moved {
-            Moved::Succeeded { source, resume_us } => (source, resume_us),
+            Moved::Succeeded { source, resume_us, .. } => (source, resume_us),
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {

@@ -76,13 +76,32 @@ impl NodeActor {
         let transfers = self.transfers.iter().filter(|(_, transfer)| transfer.uid == uid);
         let buried = self.records.buried(uid);
         Local {
-            runners: self.runners_of(uid).map(|(instance, here)| as_known(*instance, here)).collect(),
+            runners: self.runners_of(uid).map(|(instance, here)| self.as_known(*instance, here)).collect(),
             tombstones: buried
                 .map(|buried| Tombstone { instance: buried.instance, reason: buried.reason.clone() })
                 .collect(),
             withheld: self.records.withheld(uid).collect(),
             transfers: transfers.map(|(migration, _)| migration.clone()).collect(),
         }
+    }
+
+    /// A runner as the tables know it.
+    fn as_known(&self, instance: InstanceId, here: &Here) -> agent::Runner {
+        let Standing { state, epoch, loaded } = here.standing;
+        let has_run = state != RunState::Incoming;
+        let state = match state {
+            RunState::Running => RunnerState::Running(epoch),
+            RunState::Paused => RunnerState::Paused(epoch),
+            RunState::Incoming => {
+                let migration = here.about.arriving.clone();
+                RunnerState::Incoming { arrived: loaded.map(|sealed| Arrived { migration, sealed }) }
+            }
+        };
+        // One that arrives in post-copy may lack pages though it runs: that it is whole is for its session to say.
+        let ownership = self.views.get(&here.about.uid).map(|view| &view.ownership);
+        let lacks = ownership.is_some_and(|ownership| ownership.may_lack_pages(instance));
+        let whole = !lacks && (here.whole || here.about.arriving.is_none() || has_run);
+        agent::Runner { instance, state, made: here.about.made, whole }
     }
 
     fn act(&mut self, ctx: &mut Context<Self>, uid: GuestUid, name: &GuestName, duty: Duty) {
@@ -248,22 +267,6 @@ fn needs_to_know_all(duty: &Duty) -> bool {
         duty,
         Duty::Make | Duty::Propose(Entry::Gone { .. } | Entry::Purged { .. } | Entry::HandBack { .. })
     )
-}
-
-/// A runner as the tables know it.
-fn as_known(instance: InstanceId, here: &Here) -> agent::Runner {
-    let Standing { state, epoch, loaded } = here.standing;
-    let state = match state {
-        RunState::Running => RunnerState::Running(epoch),
-        RunState::Paused => RunnerState::Paused(epoch),
-        RunState::Incoming => {
-            let migration = here.about.arriving.clone();
-            RunnerState::Incoming { arrived: loaded.map(|sealed| Arrived { migration, sealed }) }
-        }
-    };
-    // Without post-copy whatever has run has every page.
-    let whole = here.whole || here.about.arriving.is_none() || !matches!(state, RunnerState::Incoming { .. });
-    agent::Runner { instance, state, made: here.about.made, whole }
 }
 
 impl Handler<Refreshed> for NodeActor {

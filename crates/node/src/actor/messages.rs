@@ -19,6 +19,7 @@ use super::look::Died;
 use super::{Here, NodeActor};
 use crate::fabric;
 use crate::local::{LocalError, Sought, until_ended};
+use crate::outbound::Reach;
 use crate::records::About;
 
 /// The leader has pushed what has changed.
@@ -95,7 +96,10 @@ impl NodeActor {
         }
         for transfer in self.transfers.values_mut().filter(|transfer| transfer.uid == view.uid) {
             if let Some(expected) = &mut transfer.expected {
-                expected.epoch = view.ownership.epoch;
+                expected.epoch = view.ownership.spoken_epoch();
+            }
+            if let (Some(reach), Some(address)) = (&transfer.reach, view.target_address) {
+                reach.send_replace(Reach { address, epoch: view.ownership.spoken_epoch() });
             }
             transfer.actor.do_send(actor::Order(Told::View(Box::new(view.ownership.clone()))));
             transfer.settings = view.settings;

@@ -4,6 +4,7 @@
 //!   Preparing, to here ─▶ runner ─▶ Accept, and wait for the source
 //!   Copying, from here ─▶ runs: begin a page session, everything dirty │ sealed by a process before: CallOff
 //!   Copying or HandedOver to here, nothing of it known ─▶ give up
+//!   handed over in post-copy, nothing of it known ─▶ from here: serve its pages │ runs here: what is a hole is missing
 //! ```
 //!
 //! Always true: a guest has at most one transfer here; a second instance of a guest is made only when no other is left.
@@ -11,7 +12,7 @@
 use std::sync::Arc;
 
 use actix::{Actor, AsyncContext, Context, Handler};
-use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Licence, Ownership, Phase, Side};
+use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Licence, Mode, Ownership, Phase, Side};
 use godwit_domain::progress::Measured;
 use godwit_domain::registry::{Command, Milestone};
 use godwit_domain::{Bandwidth, Epoch, InstanceId, MigrationId, Settings, share};
@@ -22,13 +23,15 @@ use godwit_transfer::drive::{Report, Tells, Told};
 use godwit_wire::handoff::RunState;
 use godwit_wire::migration::SessionId;
 use godwit_wire::session::{Ask, GuestView};
+use tokio::sync::watch;
 
 use super::{NodeActor, Transfer};
 use crate::files;
 use crate::local::{Handle, OwnedRole};
-use crate::outbound::{self, Outbound};
+use crate::outbound::{self, Errand, Outbound, Reach};
 use crate::owed::free_memory_bytes;
 use crate::records::About;
+use crate::resumed;
 
 /// Memory that stays free beside an arriving guest, so that the host itself can go on.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -48,12 +51,18 @@ impl NodeActor {
                 }
                 self.here.contains_key(&target.instance) && self.forget_arrival(ctx, target.instance)
             }
-            Phase::HandedOver { target, .. } => {
+            Phase::HandedOver { mode: Mode::StopAndCopy, target, .. } => {
                 self.here.contains_key(&target.instance) && self.forget_arrival(ctx, target.instance)
+            }
+            Phase::HandedOver { mode: Mode::PostCopy, source, target, .. }
+            | Phase::PostCopy { source, target, .. } => {
+                if self.here.contains_key(&source.instance) {
+                    return self.serve(ctx, view, migration, source, target);
+                }
+                self.here.contains_key(&target.instance) && self.go_on(ctx, view, migration, source, target)
             }
             Phase::Pending
             | Phase::Preparing { .. }
-            | Phase::PostCopy { .. }
             | Phase::Succeeded
             | Phase::Failed { .. }
             | Phase::Cancelled { .. } => false,
@@ -117,7 +126,7 @@ impl NodeActor {
     ) -> bool {
         let Some(here) = self.here.get(&instance) else { return false };
         let memory = match here.attached.memory() {
-            Ok(memory) => memory,
+            Ok(memory) => Arc::new(memory),
             Err(error) => {
                 self.give_up(ctx, instance, format!("guest memory: {error}"));
                 return true;
@@ -127,7 +136,15 @@ impl NodeActor {
         let pages = here.attached.pages();
         let expected = Expected { guest, source: source.node.clone(), instance, pages, epoch };
         let runner = Handle(here.attached.runner.clone());
-        let target = Target { migration: migration.clone(), instance, memory, runner };
+        let attached = Arc::clone(&here.attached);
+        let target = Target {
+            migration: migration.clone(),
+            instance,
+            memory,
+            begins: target::Begins::Empty(Box::new(move || attached.serve_faults())),
+            runner,
+            recovery_timeout: view.settings.recovery_timeout,
+        };
         let work = Box::new(move |told, tells| Box::pin(target::run(target, told, tells)) as _);
         self.begin(ctx, view, migration, instance, Some(expected), work);
         self.propose(ctx, view.uid, Entry::Accept { migration: migration.clone(), epoch, instance });
@@ -145,7 +162,57 @@ impl NodeActor {
         waits
     }
 
+    /// The guest runs here in post-copy, and the process that took it in is gone: what is a hole is missing.
+    fn go_on(
+        &mut self,
+        ctx: &mut Context<Self>,
+        view: &GuestView,
+        migration: &MigrationId,
+        source: &Licence,
+        target: &Licence,
+    ) -> bool {
+        let Some(here) = self.here.get(&target.instance) else { return false };
+        match here.standing.state {
+            // It has not run: it is loaded and lacks nothing that the source could not send again.
+            RunState::Incoming => return self.forget_arrival(ctx, target.instance),
+            // It is relabelled by its own duty first.
+            RunState::Running if here.standing.epoch == view.ownership.epoch => {}
+            RunState::Running | RunState::Paused => return false,
+        }
+        let (attached, epoch) = (Arc::clone(&here.attached), view.ownership.epoch);
+        let expected = Expected {
+            guest: view.name.clone(),
+            source: source.node.clone(),
+            instance: target.instance,
+            pages: attached.pages(),
+            epoch: view.ownership.spoken_epoch(),
+        };
+        let (instance, name, limit) = (target.instance, migration.clone(), view.settings.recovery_timeout);
+        let work = Box::new(move |told, tells| {
+            Box::pin(resumed::run(attached, name, instance, epoch, limit, told, tells)) as _
+        });
+        self.begin(ctx, view, migration, target.instance, Some(expected), work);
+        true
+    }
+
     // ---- the source ----------------------------------------------------------------------------------------
+
+    /// The guest was handed over in post-copy and stands still here, and the process that sent its pages is gone.
+    fn serve(
+        &mut self,
+        ctx: &mut Context<Self>,
+        view: &GuestView,
+        migration: &MigrationId,
+        source: &Licence,
+        target: &Licence,
+    ) -> bool {
+        let Some(here) = self.here.get(&source.instance) else { return false };
+        if here.standing.state != RunState::Paused || here.standing.epoch != view.ownership.spoken_epoch() {
+            return false;
+        }
+        self.set_out(ctx, view, migration, source, target, Errand::Serve);
+        true
+    }
 
     fn leave(
         &mut self,
@@ -161,7 +228,7 @@ impl NodeActor {
             // It is relabelled, or runs on, by its own duty first.
             RunState::Running | RunState::Paused if epoch < present => false,
             RunState::Running => {
-                self.send_off(ctx, view, migration, source, target);
+                self.set_out(ctx, view, migration, source, target, Errand::Copy);
                 true
             }
             RunState::Paused => {
@@ -185,13 +252,14 @@ impl NodeActor {
         self.propose(ctx, view.uid, entry);
     }
 
-    fn send_off(
+    fn set_out(
         &mut self,
         ctx: &mut Context<Self>,
         view: &GuestView,
         migration: &MigrationId,
         source: &Licence,
         target: &Licence,
+        errand: Errand,
     ) {
         let Some(here) = self.here.get(&source.instance) else { return };
         let ready = match (view.target_address, files::random::<8>()) {
@@ -206,19 +274,27 @@ impl NodeActor {
         };
         let (address, session) = match ready {
             Ok(ready) => ready,
+            // What is missing at the target is nowhere else: it is looked at again when something changes.
+            Err(reason) if errand == Errand::Serve => {
+                return tracing::error!(%migration, reason, "pages of a guest in post-copy can not be sent");
+            }
             Err(reason) => {
                 let entry = Entry::End { migration: migration.clone(), side: Side::Source, reason };
                 return self.propose(ctx, view.uid, entry);
             }
         };
+        let spoken = view.ownership.spoken_epoch();
+        let (reach_out, reach) = watch::channel(Reach { address, epoch: spoken });
         let outbound = Outbound {
+            errand,
             migration: migration.clone(),
             source: self.name.clone(),
             target: target.node.clone(),
-            address,
+            reach,
             network: view.network.clone(),
             token: target.instance,
-            epoch: view.ownership.epoch,
+            epoch: spoken,
+            at_once: view.post_copy_at_once,
             settings: view.settings,
             commit_estimate: self.proposals.commit_estimate(),
             session: SessionId(u64::from_ne_bytes(session)),
@@ -227,6 +303,9 @@ impl NodeActor {
         };
         let work = Box::new(move |told, tells| Box::pin(outbound::run(outbound, told, tells)) as _);
         self.begin(ctx, view, migration, source.instance, None, work);
+        if let Some(transfer) = self.transfers.get_mut(migration) {
+            transfer.reach = Some(reach_out);
+        }
         if let (Some(asked), Some(transfer)) = (self.quorum_asked, self.transfers.get(migration)) {
             transfer.actor.do_send(actor::Order(Told::Quorum(asked.elapsed())));
         }
@@ -248,8 +327,16 @@ impl NodeActor {
         let ownership: Ownership = view.ownership.clone();
         actor.do_send(actor::Order(Told::View(Box::new(ownership))));
         let (uid, settings) = (view.uid, view.settings);
-        let transfer =
-            Transfer { uid, instance, actor, expected, settings, told: settings, running_told: false };
+        let transfer = Transfer {
+            uid,
+            instance,
+            actor,
+            expected,
+            settings,
+            told: settings,
+            running_told: false,
+            reach: None,
+        };
         self.transfers.insert(migration.clone(), transfer);
         self.share_bandwidth();
     }
@@ -259,10 +346,14 @@ impl NodeActor {
         self.share_bandwidth();
         match report {
             Report::Source(report) => {
-                self.tell_measured(migration.clone(), Measured { source: Some(report), resume_us: None });
+                self.tell_measured(
+                    migration.clone(),
+                    Measured { source: Some(report), ..Measured::default() },
+                );
             }
-            Report::Target { resume_us } => {
-                self.tell_measured(migration.clone(), Measured { source: None, resume_us: Some(resume_us) });
+            Report::Target { resume_us, post_copy } => {
+                let measured = Measured { source: None, resume_us: Some(resume_us), post_copy };
+                self.tell_measured(migration.clone(), measured);
             }
             Report::Failed { reason } => tracing::warn!(%migration, reason, "migration failed"),
             Report::Stopped => tracing::warn!(%migration, "the transfer has stopped"),

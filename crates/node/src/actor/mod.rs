@@ -33,12 +33,14 @@ use godwit_transfer::admit::Expected;
 use godwit_transfer::drive::Told;
 use godwit_wire::handoff::Standing;
 use godwit_wire::session::GuestView;
+use tokio::sync::watch;
 
 pub use messages::{Called, Found, Pushed, Questioned, QuorumAnswered, SessionEnded};
 use proposals::Proposals;
 
 use crate::fabric::Fabric;
 use crate::local::Runners;
+use crate::outbound::Reach;
 use crate::records::{About, Records};
 use crate::session::Leader;
 
@@ -79,6 +81,8 @@ struct Transfer {
     told: godwit_domain::Settings,
     /// The leader was told that pages are sent.
     running_told: bool,
+    /// Where its driver finds how the target is reached now, should it have to dial again; `None`: this side is the target.
+    reach: Option<watch::Sender<Reach>>,
 }
 
 /// See the module.

@@ -70,10 +70,12 @@ enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the peer itself gave up before it was authenticated, and not over a certificate.
+    /// Whether either side gave up before the peer was authenticated, and not over a certificate.
     fn went_away(&self) -> bool {
         use quinn::{ConnectionError, TransportErrorCode};
         match self {
+            // This node is stopping, and its endpoint with it.
+            Self::Handshake(ConnectionError::LocallyClosed) => true,
             Self::Handshake(ConnectionError::ConnectionClosed(close)) => {
                 close.error_code == TransportErrorCode::APPLICATION_ERROR
             }
@@ -141,9 +143,9 @@ async fn hear_migration(connection: Connection) -> Result<Inbound, Refusal> {
     let (send, mut receive) = connection.accept_bi().await?;
     // What is said here goes before pages that are waiting.
     let _ = send.set_priority(1);
-    let preamble = control::hear_greeting(&mut receive).await?;
+    let (lane, preamble) = control::hear_greeting(&mut receive).await?;
     check_name(&connection, &preamble.source)?;
-    Ok(Inbound { connection, control: (send, receive), preamble })
+    Ok(Inbound { lane, connection, control: (send, receive), preamble })
 }
 
 async fn hear_control(connection: Connection, cluster: Arc<str>) -> Result<ControlCall, Refusal> {
@@ -153,7 +155,7 @@ async fn hear_control(connection: Connection, cluster: Arc<str>) -> Result<Contr
     receive.read_exact(&mut greeting).await.map_err(|why| FrameError::Read { what, why })?;
     let role = match Role::read_greeting(greeting).map_err(ControlError::from)? {
         role @ (Role::Peer | Role::Session) => role,
-        role @ Role::Migration => return Err(Refusal::Role(role)),
+        role @ (Role::Migration | Role::Pages) => return Err(Refusal::Role(role)),
     };
     let hello: Hello = frames::read(&mut receive, "hello", ASK_BYTES_MAX).await?.ok_or(Refusal::NoHello)?;
     check_name(&connection, &hello.name)?;
@@ -178,7 +180,7 @@ fn check_name(connection: &Connection, name: &NodeName) -> Result<(), Refusal> {
 
 /// Refuses a peer whose preamble does not fit, by name.
 pub async fn refuse(inbound: Inbound, mismatch: Mismatch, message: String) {
-    let Inbound { connection, control: (mut send, _), preamble } = inbound;
+    let Inbound { connection, control: (mut send, _), preamble, .. } = inbound;
     tracing::warn!(peer = %preamble.source, migration = %preamble.migration, ?mismatch, message, "peer refused");
     let reason = message.clone();
     if let Ok(frame) = control::target_frame(&TargetFrame::Refused { mismatch, message }) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use godwit_domain::NodeName;
 use godwit_transfer::control::{self, ControlError};
+use godwit_transfer::drive::source::Lines;
 use godwit_wire::codec;
 use godwit_wire::migration::{Preamble, Role};
 use godwit_wire::session::{ASK_BYTES_MAX, Hello};
@@ -85,8 +86,8 @@ pub enum DialError {
 }
 
 impl Fabric {
-    /// Connects to a node's migration address and says what for. Its certificate must bear its name. Over a named
-    /// network, `address` is the node's in that network, and the connection leaves from this node's there.
+    /// Connects twice to a node's migration address, from two sockets, and says what for. Its certificate must bear its name.
+    /// Over a named network, `address` is the node's in that network, and the connections leave from this node's there.
     ///
     /// # Errors
     /// If this node is not in that network, or the other can not be reached in time or is another node.
@@ -96,8 +97,8 @@ impl Fabric {
         node: &NodeName,
         network: Option<&str>,
         preamble: &Preamble,
-    ) -> Result<(Connection, SendStream, RecvStream), DialError> {
-        let endpoint = match network {
+    ) -> Result<Lines, DialError> {
+        let endpoints = match network {
             None => &self.migration,
             Some(network) => self.networks.get(network).ok_or_else(|| {
                 let network =
@@ -105,13 +106,18 @@ impl Fabric {
                 DialError::NoNetwork { node: node.clone(), address, network }
             })?,
         };
-        let attempt = async {
+        let greet = async |endpoint, role| {
             let (connection, mut send, receive) = connect(endpoint, address, node).await?;
             // What is said here goes before pages that are waiting.
             let _ = send.set_priority(1);
-            let greeted = control::greet(&mut send, preamble).await;
+            let greeted = control::greet(&mut send, role, preamble).await;
             greeted.map_err(|source| DialError::Greet { node: node.clone(), source })?;
             Ok((connection, send, receive))
+        };
+        let attempt = async {
+            let (urgent, say, hear) = greet(&endpoints.urgent, Role::Migration).await?;
+            let (bulk, bulk_say, _) = greet(&endpoints.bulk, Role::Pages).await?;
+            Ok(Lines { urgent, control: (say, hear), bulk, bulk_say })
         };
         within(DIAL_TIMEOUT, address, node, attempt).await
     }

@@ -21,6 +21,7 @@ use quinn::{
     TransportConfig, VarInt,
 };
 
+use super::Migrating;
 use crate::config::{ConfigError, Listen, NodeConfig};
 use crate::identity::Identity;
 
@@ -68,13 +69,16 @@ pub(super) fn migration(
     identity: &Identity,
     which: Listen<'_>,
     address: SocketAddr,
-) -> Result<Endpoint, FabricError> {
+) -> Result<Migrating, FabricError> {
     let udp_payload_bytes_max = config.migration.udp_payload_bytes_max;
-    let setup = transport::endpoint_config(udp_payload_bytes_max)
-        .map_err(|error| FabricError::Setup(error.to_string()))?;
-    let socket = bind(config, which, address)?;
-    enlarge(config, &socket).map_err(|source| FabricError::Socket { address, source })?;
-    endpoint(setup, transport::shared(udp_payload_bytes_max), socket, identity)
+    let one = |address| {
+        let setup = transport::endpoint_config(udp_payload_bytes_max)
+            .map_err(|error| FabricError::Setup(error.to_string()))?;
+        let socket = bind(config, which, address)?;
+        enlarge(config, &socket).map_err(|source| FabricError::Socket { address, source })?;
+        endpoint(setup, transport::shared(udp_payload_bytes_max), socket, identity)
+    };
+    Ok(Migrating { urgent: one(address)?, bulk: one(SocketAddr::new(address.ip(), 0))? })
 }
 
 /// The endpoint of the control address.

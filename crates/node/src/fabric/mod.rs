@@ -51,13 +51,22 @@ pub(crate) const STOPPING: u32 = 3;
 /// How long peers are told that the node stops. One that does not hear it sees silence.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The two sockets of an address in a migration network.
+#[derive(Debug, Clone)]
+struct Migrating {
+    /// The address itself: what comes in, and what must not wait of what leaves.
+    urgent: Endpoint,
+    /// On another port: pages that leave in bulk, so that no fault waits behind them in a queue of this host.
+    bulk: Endpoint,
+}
+
 /// The endpoints of a node: its migration addresses and its control address.
 #[derive(Debug, Clone)]
 pub struct Fabric {
     /// For migrations that name no network.
-    migration: Endpoint,
+    migration: Migrating,
     /// For those that name one: each leaves from, and comes in on, the address in that network.
-    networks: Arc<BTreeMap<String, Endpoint>>,
+    networks: Arc<BTreeMap<String, Migrating>>,
     control: Endpoint,
     /// Who does not mean this cluster is not listened to on the control address.
     cluster: String,
@@ -84,7 +93,7 @@ impl Fabric {
     /// # Errors
     /// If the socket is gone.
     pub fn migration_address(&self) -> io::Result<SocketAddr> {
-        self.migration.local_addr()
+        self.migration.urgent.local_addr()
     }
 
     /// The same in each named network.
@@ -93,7 +102,7 @@ impl Fabric {
     /// If a socket is gone.
     pub fn network_addresses(&self) -> io::Result<BTreeMap<String, SocketAddr>> {
         let networks = self.networks.iter();
-        networks.map(|(name, endpoint)| Ok((name.clone(), endpoint.local_addr()?))).collect()
+        networks.map(|(name, endpoint)| Ok((name.clone(), endpoint.urgent.local_addr()?))).collect()
     }
 
     /// The control address that was bound, with the port that the kernel chose.
@@ -110,7 +119,7 @@ impl Fabric {
         let mut answering = JoinSet::new();
         answering.spawn(answer::control(self.control, self.cluster, control));
         for endpoint in std::iter::once(&self.migration).chain(self.networks.values()) {
-            answering.spawn(answer::migrations(endpoint.clone(), migrations.clone()));
+            answering.spawn(answer::migrations(endpoint.urgent.clone(), migrations.clone()));
         }
         // The receiver hears the end when the last of them has ended.
         drop(migrations);
@@ -120,7 +129,8 @@ impl Fabric {
     /// Closes every connection and tells the peers, so that they need not wait for silence. Nothing is answered and
     /// nobody can be dialed afterwards.
     pub async fn close(&self) {
-        let endpoints = || [&self.migration, &self.control].into_iter().chain(self.networks.values());
+        let migrating = || std::iter::once(&self.migration).chain(self.networks.values());
+        let endpoints = || migrating().flat_map(|on| [&on.urgent, &on.bulk]).chain([&self.control]);
         for endpoint in endpoints() {
             endpoint.close(STOPPING.into(), b"the node stops");
         }

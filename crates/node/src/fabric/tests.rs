@@ -3,6 +3,8 @@
 mod networks;
 
 use godwit_domain::{Epoch, InstanceId, NodeName};
+use godwit_transfer::drive::source::Lines;
+use godwit_transfer::target::Lane;
 use godwit_wire::migration::{Preamble, Role, SessionId};
 use godwit_wire::session::{ASK_BYTES_MAX, Hello};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
@@ -126,6 +128,7 @@ fn preamble(source: &str) -> Preamble {
         epoch: Epoch(1),
         token: InstanceId::from_random([7; 16]),
         session: SessionId(1),
+        link: 1,
         memory_bytes: 4096,
         page_bytes: 4096,
     }
@@ -232,7 +235,7 @@ async fn each_address_refuses_the_roles_of_the_other() {
         );
         assert_eq!(closed(&connection).await, (u64::from(REFUSED), told));
     }
-    let (connection, ..) =
+    let Lines { urgent: connection, .. } =
         soon(b.fabric.dial(a.control_address(), &name("a"), None, &preamble("b"))).await.expect("dial");
     let told = "it asks for a migration on the control address, which answers peers and sessions; dial the \
                 migration address";

@@ -344,7 +344,19 @@ fn phase(beside: &Beside, attempt: &Attempt, record: &Record) -> (&'static str, 
                 Some(unheard(beside, &target.node).map_or(said.clone(), |more| format!("{said}; {more}"))),
             )
         }
-        Phase::PostCopy { .. } => ("Running", Some("PostCopy".to_owned())),
+        Phase::PostCopy { source_gone: true, .. } => {
+            let said = "PostCopy, its source is gone for good: whoever touches a missing page waits; delete the guest, or keep it";
+            ("Running", Some(said.to_owned()))
+        }
+        Phase::PostCopy { source, target, .. } => {
+            let unheard = unheard(beside, &source.node).or_else(|| unheard(beside, &target.node));
+            let left = beside.progress.get(name).map(|progress| {
+                let mib = progress.left_bytes.saturating_add(progress.dirty_bytes) >> 20;
+                format!("PostCopy, {mib} MiB missing")
+            });
+            let said = left.unwrap_or_else(|| "PostCopy".to_owned());
+            ("Running", Some(unheard.map_or(said.clone(), |more| format!("{said}; {more}"))))
+        }
         Phase::Succeeded => ("Succeeded", None),
         Phase::Failed { reason } | Phase::Cancelled { reason } => {
             let held = attempt.permits != Permits::None;

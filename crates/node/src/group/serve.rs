@@ -137,6 +137,7 @@ fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
         settings: registry.settings_of(guest),
         target_address: target.and_then(|target| address_in(target, network.as_deref())),
         network,
+        post_copy_at_once: guest.record.as_ref().is_some_and(|record| record.wish.post_copy_at_once),
     })
 }
 

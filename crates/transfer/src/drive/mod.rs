@@ -20,7 +20,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use godwit_domain::ownership::{Entry, Ownership};
-use godwit_domain::progress::{Progress, SourceReport};
+use godwit_domain::progress::{PostCopyReport, Progress, SourceReport};
 use godwit_domain::{Epoch, Settings};
 use quinn::SendStream;
 
@@ -91,6 +91,8 @@ pub enum Report {
     Target {
         /// From "complete and licensed" to "runs", in microseconds.
         resume_us: u64,
+        /// Of a migration that ended as post-copy.
+        post_copy: Option<PostCopyReport>,
     },
     /// The log has ended it otherwise.
     Failed {

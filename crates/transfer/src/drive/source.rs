@@ -1,15 +1,17 @@
 //! Drives a [`SourceSession`]: a guest's memory out to the target.
 
 mod hands;
+mod link;
+mod telling;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase};
-use godwit_domain::progress::{Course, Progress, SentPages, SourceReport};
+use godwit_domain::progress::{SentPages, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
-use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{Instrument, Span};
@@ -18,54 +20,77 @@ use super::stream::SharedLimiter;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
 use crate::limiter::Limiter;
+use crate::pages::Encoded;
 use crate::pages::Reader;
-use crate::source::{Action, OutOfTurn, Plan, Setup, SourceSession};
-use hands::{MemoryWorker, command, hear_frames, planted, send_batches};
+use crate::source::{Action, OutOfTurn, Plan, Room, Setup, SourceSession};
+use crate::target::Lane;
+use hands::{MemoryWorker, command, planted};
+pub use link::{Dial, Lines};
+use link::{FetchWorker, Link, Redial};
+use telling::{Times, why_paused};
 
 /// Plans that are being read or wait to be sent: one is read, one waits, one is sent.
 const PLANS_OPEN_MAX: usize = 3;
+/// Fetches that are read or wait to be sent.
+const FETCHES_OPEN_MAX: usize = 16;
 /// Events that may wait for the driver: an answer to each thing it has asked for, and room for frames.
 const EVENTS_MAX: usize = 32;
 /// Jobs that may wait for the runner: every step of a throttle, and pause, save, let run freely, resume.
 const RUNNER_JOBS_MAX: usize = 12;
-/// How often progress is told.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-
 /// Everything a source is made of.
 #[derive(Debug)]
-pub struct Source<R> {
+pub struct Source<R, D> {
     /// What the session is told at its birth.
     pub setup: Setup,
     /// Its first limits.
     pub settings: Settings,
     /// The guest's memory.
-    pub memory: Memfd,
-    /// Armed before anything is read.
-    pub tracker: Tracker,
+    pub memory: Arc<Memfd>,
+    /// How it begins.
+    pub begins: Begins,
     /// The guest's runner.
     pub runner: R,
-    /// A connection to the target, which has been greeted.
-    pub connection: Connection,
-    /// Its control stream.
-    pub control: (SendStream, RecvStream),
+    /// How the target is reached.
+    pub dial: D,
+}
+
+/// How a source's session begins.
+#[derive(Debug)]
+pub enum Begins {
+    /// With a running guest, whose writes are tracked since before anything was read, and the first link.
+    Copy(Tracker, Box<Lines>),
+    /// Beside a guest that stands still, was handed over in post-copy, and has this device state.
+    Serve(Vec<u8>),
 }
 
 enum Event {
-    Frame(TargetFrame),
+    Frame(u64, TargetFrame),
+    /// The link was dialed again.
+    Dialed(Result<Box<Lines>, String>),
     Scanned(PageSet),
     Paused,
     Saved(Vec<u8>),
     /// So many percent of its time are taken from the guest.
     Throttled(u8),
-    Sent(SentPages),
-    /// Something broke. What it means depends on where the session stands.
-    Broke(String),
+    /// A batch is accounted for: it went, or never will (with no pages).
+    Sent(Lane, SentPages),
+    /// This link broke. What it means depends on where the session stands.
+    Broke(u64, String),
+    /// Guest memory could not be read or scanned.
+    Unreadable(String),
     /// The runner did not do what it must.
     RunnerBroke(String),
 }
 
+impl Event {
+    /// A batch that never goes.
+    fn unsent(lane: Lane) -> Self {
+        Self::Sent(lane, SentPages::default())
+    }
+}
+
 enum MemoryJob {
-    Read(Plan),
+    Read(Plan, mpsc::Sender<Encoded>),
     Scan,
 }
 
@@ -78,9 +103,14 @@ enum RunnerJob {
 
 /// Moves a guest out. Returns when the log has spoken: the guest then runs here or there. What it measured is the
 /// last thing it tells.
-pub async fn run<R: Runner>(source: Source<R>, mut told: mpsc::Receiver<Told>, tells: mpsc::Sender<Tells>) {
+pub async fn run<R: Runner, D: Dial>(
+    source: Source<R, D>,
+    mut told: mpsc::Receiver<Told>,
+    tells: mpsc::Sender<Tells>,
+) {
     let (events_in, mut events) = mpsc::channel(EVENTS_MAX);
-    let mut driver = Driver::start(source, events_in, tells.clone());
+    let mut driver = Driver::start(source, events_in.clone(), tells.clone());
+    drop(events_in);
     let report = driver.drive(&mut told, &mut events).await;
     // Whatever still wants to tell something must not wait for an ear.
     drop(events);
@@ -88,20 +118,27 @@ pub async fn run<R: Runner>(source: Source<R>, mut told: mpsc::Receiver<Told>, t
     let _ = tells.send(Tells::Ended(report)).await;
 }
 
-struct Driver {
+struct Driver<D> {
     session: SourceSession,
     migration: MigrationId,
     instance: InstanceId,
     clock: Clock,
     limiter: SharedLimiter,
-    connection: Connection,
-    control: SendStream,
+    dial: Arc<D>,
+    link: Option<Link>,
+    links: u64,
+    redial: Redial,
+    /// How long a lost link is dialed again in pre-copy; `None`: without end.
+    recovery_timeout: Option<Duration>,
+    events: mpsc::Sender<Event>,
     memory_jobs: mpsc::Sender<MemoryJob>,
+    fetch_jobs: mpsc::Sender<(Plan, mpsc::Sender<Encoded>)>,
     runner_jobs: mpsc::Sender<RunnerJob>,
     tells: mpsc::Sender<Tells>,
     tasks: JoinSet<()>,
-    memory_thread: Option<JoinHandle<()>>,
+    memory_threads: Vec<JoinHandle<()>>,
     plans_open: usize,
+    fetches_open: usize,
     report: SourceReport,
     times: Times,
     closing: Closing,
@@ -120,73 +157,83 @@ enum Closing {
     Withheld,
 }
 
-/// When the steps of a switchover were reached.
-#[derive(Default)]
-struct Times {
-    pause: Option<Duration>,
-    closed: Option<Duration>,
-    complete: Option<Duration>,
-    committed: Option<Duration>,
-}
-
-impl Driver {
-    fn start<R: Runner>(source: Source<R>, events: mpsc::Sender<Event>, tells: mpsc::Sender<Tells>) -> Self {
-        let Source { setup, settings, memory, tracker, runner, connection, control } = source;
+impl<D: Dial> Driver<D> {
+    fn start<R: Runner>(
+        source: Source<R, D>,
+        events: mpsc::Sender<Event>,
+        tells: mpsc::Sender<Tells>,
+    ) -> Self {
+        let Source { setup, settings, memory, begins, runner, dial } = source;
         let clock = Clock::start();
         let limiter = SharedLimiter::new(clock, Limiter::new(clock.now(), settings.bandwidth));
-        limiter.change(&connection, |_, _| {});
         let (memory_jobs, jobs) = mpsc::channel(PLANS_OPEN_MAX + 2);
-        let (encoded, batches) = mpsc::channel(1);
+        let (fetch_jobs, fetches) = mpsc::channel(FETCHES_OPEN_MAX);
         let (runner_jobs, orders) = mpsc::channel(RUNNER_JOBS_MAX);
-        let (control, hear) = control;
+        let (migration, instance, written) =
+            (setup.migration.clone(), setup.instance, PageSet::empty(setup.pages));
+        let fetch_reader = Reader::new(Arc::clone(&memory), setup.session);
         let reader = Reader::new(memory, setup.session);
-        let pages = setup.pages;
-        let memory_events = events.clone();
-        let span = Span::current();
-        let memory_thread = tokio::task::spawn_blocking(move || {
-            let _in_span = span.enter();
-            let worker = MemoryWorker { reader, tracker, written: PageSet::empty(pages), encoded };
-            worker.work(jobs, &memory_events);
-        });
+        let (tracker, lines, session) = match begins {
+            Begins::Copy(tracker, lines) => {
+                (Some(tracker), Some(*lines), SourceSession::new(clock.now(), setup))
+            }
+            Begins::Serve(state) => (None, None, SourceSession::serving(clock.now(), setup, state)),
+        };
+        let worker = MemoryWorker { reader, tracker, written };
+        let memory_threads = vec![
+            on_a_thread(events.clone(), move |events| worker.work(jobs, events)),
+            on_a_thread(events.clone(), move |events| {
+                FetchWorker { reader: fetch_reader }.work(fetches, events)
+            }),
+        ];
         let mut tasks = JoinSet::new();
-        tasks.spawn(hear_frames(hear, connection.clone(), events.clone()).in_current_span());
-        tasks.spawn(
-            send_batches(connection.clone(), limiter.clone(), batches, events.clone()).in_current_span(),
-        );
-        tasks.spawn(command(runner, orders, events).in_current_span());
-        Self {
-            migration: setup.migration.clone(),
-            instance: setup.instance,
-            session: SourceSession::new(clock.now(), setup),
+        tasks.spawn(command(runner, orders, events.clone()).in_current_span());
+        let mut driver = Self {
+            migration,
+            instance,
+            session,
             clock,
             limiter,
-            connection,
-            control,
+            dial: Arc::new(dial),
+            link: None,
+            links: 0,
+            redial: Redial::default(),
+            recovery_timeout: settings.recovery_timeout,
+            events,
             memory_jobs,
+            fetch_jobs,
             runner_jobs,
             tells,
             tasks,
-            memory_thread: Some(memory_thread),
+            memory_threads,
             plans_open: 0,
+            fetches_open: 0,
             report: SourceReport::default(),
             times: Times::default(),
             closing: Closing::Kept,
             waits_for_quorum: false,
             throttle: 0,
             progress_at: Duration::ZERO,
+        };
+        match lines {
+            Some(lines) => driver.linked(lines),
+            None => driver.redial.lost(clock.now()),
         }
+        driver
     }
 
     /// Until the log has spoken.
     async fn drive(&mut self, told: &mut mpsc::Receiver<Told>, events: &mut mpsc::Receiver<Event>) -> Report {
         loop {
-            while let Some(action) = self.session.poll(self.clock.now(), self.plans_open < PLANS_OPEN_MAX) {
+            while let Some(action) = self.session.poll(self.clock.now(), self.room()) {
                 if let Some(report) = self.act(action).await {
                     return report;
                 }
             }
             self.tell_progress();
-            let wake = self.clock.instant(self.session.wake_at(self.clock.now()));
+            let again = self.dial_again();
+            let wake = self.session.wake_at(self.clock.now()).min(again);
+            let wake = self.clock.instant(wake);
             // In this order: what was agreed tells what a closed connection means.
             tokio::select! {
                 biased;
@@ -208,9 +255,13 @@ impl Driver {
         match action {
             Action::Send(frame) => self.say(frame).await,
             Action::Batch(plan) => {
-                self.plans_open += 1;
-                self.ask_memory(MemoryJob::Read(plan));
+                if let Some(link) = &self.link {
+                    self.plans_open += 1;
+                    let to = link.batches.clone();
+                    self.ask_memory(MemoryJob::Read(plan, to));
+                }
             }
+            Action::Fetched(plan) => self.fetch(plan),
             Action::Scan => self.ask_memory(MemoryJob::Scan),
             Action::Pause(epoch) => {
                 self.times.pause = Some(self.clock.now());
@@ -240,7 +291,7 @@ impl Driver {
     fn happened(&mut self, event: Event) {
         let now = self.clock.now();
         match event {
-            Event::Frame(frame) => {
+            Event::Frame(link, frame) if link == self.links => {
                 let broke = self.session.frame(now, frame).err();
                 if self.session.is_target_complete() {
                     self.times.complete.get_or_insert(now);
@@ -259,21 +310,56 @@ impl Driver {
                 self.session.throttled(percent);
                 self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
             }
-            Event::Sent(sent) => {
-                self.plans_open = self.plans_open.saturating_sub(1);
+            Event::Sent(lane, sent) => {
+                let open = match lane {
+                    Lane::Bulk => &mut self.plans_open,
+                    Lane::Urgent => &mut self.fetches_open,
+                };
+                *open = open.saturating_sub(1);
                 self.report.count(&sent);
             }
-            Event::Broke(reason) => self.broke(&reason),
+            Event::Dialed(Ok(lines)) if self.session.wants_a_link() => self.linked(*lines),
+            Event::Dialed(Ok(lines)) => lines.urgent.close(0_u32.into(), b"not wanted any more"),
+            Event::Dialed(Err(reason)) => {
+                tracing::info!(reason, "the target can not be reached");
+                self.redial.failed(now);
+            }
+            Event::Broke(link, reason) if link == self.links => self.broke(&reason),
+            // Of a link that is gone.
+            Event::Frame(..) | Event::Broke(..) => {}
+            Event::Unreadable(reason) => self.session.fail(reason),
             Event::RunnerBroke(reason) => self.session.fail(format!("runner at the source: {reason}")),
         }
     }
 
-    /// The connection is of no use any more. Before a hand-over that ends the migration; after it, or when the target
-    /// has said that it has everything and the hand-over is proposed, only the log knows.
+    fn room(&self) -> Room {
+        let linked = self.link.is_some();
+        Room {
+            batch: linked && self.plans_open < PLANS_OPEN_MAX,
+            fetched: linked && self.fetches_open < FETCHES_OPEN_MAX,
+        }
+    }
+
+    fn linked(&mut self, lines: Lines) {
+        self.links += 1;
+        self.redial.came_back();
+        let link = Link::new(lines, self.links, &self.limiter, &self.events, &mut self.tasks);
+        tracing::info!(link = self.links, target = %link.urgent.remote_address(), "connected to the target");
+        self.link = Some(link);
+    }
+
+    /// The link is of no use any more. As long as that helps, another is dialed. A guest that stands still here and was not
+    /// handed over runs on here; when the target has said that it has everything and the hand-over is proposed, only the
+    /// log knows.
     fn broke(&mut self, reason: &str) {
-        let is_complete = self.session.is_target_complete();
+        let Some(link) = self.link.take() else { return };
+        link.close(reason);
+        let now = self.clock.now();
         self.session.link_lost();
-        if is_complete {
+        if self.session.wants_a_link() {
+            tracing::warn!(reason, "connection to the target lost; it is dialed again");
+            self.redial.lost(now);
+        } else if self.session.is_target_complete() {
             tracing::debug!(reason, "the target has everything and closed first");
         } else if self.session.is_handed_over() {
             tracing::warn!(
@@ -285,10 +371,45 @@ impl Driver {
         }
     }
 
+    /// Dials a lost link again when it is time. Returns when to look again.
+    fn dial_again(&mut self) -> Duration {
+        let now = self.clock.now();
+        let later = now + Duration::from_secs(1);
+        let Some(lost_at) = self.redial.lost_at.filter(|_| self.session.wants_a_link()) else { return later };
+        let passed = self.recovery_timeout.filter(|limit| now >= lost_at.saturating_add(*limit));
+        if let Some(limit) = passed.filter(|_| !self.session.is_handed_over()) {
+            let limit = limit.as_secs();
+            self.session.fail(format!("recoveryTimeout: the target could not be reached for {limit} s"));
+            return now;
+        }
+        match self.redial.due(now) {
+            Ok(()) => {
+                self.redial.under_way = true;
+                let (dial, events, link) = (Arc::clone(&self.dial), self.events.clone(), self.links + 1);
+                let dialing = async move {
+                    let dialed = dial.dial(link).await.map(Box::new);
+                    let _ = events.send(Event::Dialed(dialed)).await;
+                };
+                self.tasks.spawn(dialing.in_current_span());
+                later
+            }
+            Err(when) => when.unwrap_or(later),
+        }
+    }
+
+    fn fetch(&mut self, plan: Plan) {
+        let Some(link) = &self.link else { return };
+        self.fetches_open += 1;
+        if self.fetch_jobs.try_send((plan, link.fetched.clone())).is_err() {
+            self.session.fail("the thread that reads fetched pages has stopped".into());
+        }
+    }
+
     async fn told(&mut self, order: Told) {
         match order {
-            Told::Settings(Settings { bandwidth, limits, .. }) => {
-                self.limiter.change(&self.connection, |limiter, now| limiter.set(now, bandwidth));
+            Told::Settings(Settings { bandwidth, limits, recovery_timeout, .. }) => {
+                self.limiter.set(bandwidth);
+                self.recovery_timeout = recovery_timeout;
                 self.session.set_limits(limits);
             }
             Told::View(ownership) => {
@@ -338,8 +459,9 @@ impl Driver {
         if matches!(frame, SourceFrame::Final(_)) {
             self.times.closed.get_or_insert(self.clock.now());
         }
+        let Some(link) = &mut self.link else { return };
         let written = match control::source_frame(&frame) {
-            Ok(bytes) => super::say(&mut self.control, &bytes).await,
+            Ok(bytes) => super::say(&mut link.control, &bytes).await,
             Err(error) => Err(chain(&error)),
         };
         if let Err(reason) = written {
@@ -372,67 +494,6 @@ impl Driver {
         self.ask_runner(RunnerJob::Throttle(percent));
     }
 
-    fn tell_progress(&mut self) {
-        let now = self.clock.now();
-        if now < self.progress_at {
-            return;
-        }
-        self.progress_at = now + PROGRESS_INTERVAL;
-        let snapshot = self.session.snapshot(now);
-        if snapshot.waits_for_quorum && !self.waits_for_quorum {
-            tracing::info!(
-                "ready to switch over; waits for a quorum of the control group, and goes on copying"
-            );
-        }
-        self.waits_for_quorum = snapshot.waits_for_quorum;
-        let progress = Progress {
-            round: snapshot.round.0,
-            switching_over: snapshot.switching_over,
-            waits_for_quorum: snapshot.waits_for_quorum,
-            left_bytes: snapshot.left.bytes(),
-            dirty_bytes: snapshot.dirty.bytes(),
-            wire_bytes: self.connection.stats().udp_tx.bytes,
-            send_rate: snapshot.send_rate,
-            dirty_rate: snapshot.dirty_rate,
-            predicted_downtime_ms: u64::try_from(snapshot.predicted_downtime.as_millis()).unwrap_or(u64::MAX),
-            throttle_percent: snapshot.throttle_percent,
-            course: snapshot.course,
-        };
-        // Only the newest is worth anything: what does not fit is left out.
-        let _ = self.tells.try_send(Tells::Progress(progress));
-    }
-
-    fn finish(&mut self, outcome: Result<(), String>) -> Report {
-        let now = self.clock.now();
-        let snapshot = self.session.snapshot(now);
-        let stats = self.connection.stats();
-        tracing::info!(
-            ?outcome,
-            mtu = stats.path.current_mtu,
-            lost_packets = stats.path.lost_packets,
-            instance = %self.instance,
-            "migration is over"
-        );
-        if let Err(reason) = outcome {
-            return Report::Failed { reason };
-        }
-        let between = |from: Option<Duration>, to: Option<Duration>| match (from, to) {
-            (Some(from), Some(to)) => micros(to.saturating_sub(from)),
-            _ => 0,
-        };
-        let Times { pause, closed, complete, committed } = self.times;
-        Report::Source(SourceReport {
-            total_us: micros(now),
-            pause_us: between(pause, closed),
-            state_us: between(closed, complete),
-            commit_us: between(complete, committed),
-            wire_bytes: stats.udp_tx.bytes,
-            skipped_pages: snapshot.skipped_pages,
-            last_round_pages: u64::from(snapshot.last_round_pages.0),
-            ..self.report
-        })
-    }
-
     async fn stop(&mut self) {
         if self.throttle > 0 {
             // Whoever told it to stop, the guest does not pay for it.
@@ -443,23 +504,26 @@ impl Driver {
         self.memory_jobs = closed;
         let (closed, _) = mpsc::channel(1);
         self.runner_jobs = closed;
-        // Closing tells the other side that nothing more comes (it frees nothing there), and ends whatever waits
-        // for room on a stream.
-        self.connection.close(0_u32.into(), b"migration is over");
-        if let Some(thread) = self.memory_thread.take() {
+        let (closed, _) = mpsc::channel(1);
+        self.fetch_jobs = closed;
+        if let Some(link) = self.link.take() {
+            link.close("migration is over");
+        }
+        for thread in self.memory_threads.drain(..) {
             let _ = thread.await;
         }
         while self.tasks.join_next().await.is_some() {}
     }
 }
 
-/// Why a guest is paused that does not fit into the allowed downtime.
-fn why_paused(course: Course) -> Option<&'static str> {
-    match course {
-        Course::PausesToFinish => Some("the deadline has passed, and the guest may be paused to finish"),
-        Course::PausesForPostCopy => {
-            Some("the deadline has passed: post-copy is decided, and this build pauses the guest instead")
-        }
-        Course::Rounds | Course::Throttled | Course::SwitchesOver | Course::Ends => None,
-    }
+/// Runs something that may block for milliseconds on a thread of its own.
+fn on_a_thread(
+    events: mpsc::Sender<Event>,
+    work: impl FnOnce(&mpsc::Sender<Event>) + Send + 'static,
+) -> JoinHandle<()> {
+    let span = Span::current();
+    tokio::task::spawn_blocking(move || {
+        let _in_span = span.enter();
+        work(&events);
+    })
 }

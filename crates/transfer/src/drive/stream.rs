@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use godwit_domain::Bandwidth;
 use godwit_domain::progress::SentPages;
 use godwit_wire::batch::{Batch, BatchError, HEAD_BYTES, Head};
 use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
@@ -15,38 +16,109 @@ use crate::compress;
 use crate::compress::link::LinkMeter;
 use crate::limiter::Limiter;
 use crate::pages::Encoded;
+use crate::target::Lane;
 use crate::transport::{CONNECTION_WINDOW_BYTES, PAGE_STREAMS};
 
 /// Longest sleep under a rate limit, so that a raised limit is in force at once.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(50);
 
-/// The rate limit as the pump and whoever changes it share it.
+/// The rate limit of a migration as its pumps and whoever changes it share it: one for all its connections, present and past.
 #[derive(Debug, Clone)]
 pub(super) struct SharedLimiter {
-    limiter: Arc<Mutex<Limiter>>,
+    limited: Arc<Mutex<Limited>>,
     clock: Clock,
+}
+
+#[derive(Debug)]
+struct Limited {
+    limiter: Limiter,
+    /// Bytes that were sent over connections that are gone.
+    before: u64,
+    /// The present one for pages in bulk, and the one for all else.
+    connections: Option<(Connection, Connection)>,
+    /// The most that the bulk may hold unsent.
+    window_bytes: u64,
+}
+
+impl Limited {
+    fn counter(&self) -> u64 {
+        let sent = |connection: &Connection| connection.stats().udp_tx.bytes;
+        let present = self.connections.as_ref().map_or(0, |(bulk, urgent)| sent(bulk) + sent(urgent));
+        self.before + present
+    }
+
+    fn apply_window(&self) {
+        if let Some((bulk, _)) = &self.connections {
+            bulk.set_send_window(self.limiter.send_window_bytes(self.window_bytes));
+        }
+    }
 }
 
 impl SharedLimiter {
     pub(super) fn new(clock: Clock, limiter: Limiter) -> Self {
-        Self { limiter: Arc::new(Mutex::new(limiter)), clock }
+        let window_bytes = u64::from(CONNECTION_WINDOW_BYTES);
+        let limited = Limited { limiter, before: 0, connections: None, window_bytes };
+        Self { limited: Arc::new(Mutex::new(limited)), clock }
     }
 
-    /// Changes something; what the connection may hold unsent follows.
-    pub(super) fn change(&self, connection: &Connection, change: impl FnOnce(&mut Limiter, Duration)) {
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut limiter, self.clock.now());
-        connection.set_send_window(limiter.send_window_bytes(u64::from(CONNECTION_WINDOW_BYTES)));
+    /// What is sent from now on is sent over these.
+    pub(super) fn attach(&self, bulk: &Connection, urgent: &Connection) {
+        self.with(|limited, _| {
+            limited.before = limited.counter();
+            limited.connections = Some((bulk.clone(), urgent.clone()));
+            limited.apply_window();
+        });
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut Limiter, Duration) -> T) -> T {
-        look(&mut self.limiter.lock().unwrap_or_else(PoisonError::into_inner), self.clock.now())
+    /// Another limit; what the connection may hold unsent follows.
+    pub(super) fn set(&self, bandwidth: Bandwidth) {
+        self.with(|limited, now| {
+            limited.limiter.set(now, bandwidth);
+            limited.apply_window();
+        });
+    }
+
+    /// The bulk may hold no more than this unsent.
+    pub(super) fn set_window(&self, bytes: u64) {
+        self.with(|limited, _| {
+            limited.window_bytes = bytes.min(u64::from(CONNECTION_WINDOW_BYTES));
+            limited.apply_window();
+        });
+    }
+
+    /// Bytes of UDP payload that were sent, over all connections.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.with(|limited, _| limited.counter())
+    }
+
+    /// Bytes per second; `None` without a limit.
+    fn limit(&self) -> Option<u64> {
+        self.with(|limited, _| limited.limiter.bandwidth().bytes_per_second())
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        self.with(|limited, _| limited.limiter.chunk_bytes())
+    }
+
+    /// So many bytes were handed to a connection.
+    fn charge(&self, bytes: u64) {
+        self.with(|limited, _| {
+            let counter = limited.counter();
+            limited.limiter.sent(bytes, counter);
+        });
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Limited, Duration) -> T) -> T {
+        look(&mut self.limited.lock().unwrap_or_else(PoisonError::into_inner), self.clock.now())
     }
 
     async fn wait(&self, connection: &Connection) {
         loop {
-            let counter = connection.stats().udp_tx.bytes;
-            match self.with(|limiter, now| limiter.ready(now, counter)) {
+            let ready = self.with(|limited, now| {
+                let counter = limited.counter();
+                limited.limiter.ready(now, counter)
+            });
+            match ready {
                 Ok(()) => return,
                 // Nothing is limited on a connection that is gone; the write will say so.
                 Err(_) if connection.close_reason().is_some() => return,
@@ -56,19 +128,19 @@ impl SharedLimiter {
     }
 }
 
-/// Sends batches until there are no more, then finishes the streams. `events` hears of each, and what
-/// its pages went as.
+/// Sends batches in bulk until there are no more, then finishes the streams. `events` hears of each, and what its pages
+/// went as.
 pub(super) async fn send<E>(
-    connection: Connection,
-    limiter: SharedLimiter,
-    mut batches: mpsc::Receiver<Encoded>,
+    connection: &Connection,
+    limiter: &SharedLimiter,
+    batches: &mut mpsc::Receiver<Encoded>,
     events: &mpsc::Sender<E>,
     tell: fn(SentPages) -> E,
 ) -> Result<(), WriteError> {
     let mut streams: Vec<SendStream> = Vec::with_capacity(PAGE_STREAMS);
     let mut next = 0;
     let mut meter = LinkMeter::default();
-    while let Some((encoded, starved)) = next_of(&mut batches).await {
+    while let Some((encoded, starved)) = next_of(batches).await {
         let Encoded { head, payload, sent, link } = encoded;
         if streams.len() < PAGE_STREAMS {
             streams.push(connection.open_uni().await?);
@@ -79,9 +151,9 @@ pub(super) async fn send<E>(
         let bytes = (head.len() + payload.len()) as u64;
         let begun = Instant::now();
         for piece in [head, payload] {
-            send_piece(&connection, &limiter, stream, piece).await?;
+            send_piece(connection, limiter, stream, piece).await?;
         }
-        let limit = limiter.with(|limiter, _| limiter.bandwidth().bytes_per_second());
+        let limit = limiter.limit();
         link.set(meter.sent(bytes, begun.elapsed(), starved, limit));
         // A driver that has ended hears nothing.
         let _ = events.send(tell(sent)).await;
@@ -102,6 +174,31 @@ async fn next_of(batches: &mut mpsc::Receiver<Encoded>) -> Option<(Encoded, bool
     }
 }
 
+/// Sends batches that somebody waits for: charged to the limit, and never held up by it.
+pub(super) async fn send_urgent<E>(
+    connection: &Connection,
+    limiter: &SharedLimiter,
+    batches: &mut mpsc::Receiver<Encoded>,
+    events: &mpsc::Sender<E>,
+    tell: fn(SentPages) -> E,
+) -> Result<(), WriteError> {
+    let mut stream: Option<SendStream> = None;
+    while let Some(Encoded { head, payload, sent, link: _ }) = batches.recv().await {
+        let stream = match &mut stream {
+            Some(stream) => stream,
+            none => none.insert(connection.open_uni().await?),
+        };
+        let bytes = (head.len() + payload.len()) as u64;
+        stream.write_all_chunks(&mut [head, payload]).await?;
+        limiter.charge(bytes);
+        let _ = events.send(tell(sent)).await;
+    }
+    if let Some(mut stream) = stream {
+        let _ = stream.finish();
+    }
+    Ok(())
+}
+
 async fn send_piece(
     connection: &Connection,
     limiter: &SharedLimiter,
@@ -110,10 +207,9 @@ async fn send_piece(
 ) -> Result<(), WriteError> {
     while !piece.is_empty() {
         limiter.wait(connection).await;
-        let chunk = limiter.with(|limiter, _| limiter.chunk_bytes()).min(piece.len());
+        let chunk = limiter.chunk_bytes().min(piece.len());
         stream.write_chunk(piece.split_to(chunk)).await?;
-        let counter = connection.stats().udp_tx.bytes;
-        limiter.with(|limiter, _| limiter.sent(chunk as u64, counter));
+        limiter.charge(chunk as u64);
     }
     Ok(())
 }
@@ -129,13 +225,13 @@ pub(super) enum PageStreamError {
     Open(#[from] ConnectionError),
 }
 
-/// A batch, the link it came over, and its payload.
-pub(super) type Delivered = (u64, Batch, Vec<u8>);
+/// A batch, the link and the lane it came over, and its payload.
+pub(super) type Delivered = (u64, Lane, Batch, Vec<u8>);
 
 /// Reads batches off one page stream until it is finished.
 pub(super) async fn receive(
     mut stream: RecvStream,
-    link: u64,
+    (link, lane): (u64, Lane),
     guest_pages: u32,
     batches: mpsc::Sender<Delivered>,
 ) -> Result<(), PageStreamError> {
@@ -155,7 +251,7 @@ pub(super) async fn receive(
             payload = compress::unpack(&payload, head.payload_bytes()).ok_or_else(|| head.not_unpacked())?;
         }
         let batch = head.complete(&head_bytes, &table, &payload, guest_pages)?;
-        if batches.send((link, batch, payload)).await.is_err() {
+        if batches.send((link, lane, batch, payload)).await.is_err() {
             return Ok(());
         }
     }

@@ -1,13 +1,15 @@
 //! Drives a [`TargetSession`]: pages into the memory of a runner that waits for its guest.
 
 mod hands;
+mod link;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::ownership::Entry;
-use godwit_domain::{Epoch, InstanceId, MigrationId};
-use godwit_memory::Memfd;
-use godwit_wire::batch::Batch;
+use godwit_domain::progress::PostCopyReport;
+use godwit_domain::{Epoch, InstanceId, MigrationId, PageIndex, PageRun};
+use godwit_memory::{Faults, Memfd, PageSet};
 use godwit_wire::migration::{Preamble, SourceFrame, TargetFrame};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -17,22 +19,25 @@ use tracing::{Instrument, Span};
 use super::stream::Delivered;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
-use crate::target::{Action, TargetSession, Violation, Write};
-use hands::{accept_pages, command, hear_frames, planted, work};
+use crate::target::{Action, Lane, TargetSession, Violation, Write};
+pub use hands::ServeFaults;
+use hands::{MemoryWorker, command, hear_faults, place, planted};
+use link::Link;
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
 /// hold what the transport holds already.
 const WRITES_MAX: usize = 4;
 /// Batches that may wait for the driver.
 const BATCHES_MAX: usize = 4;
-/// Answers that may wait for the driver: to each write asked for, and a few more.
+/// What may wait for the thread that places what somebody waits for.
+const PLACES_MAX: usize = 16;
+/// Events that may wait for the driver.
 const EVENTS_MAX: usize = 16;
+/// Faults that may wait for the driver: those of many threads. More wait in the kernel.
+const FAULTS_MAX: usize = 64;
 
 /// How long after a failed start of a licensed guest it is tried again.
 const RUN_AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// How long a copy waits for its source to come, or to come back: `recoveryTimeout`.
-const SOURCE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a closed connection tells the peer that it broke the protocol.
 const BROKE_PROTOCOL: u32 = 2;
@@ -40,6 +45,8 @@ const BROKE_PROTOCOL: u32 = 2;
 /// A connection whose preamble fits.
 #[derive(Debug)]
 pub struct Inbound {
+    /// Which of the two connections of a link it is.
+    pub lane: Lane,
     /// The connection.
     pub connection: Connection,
     /// Its control stream, greeted.
@@ -56,17 +63,49 @@ pub struct Target<R> {
     /// The runner.
     pub instance: InstanceId,
     /// Its memory.
-    pub memory: Memfd,
+    pub memory: Arc<Memfd>,
+    /// How it begins.
+    pub begins: Begins,
     /// Itself.
     pub runner: R,
+    /// How long it waits for a source to come, or to come back, before it has run; `None`: without end.
+    pub recovery_timeout: Option<Duration>,
+}
+
+/// How a target's session begins.
+pub enum Begins {
+    /// With nothing. This serves the guest's faults, should pages be missing when it runs.
+    Empty(ServeFaults),
+    /// Beside a guest that runs under this epoch, whose faults are served, and of which these pages are holes.
+    Resumed(Epoch, Arc<Faults>, PageSet),
+}
+
+impl std::fmt::Debug for Begins {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Empty(_) => f.write_str("Empty"),
+            Self::Resumed(epoch, _, holes) => write!(f, "Resumed({epoch}, {} holes)", holes.len().0),
+        }
+    }
 }
 
 enum Event {
     Frame(SourceFrame),
-    Broke(String),
+    Broke(u64, String),
     /// The peer broke a rule; the connection is closed with its name.
     Broken(String),
-    Written,
+    Written(Lane),
+    /// A batch could not be written, for this reason.
+    NotWritten(Lane, String),
+    /// All punched but for these; faults are served from now on.
+    Punched(Vec<PageRun>, Arc<Faults>),
+    /// Somebody waits for this page.
+    Fault(PageIndex),
+    NotZeroed(PageRun, String),
+    ZerosAgain(PageRun),
+    Released,
+    NotReleased(String),
+    ReleaseAgain,
     Sealed(Epoch),
     Loaded,
     Running(Epoch),
@@ -77,7 +116,15 @@ enum Event {
 
 enum MemoryJob {
     Write(Vec<Write>, Vec<u8>),
+    Punch(Vec<PageRun>),
+    Release,
     Seal(Epoch),
+}
+
+enum PlaceJob {
+    Serve(Arc<Faults>),
+    Write(Vec<Write>, Vec<u8>),
+    Zeros(PageRun),
 }
 
 enum RunnerJob {
@@ -87,23 +134,38 @@ enum RunnerJob {
 
 /// Takes a guest in. Returns when the log has spoken; the last thing it tells is what it measured.
 pub async fn run<R: Runner>(target: Target<R>, mut told: mpsc::Receiver<Told>, tells: mpsc::Sender<Tells>) {
-    let (events_in, mut events) = mpsc::channel(EVENTS_MAX);
-    let (batches_in, mut batches) = mpsc::channel(BATCHES_MAX);
-    let (answers_in, mut answers) = mpsc::channel(WRITES_MAX + 2);
-    let mut driver = Driver::start(target, events_in, answers_in, batches_in, tells.clone());
-    let report = driver.drive(&mut told, &mut answers, &mut events, &mut batches).await;
+    let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let (batches_in, batches) = mpsc::channel(BATCHES_MAX);
+    let (urgent_in, urgent) = mpsc::channel(BATCHES_MAX);
+    let (faults_in, faults) = mpsc::channel(FAULTS_MAX);
+    // One answer to each job of the two threads finds room, so they always make progress.
+    let (answers_in, answers) = mpsc::channel(WRITES_MAX + PLACES_MAX + 4);
+    let outs = Outs { events: events_in, bulk: batches_in, urgent: urgent_in, faults: faults_in };
+    let mut ears = Ears { events, batches, urgent, faults, answers };
+    let mut driver = Driver::start(target, answers_in, outs, tells.clone());
+    let report = driver.drive(&mut told, &mut ears).await;
     // Whatever still wants to tell something must not wait for an ear.
-    drop((events, answers, batches));
+    drop(ears);
     driver.stop().await;
     let _ = tells.send(Tells::Ended(report)).await;
 }
 
-/// A connection and the tasks that read from it. Dropping it ends them.
-struct Link {
-    number: u64,
-    connection: Connection,
-    control: SendStream,
-    readers: JoinSet<()>,
+/// Where those who serve the driver tell what happened.
+#[derive(Clone)]
+struct Outs {
+    events: mpsc::Sender<Event>,
+    bulk: mpsc::Sender<Delivered>,
+    urgent: mpsc::Sender<Delivered>,
+    faults: mpsc::Sender<Event>,
+}
+
+/// Where the driver hears of it.
+struct Ears {
+    events: mpsc::Receiver<Event>,
+    batches: mpsc::Receiver<Delivered>,
+    urgent: mpsc::Receiver<Delivered>,
+    faults: mpsc::Receiver<Event>,
+    answers: mpsc::Receiver<Event>,
 }
 
 struct Driver {
@@ -112,71 +174,115 @@ struct Driver {
     guest_pages: u32,
     clock: Clock,
     link: Option<Link>,
+    /// The second connection of a link whose first has not come yet.
+    early_bulk: Option<Box<Inbound>>,
     links: u64,
-    events: mpsc::Sender<Event>,
-    batches: mpsc::Sender<Delivered>,
+    outs: Outs,
     memory_jobs: mpsc::Sender<MemoryJob>,
+    place_jobs: mpsc::Sender<PlaceJob>,
     runner_jobs: mpsc::Sender<RunnerJob>,
     tells: mpsc::Sender<Tells>,
     tasks: JoinSet<()>,
+    /// Things that are tried again: they end with the driver.
+    again: JoinSet<()>,
+    /// Faults are heard as long as this is open.
+    hearing: Option<std::io::PipeWriter>,
     /// The runner is no more though it was told to run: nothing is left to drive.
     bereft: Option<String>,
     /// Since when there is no connection.
     alone_since: Duration,
+    recovery_timeout: Option<Duration>,
+    /// That nobody is left who could send what is missing was said.
+    stranded: bool,
     run_asked: Duration,
     run_epoch: Epoch,
     resume: Duration,
+    post_copy: Option<PostCopyReport>,
     planted: planted::Late,
 }
 
 impl Driver {
     fn start<R: Runner>(
         target: Target<R>,
-        events: mpsc::Sender<Event>,
         answers: mpsc::Sender<Event>,
-        batches: mpsc::Sender<Delivered>,
+        outs: Outs,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
-        let Target { migration, instance, memory, runner } = target;
-        let guest_pages = memory.pages();
+        let Target { migration, instance, memory, begins, runner, recovery_timeout } = target;
+        let (guest_pages, clock) = (memory.pages(), Clock::start());
         let (memory_jobs, jobs) = mpsc::channel(WRITES_MAX);
+        let (place_jobs, places) = mpsc::channel(PLACES_MAX);
         let (runner_jobs, orders) = mpsc::channel(4);
         let mut tasks = JoinSet::new();
-        tasks.spawn(command(runner, orders, events.clone()).in_current_span());
-        let span = Span::current();
+        tasks.spawn(command(runner, orders, outs.events.clone()).in_current_span());
+        let (session, serve, faults) = match begins {
+            Begins::Empty(serve) => {
+                (TargetSession::new(migration.clone(), instance, guest_pages), Some(serve), None)
+            }
+            Begins::Resumed(epoch, faults, holes) => {
+                let (name, now) = (migration.clone(), clock.now());
+                let session = TargetSession::resumed(now, name, instance, guest_pages, epoch, holes);
+                (session, None, Some(faults))
+            }
+        };
+        let (span, place_span) = (Span::current(), Span::current());
+        let (place_memory, place_answers) = (Arc::clone(&memory), answers.clone());
+        let worker = MemoryWorker { memory, serve, faults: faults.clone() };
         tasks.spawn_blocking(move || {
             let _in_span = span.enter();
-            work(&memory, jobs, &answers);
+            worker.work(jobs, &answers);
         });
-        Self {
-            session: TargetSession::new(migration.clone(), instance, guest_pages),
+        tasks.spawn_blocking(move || {
+            let _in_span = place_span.enter();
+            place(&place_memory, places, &place_answers);
+        });
+        let mut driver = Self {
+            session,
             migration,
             guest_pages: guest_pages.0,
-            clock: Clock::start(),
+            clock,
             link: None,
+            early_bulk: None,
             links: 0,
-            events,
-            batches,
+            outs,
             memory_jobs,
+            place_jobs,
             runner_jobs,
             tells,
             tasks,
+            again: JoinSet::new(),
+            hearing: None,
             bereft: None,
             alone_since: Duration::ZERO,
+            recovery_timeout,
+            stranded: false,
             run_asked: Duration::ZERO,
             run_epoch: Epoch(0),
             resume: Duration::ZERO,
+            post_copy: None,
             planted: planted::Late::default(),
-        }
+        };
+        faults.into_iter().for_each(|faults| driver.serve(faults));
+        driver
     }
 
-    async fn drive(
-        &mut self,
-        told: &mut mpsc::Receiver<Told>,
-        answers: &mut mpsc::Receiver<Event>,
-        events: &mut mpsc::Receiver<Event>,
-        batches: &mut mpsc::Receiver<Delivered>,
-    ) -> Report {
+    /// Faults are heard and answered from now on.
+    fn serve(&mut self, faults: Arc<Faults>) {
+        let (heard, events, span) = (Arc::clone(&faults), self.outs.faults.clone(), Span::current());
+        match std::io::pipe() {
+            Ok((until, hearing)) => {
+                self.hearing = Some(hearing);
+                self.tasks.spawn_blocking(move || {
+                    let _in_span = span.enter();
+                    hear_faults(&heard, &until, &events);
+                });
+            }
+            Err(error) => return self.session.fail(format!("faults can not be heard: {error}")),
+        }
+        self.ask_place(PlaceJob::Serve(faults));
+    }
+
+    async fn drive(&mut self, told: &mut mpsc::Receiver<Told>, ears: &mut Ears) -> Report {
         loop {
             while let Some(action) = self.session.poll() {
                 if let Some(report) = self.act(action).await {
@@ -186,19 +292,22 @@ impl Driver {
             if let Some(reason) = self.bereft.take() {
                 return Report::Failed { reason };
             }
-            let patience = self.clock.instant(self.alone_since + SOURCE_PATIENCE);
-            // In this order, so that answers never pile up behind batches.
+            let limit = self.recovery_timeout.unwrap_or(Duration::from_secs(1 << 30));
+            let patience = self.clock.instant(self.alone_since + limit);
+            // In this order, so that answers never pile up behind batches, and who waits does not wait for them.
             tokio::select! {
                 biased;
                 order = told.recv() => match order {
                     Some(order) => self.told(order),
                     None => return Report::Stopped,
                 },
-                Some(answer) = answers.recv() => self.happened(answer).await,
-                Some(event) = events.recv() => self.happened(event).await,
-                Some((link, batch, payload)) = batches.recv() => self.delivered(link, &batch, payload).await,
+                Some(answer) = ears.answers.recv() => self.happened(answer).await,
+                Some(fault) = ears.faults.recv() => self.happened(fault).await,
+                Some(batch) = ears.urgent.recv() => self.delivered(batch).await,
+                Some(event) = ears.events.recv() => self.happened(event).await,
+                Some(batch) = ears.batches.recv() => self.delivered(batch).await,
                 () = tokio::time::sleep_until(patience), if self.link.is_none() && self.session.needs_the_source() => {
-                    self.session.fail(format!("no source has come for {} s", SOURCE_PATIENCE.as_secs()));
+                    self.session.fail(format!("no source has come for {} s", limit.as_secs()));
                 }
             }
         }
@@ -207,14 +316,17 @@ impl Driver {
     async fn act(&mut self, action: Action) -> Option<Report> {
         match action {
             Action::Send(frame) => self.say(frame).await,
-            Action::Punch(_) => self.session.fail("post-copy is not built on this node".into()),
+            Action::Punch(runs) => self.ask_memory(MemoryJob::Punch(runs)).await,
+            Action::Zeros(run) => self.ask_place_when_there_is_room(PlaceJob::Zeros(run)).await,
+            Action::Release => self.ask_memory(MemoryJob::Release).await,
             Action::Load(epoch, state) => self.ask_runner(RunnerJob::Load(epoch, state)),
             Action::Run(epoch) => {
                 self.run_asked = self.clock.now();
                 self.run_epoch = epoch;
                 // Every page stream is closed before the memory is sealed; what was read off one before is written first,
-                // or refused by the seal, and is older than what is here.
-                if let Some(link) = &mut self.link {
+                // or refused by the seal, and is older than what is here. In post-copy pages go on coming: they are
+                // placed, which no seal forbids.
+                if let Some(link) = self.link.as_mut().filter(|_| self.session.missing().is_none()) {
                     link.readers.shutdown().await;
                 }
                 self.ask_memory(MemoryJob::Seal(epoch)).await;
@@ -223,13 +335,17 @@ impl Driver {
                 self.propose(Entry::Running { migration: self.migration.clone(), epoch }).await;
             }
             Action::ProposeAllPages(epoch) => {
+                self.post_copy = self.session.post_copy_report(self.clock.now());
+                tracing::info!(%epoch, report = ?self.post_copy, "every page is here");
                 self.propose(Entry::AllPages { migration: self.migration.clone(), epoch }).await;
             }
             Action::GiveUp(reason) => {
                 tracing::warn!(reason, "giving up");
                 return Some(Report::GaveUp { reason });
             }
-            Action::Finish(Ok(())) => return Some(Report::Target { resume_us: micros(self.resume) }),
+            Action::Finish(Ok(())) => {
+                return Some(Report::Target { resume_us: micros(self.resume), post_copy: self.post_copy });
+            }
             Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),
         }
         None
@@ -240,6 +356,7 @@ impl Driver {
             Told::View(ownership) => {
                 self.session.view(&ownership);
                 self.check_source();
+                self.say_if_stranded();
             }
             // Told by the node when the runner has died. Whether it ran before is then not this side's to say.
             Told::Cancel(reason) if self.session.has_started() => self.bereft = Some(reason),
@@ -249,67 +366,69 @@ impl Driver {
         }
     }
 
-    fn linked(&mut self, inbound: Inbound) {
-        let Inbound { connection, control: (control, hear), preamble } = inbound;
-        if !self.session.can_link() {
-            connection.close(BROKE_PROTOCOL.into(), b"busy punching; connect again");
-            return;
-        }
-        self.links += 1;
-        let number = self.links;
-        let mut readers = JoinSet::new();
-        readers.spawn(hear_frames(hear, connection.clone(), self.events.clone()).in_current_span());
-        let accept = accept_pages(
-            connection.clone(),
-            number,
-            self.guest_pages,
-            self.batches.clone(),
-            self.events.clone(),
-        );
-        readers.spawn(accept.in_current_span());
-        let (from, to) = (connection.remote_address(), connection.local_ip());
-        self.link = Some(Link { number, connection, control, readers });
-        self.session.linked(number, preamble.session);
-        tracing::info!(source = %preamble.source, %from, ?to, link = number, "source connected");
-    }
-
     async fn happened(&mut self, event: Event) {
         match event {
             Event::Frame(frame) => {
                 let outcome = self.session.frame(frame);
                 self.check(outcome);
             }
-            Event::Written => {
-                let outcome = self.session.written();
+            Event::Written(lane) => {
+                let outcome = self.session.written(self.clock.now(), lane);
                 self.check(outcome);
             }
+            Event::NotWritten(lane, reason) if self.session.missing().is_some() => {
+                // The guest may run already, and waits: all that is missing is asked for again.
+                tracing::error!(reason, "pages could not be placed; they are asked for again");
+                self.session.not_written(lane);
+                self.link_is_gone(&reason);
+            }
+            Event::NotWritten(_, reason) => self.session.fail(reason),
+            Event::Punched(stayed, faults) => {
+                self.serve(faults);
+                self.session.punched(&stayed);
+            }
+            Event::Fault(page) => self.session.fault(self.clock.now(), page),
+            Event::NotZeroed(run, reason) if self.session.missing().is_some_and(|missing| missing.0 > 0) => {
+                tracing::error!(reason, first = run.first.0, "zeros could not be placed; trying again");
+                self.again(Event::ZerosAgain(run));
+            }
+            // Let go already.
+            Event::NotZeroed(..) => {}
+            Event::ZerosAgain(run) => self.ask_place_when_there_is_room(PlaceJob::Zeros(run)).await,
+            Event::Released => self.session.released(),
+            Event::NotReleased(reason) => {
+                tracing::error!(reason, "faults are served on, though every page is here; trying again");
+                self.again(Event::ReleaseAgain);
+            }
+            Event::ReleaseAgain => self.ask_memory(MemoryJob::Release).await,
             Event::Loaded => self.session.loaded(),
             Event::Sealed(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
             Event::Running(epoch) => {
                 self.resume = self.clock.now().saturating_sub(self.run_asked);
                 tracing::info!(%epoch, resume = ?self.resume, "the guest runs here");
-                self.session.running(epoch);
+                self.session.running(self.clock.now(), epoch);
             }
-            Event::Broke(reason) => self.link_is_gone(&reason),
+            Event::Broke(link, reason) if link == self.links => self.link_is_gone(&reason),
+            Event::Broke(..) => {}
             Event::Broken(rule) => self.protocol_broken(&rule),
             Event::Failed(reason) if self.session.has_started() => {
                 // Nobody else may run it: what failed is tried again until it is done.
                 tracing::error!(reason, "the licensed guest does not run yet; trying again");
-                let (events, epoch) = (self.events.clone(), self.run_epoch);
-                self.tasks.spawn(async move {
-                    tokio::time::sleep(RUN_AGAIN_AFTER).await;
-                    let _ = events.send(Event::RunAgain(epoch)).await;
-                });
+                self.again(Event::RunAgain(self.run_epoch));
             }
             Event::Failed(reason) => self.session.fail(reason),
             Event::RunAgain(epoch) => self.ask_memory(MemoryJob::Seal(epoch)).await,
         }
     }
 
-    async fn delivered(&mut self, link: u64, batch: &Batch, payload: Vec<u8>) {
-        if let Some(writes) = self.session.batch(link, batch) {
-            let (writes, payload) = self.planted.pass((writes, payload));
-            self.ask_memory(MemoryJob::Write(writes, payload)).await;
+    async fn delivered(&mut self, (link, lane, batch, payload): Delivered) {
+        let Some(writes) = self.session.batch(link, lane, &batch) else { return };
+        match lane {
+            Lane::Bulk => {
+                let (writes, payload) = self.planted.pass((writes, payload));
+                self.ask_memory(MemoryJob::Write(writes, payload)).await;
+            }
+            Lane::Urgent => self.ask_place_when_there_is_room(PlaceJob::Write(writes, payload)).await,
         }
     }
 
@@ -322,36 +441,12 @@ impl Driver {
     fn protocol_broken(&mut self, rule: &str) {
         tracing::warn!(rule, "the source broke the protocol");
         if let Some(link) = &self.link {
-            link.connection.close(BROKE_PROTOCOL.into(), rule.as_bytes());
+            link.close_with(BROKE_PROTOCOL, rule.as_bytes());
         }
         self.link_is_gone(rule);
         // A peer that breaks the protocol will break it again.
         if self.session.needs_the_source() {
             self.session.fail(format!("connection to the source lost: {rule}"));
-        }
-    }
-
-    /// Once the guest is loaded, nothing more is needed of the source but its proposal, which the log brings. Before, a
-    /// source that was restarted may come back and send everything again.
-    fn link_is_gone(&mut self, reason: &str) {
-        if self.link.take().is_none() {
-            return;
-        }
-        self.session.link_lost();
-        self.alone_since = self.clock.now();
-        if self.session.needs_the_source() {
-            tracing::info!(reason, "connection to the source lost; waiting for it to come back");
-        }
-        self.check_source();
-    }
-
-    /// A guest that was handed over stands still until it is whole here, or back at its source: without a connection
-    /// the latter is faster.
-    fn check_source(&mut self) {
-        if self.link.is_none() && self.session.is_licensed() && self.session.needs_the_source() {
-            self.session.fail(
-                "handed over, and the connection to the source is lost before everything had come".into(),
-            );
         }
     }
 
@@ -366,6 +461,15 @@ impl Driver {
         }
     }
 
+    /// This is tried again in a while.
+    fn again(&mut self, event: Event) {
+        let events = self.outs.events.clone();
+        self.again.spawn(async move {
+            tokio::time::sleep(RUN_AGAIN_AFTER).await;
+            let _ = events.send(event).await;
+        });
+    }
+
     async fn propose(&self, entry: Entry) {
         let _ = self.tells.send(Tells::Proposal(entry)).await;
     }
@@ -377,6 +481,19 @@ impl Driver {
         }
     }
 
+    async fn ask_place_when_there_is_room(&mut self, job: PlaceJob) {
+        // As with the memory thread.
+        if self.place_jobs.send(job).await.is_err() {
+            tracing::error!("the thread that places pages has stopped");
+        }
+    }
+
+    fn ask_place(&mut self, job: PlaceJob) {
+        if self.place_jobs.try_send(job).is_err() {
+            self.session.fail("the thread that places pages has stopped".into());
+        }
+    }
+
     fn ask_runner(&mut self, job: RunnerJob) {
         if self.runner_jobs.try_send(job).is_err() {
             self.session.fail("the runner's task has stopped".into());
@@ -385,14 +502,18 @@ impl Driver {
 
     async fn stop(&mut self) {
         if let Some(mut link) = self.link.take() {
-            link.connection.close(0_u32.into(), b"migration is over");
+            link.close(b"migration is over");
             link.readers.shutdown().await;
             tracing::debug!(link = link.number, "link closed");
         }
         let (closed, _) = mpsc::channel(1);
         self.memory_jobs = closed;
         let (closed, _) = mpsc::channel(1);
+        self.place_jobs = closed;
+        let (closed, _) = mpsc::channel(1);
         self.runner_jobs = closed;
+        self.hearing = None;
+        self.again.shutdown().await;
         while self.tasks.join_next().await.is_some() {}
     }
 }

@@ -56,8 +56,13 @@ impl SourceSession {
         let left = self.rounds.left_bytes(self.unacknowledged());
         let estimate = self.setup.commit_estimate;
         // Without an estimate it waits for the target's word: "all sent" is not "all there".
-        let near = !estimate.is_zero() && time_for(left, self.rounds.send_rate(now)) <= estimate;
         let (epoch, mode) = (self.setup.epoch, self.setup.mode);
+        let near = match mode {
+            Mode::StopAndCopy => time_for(left, self.rounds.send_rate(now)) <= estimate,
+            // It has said what it lacks, and only loads what it has.
+            Mode::PostCopy => self.final_round.is_some_and(|last| self.rounds.round() > last),
+        };
+        let near = near && !estimate.is_zero();
         if let Stage::Closing { proposed: proposed @ false, .. } = &mut self.stage
             && (near || self.target_complete)
         {

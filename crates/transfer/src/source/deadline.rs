@@ -1,11 +1,14 @@
 //! A copy that does not converge: the guest is throttled, and at the deadline paused to finish, or let alone.
 //!
 //! ```text
-//!   Copying ── deadline ─▶ post-copy or pause allowed, fits into one more, link up, quorum there ─▶ Stopping
+//!   Copying ── deadline, post-copy allowed (or wanted before) ─▶ link up, quorum there ─▶ Stopping
+//!              ── deadline, pause allowed ─▶ fits into one more, link up, quorum there ─▶ Stopping
 //!              │                └─ not yet ─▶ rounds go on; the one more deadline passes ─▶ Ending
 //!              └─ nothing allowed, or no progress ─▶ Ending (Cancelled)
-//!   Stopping, Closing ── one more deadline, or the permission goes ─▶ Ending (Cancelled): only the log resumes it
+//!   Stopping, Closing ── paused to finish: one more deadline, or the permission goes ─▶ Ending (Cancelled)
 //! ```
+//!
+//! Only the log resumes a guest that stands still. In post-copy no time limit applies.
 //!
 //! Always true: what is decided here is looked at anew each time, with the limits that hold then, until it is done.
 
@@ -31,6 +34,9 @@ impl SourceSession {
     }
 
     fn check_copy(&mut self, now: Duration) {
+        if self.setup.at_once && self.setup.limits.allowed.post_copy {
+            return self.switch_to_post_copy(now);
+        }
         let limits = self.setup.limits;
         // One that is ready, and waits for a quorum, makes no progress by no fault of its guest's.
         let still = if self.waits_for_quorum { Duration::ZERO } else { self.rounds.since_progress(now) };
@@ -50,33 +56,37 @@ impl SourceSession {
         self.overdue_since.get_or_insert(now);
         match decision {
             AtDeadline::Cancel => self.give_up(GaveUp::CompletionTimeout(limit)),
-            // Sessions do not switch to post-copy yet: where it is allowed pausing is, too, and that is done instead.
-            AtDeadline::PostCopy | AtDeadline::PauseAndFinish => {
-                self.pause_to_finish(now, decision, limit);
+            AtDeadline::PostCopy => self.switch_to_post_copy(now),
+            AtDeadline::PauseAndFinish => {
+                if let Err(why) = precopy::pause_fits(&self.standing(now), limit, self.overdue(now)) {
+                    return self.give_up(why);
+                }
+                self.stop_by(now, decision);
             }
         }
     }
 
-    fn pause_to_finish(&mut self, now: Duration, decision: AtDeadline, limit: Duration) {
-        let standing = self.standing(now);
-        if let Err(why) = precopy::pause_fits(&standing, limit, self.overdue(now)) {
-            return self.give_up(why);
-        }
+    /// Does not fit into the downtime, and is stopped all the same, as soon as that can be.
+    pub(super) fn stop_by(&mut self, now: Duration, decision: AtDeadline) {
         if !self.is_up() {
             return;
         }
         self.waits_for_quorum = !self.quorum_is_there(now);
         if !self.waits_for_quorum {
             self.finishing = Some(decision);
-            self.stop(now, &standing);
+            self.stop(now, &self.standing(now));
         }
     }
 
     /// Now that the guest stands still it is known what it wrote last: is a pause to finish still worth it?
     pub(super) fn finishes_in_time(&self, now: Duration) -> Result<(), GaveUp> {
         match (self.finishing, self.setup.limits.completion_timeout) {
-            (Some(_), Some(limit)) => precopy::pause_fits(&self.standing(now), limit, self.overdue(now)),
-            (None, _) | (_, None) => Ok(()),
+            (Some(AtDeadline::PauseAndFinish), Some(limit)) => {
+                precopy::pause_fits(&self.standing(now), limit, self.overdue(now))
+            }
+            (Some(AtDeadline::PauseAndFinish | AtDeadline::PostCopy | AtDeadline::Cancel) | None, _) => {
+                Ok(())
+            }
         }
     }
 
@@ -87,7 +97,7 @@ impl SourceSession {
     /// A guest that stands still does not wait for ever: one that was paused to finish has one more deadline, and no
     /// guest waits for a target that does nothing.
     fn check_pause(&mut self, now: Duration) {
-        let (waited, patience) = if self.finishing.is_some() {
+        let (waited, patience) = if self.finishing == Some(AtDeadline::PauseAndFinish) {
             if let Some(why) = precopy::judge_pause(&self.setup.limits, self.overdue(now)) {
                 return self.give_up(why);
             }

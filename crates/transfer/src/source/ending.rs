@@ -17,7 +17,7 @@ impl SourceSession {
         match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
             (_, Stage::Over) => {}
             (
-                Some(Phase::HandedOver { .. }),
+                Some(Phase::HandedOver { .. } | Phase::PostCopy { .. }),
                 Stage::Closing { state, .. } | Stage::Ending { state: Some(state), .. },
             ) => self.stage = Stage::HandedOver { state },
             (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),

@@ -25,6 +25,7 @@
 mod closing;
 mod deadline;
 mod ending;
+mod postcopy;
 mod rounds;
 mod standing;
 
@@ -67,8 +68,19 @@ pub struct Setup {
     pub limits: Limits,
     /// How long a commit takes: the hand-over is proposed when what is left takes as long.
     pub commit_estimate: Duration,
-    /// How the missing pages come after a switchover.
+    /// How the missing pages come after a switchover: as it was begun. A deadline may change it to post-copy.
     pub mode: Mode,
+    /// Switch over to post-copy as soon as the target is reached.
+    pub at_once: bool,
+}
+
+/// What the driver can take now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// A batch of the round.
+    pub batch: bool,
+    /// Pages that somebody waits for.
+    pub fetched: bool,
 }
 
 /// What the driver must do, in this order.
@@ -78,6 +90,8 @@ pub enum Action {
     Send(SourceFrame),
     /// Read these pages now and send them on any page stream.
     Batch(Plan),
+    /// Read these pages now and send them before all others: somebody waits for them.
+    Fetched(Plan),
     /// Scan, then call [`SourceSession::scanned`].
     Scan,
     /// Seal the epoch and pause the guest, then call [`SourceSession::paused`].
@@ -157,6 +171,10 @@ pub struct SourceSession {
     throttle: Throttle,
     /// What the runner has confirmed, in percent.
     throttled: u8,
+    /// Pages that the target wants before all others.
+    fetches: VecDeque<PageRun>,
+    /// Batches of such pages that were planned.
+    fetched: u64,
     actions: VecDeque<Action>,
 }
 
@@ -180,6 +198,8 @@ impl SourceSession {
             heard_at: now,
             throttle: Throttle::default(),
             throttled: 0,
+            fetches: VecDeque::new(),
+            fetched: 0,
             // A process that is gone may have left it throttled.
             actions: VecDeque::from([Action::Throttle(0)]),
         }
@@ -190,6 +210,7 @@ impl SourceSession {
     /// The connection is gone.
     pub fn link_lost(&mut self) {
         self.link = Link::Down;
+        self.fetches.clear();
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
     }
 
@@ -206,6 +227,7 @@ impl SourceSession {
                 self.target_complete = true;
                 Ok(())
             }
+            TargetFrame::Fetch { first, pages } => self.fetch(first, pages),
             TargetFrame::Failed { message } | TargetFrame::Refused { message, .. } => {
                 self.fail(message);
                 Ok(())
@@ -232,7 +254,9 @@ impl SourceSession {
 
     /// The guest stands still, sealed.
     pub fn paused(&mut self) {
-        if matches!(self.stage, Stage::Stopping { .. }) {
+        if let Stage::Stopping { scanned, .. } = &mut self.stage {
+            // One that was under way when a deadline stopped it does not know what was written since.
+            *scanned = false;
             self.ask_for_scan();
             self.actions.push_back(Action::Save);
             // Wherever it runs next, it runs freely.
@@ -268,13 +292,18 @@ impl SourceSession {
 
     // ---- what to do next -----------------------------------------------------------------------------------
 
-    /// The next thing to do. `room`: the driver can take a batch now.
-    pub fn poll(&mut self, now: Duration, room: bool) -> Option<Action> {
+    /// The next thing to do. `room`: what the driver can take now.
+    pub fn poll(&mut self, now: Duration, room: Room) -> Option<Action> {
         self.check_time(now);
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        if let Some(plan) = self.next_batch(now, room) {
+        if room.fetched
+            && let Some(fetched) = self.next_fetched()
+        {
+            return Some(fetched);
+        }
+        if let Some(plan) = self.next_batch(now, room.batch) {
             return Some(Action::Batch(plan));
         }
         if matches!(self.stage, Stage::Copying)
@@ -351,7 +380,10 @@ impl SourceSession {
         }
         match (last, comparing) {
             (true, true) => self.link_is_up(now),
-            (true, false) => self.begin_round(now),
+            (true, false) => {
+                self.begin_round(now);
+                self.rounds.hot_first();
+            }
             (false, _) => {}
         }
         Ok(())

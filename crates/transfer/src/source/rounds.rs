@@ -1,9 +1,12 @@
 //! Which pages go in which round.
 //!
 //! ```text
-//!   queue   this round, not yet planned ──plan──▶ in flight
+//!   queue   this round, not yet planned ──plan, fetch──▶ in flight
 //!   next    written since they were planned ──begin──▶ queue of the next round
 //! ```
+//!
+//! In post-copy the order is: what is fetched, then what was written in many scans (hot), then the rest, onwards from
+//! the last page that was fetched.
 //!
 //! Always true: a page that a scan reports leaves `queue` and enters `next`: it will be sent later and newer, and
 //! sending it now would be waste. No page is in both. A page is planned at most once in a round, and its stamp is
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 use godwit_domain::precopy::Progress;
 use godwit_domain::units::rate_of;
-use godwit_domain::{PAGE_BYTES, PageCount, PageRun, Round};
+use godwit_domain::{PAGE_BYTES, PageCount, PageIndex, PageRun, Round};
 use godwit_memory::PageSet;
 use godwit_wire::batch::BATCH_PAGES_MAX;
 
@@ -26,6 +29,9 @@ use crate::stamps::Stamps;
 const SCAN_INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// A round lasts at least this long, so that a guest that never fits is not scanned in a tight loop.
 const ROUND_MIN: Duration = Duration::from_millis(10);
+
+/// A page that was written in so many scans is thought to be wanted soon.
+const HOT_SCANS: u8 = 2;
 
 /// Pages to read and send as one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +58,10 @@ pub(super) struct Rounds {
     queue: PageSet,
     cursor: u32,
     next: PageSet,
+    /// In how many scans a page was found written.
+    heat: Vec<u8>,
+    /// The part of the queue that goes first.
+    hot: PageSet,
     stamps: Stamps,
     born: Duration,
     began: Duration,
@@ -73,6 +83,8 @@ impl Rounds {
             queue: PageSet::empty(pages),
             cursor: 0,
             next: PageSet::full(pages),
+            heat: vec![0; pages.0 as usize],
+            hot: PageSet::empty(pages),
             stamps: Stamps::none(pages),
             born: now,
             began: now,
@@ -141,11 +153,21 @@ impl Rounds {
         self.round = self.round.next()?;
         self.queue.insert_all(&self.next);
         self.next = PageSet::empty(self.pages);
+        self.hot = PageSet::empty(self.pages);
         self.cursor = 0;
         self.begun_with = self.queue.len();
         self.began = now;
         self.progress.round_begins(self.begun_with.bytes());
         Some((self.round, self.begun_with))
+    }
+
+    /// Those pages of this round that the guest writes often go first.
+    pub(super) fn hot_first(&mut self) {
+        for (page, _) in (0..).zip(&self.heat).filter(|(_, heat)| **heat >= HOT_SCANS) {
+            if self.queue.contains(PageIndex(page)) {
+                self.hot.insert(PageIndex(page));
+            }
+        }
     }
 
     /// The round ended with so much left to send.
@@ -159,13 +181,50 @@ impl Rounds {
         while bytes_of(&runs) < u64::from(BATCH_PAGES_MAX) * PAGE_BYTES {
             let taken = u32::try_from(bytes_of(&runs) / PAGE_BYTES).unwrap_or(BATCH_PAGES_MAX);
             let room = PageCount(BATCH_PAGES_MAX - taken);
-            let Some(run) = self.queue.run_from(self.cursor, room) else { break };
-            self.queue.remove_run(run);
-            self.stamps.set_run(run, self.round);
+            let waiting = if self.hot.is_empty() { &self.queue } else { &self.hot };
+            // Behind the last page that was fetched it goes on; at the end it begins again.
+            let (run, again) = match waiting.run_from(self.cursor, room) {
+                Some(run) => (run, false),
+                None => match waiting.run_from(0, room) {
+                    Some(run) => (run, true),
+                    None => break,
+                },
+            };
+            // The runs of a batch ascend.
+            if again && !runs.is_empty() {
+                break;
+            }
+            self.take(run);
             self.cursor = u32::try_from(run.end()).unwrap_or(u32::MAX);
             runs.push(run);
         }
         (!runs.is_empty()).then_some(Plan { sequence, round: self.round, runs })
+    }
+
+    /// Those pages of a run that were not sent yet, as a batch of their own; none if all are on the way.
+    pub(super) fn fetch(&mut self, wanted: PageRun, sequence: u64) -> Option<Plan> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        let mut at = wanted.first.0;
+        while let Some(run) = self.queue.run_from(at, wanted.count) {
+            let end = run.end().min(wanted.end());
+            let Some(count) = end.checked_sub(u64::from(run.first.0)).filter(|count| *count > 0) else {
+                break;
+            };
+            let run = PageRun::new(run.first.0, u32::try_from(count).unwrap_or(u32::MAX));
+            self.take(run);
+            runs.push(run);
+            at = u32::try_from(end).unwrap_or(u32::MAX);
+        }
+        if self.hot.is_empty() {
+            self.cursor = u32::try_from(wanted.end()).unwrap_or(u32::MAX);
+        }
+        (!runs.is_empty()).then_some(Plan { sequence, round: self.round, runs })
+    }
+
+    fn take(&mut self, run: PageRun) {
+        self.queue.remove_run(run);
+        self.hot.remove_run(run);
+        self.stamps.set_run(run, self.round);
     }
 
     /// How many batches the rest of the round makes.
@@ -181,6 +240,11 @@ impl Rounds {
         }
         self.last_scan = now;
         for run in written.runs() {
+            for page in run.pages() {
+                if let Some(heat) = self.heat.get_mut(page.0 as usize) {
+                    *heat = heat.saturating_add(1);
+                }
+            }
             let before = self.queue.len().0;
             self.queue.remove_run(run);
             self.skipped_pages += u64::from(before - self.queue.len().0);
@@ -236,6 +300,7 @@ impl Rounds {
             self.stamps.set_run(run, self.round);
         }
         self.queue = PageSet::empty(self.pages);
+        self.hot = PageSet::empty(self.pages);
     }
 
     /// What a planted bug takes for clean: every page that the target has of an earlier session.
@@ -244,8 +309,8 @@ impl Rounds {
         for (page, stamp) in (first..).zip(held.chunks_exact(2)) {
             let round = Round(u16::from_le_bytes([stamp[0], stamp[1]]));
             if round > Round::NONE {
-                self.next.remove(godwit_domain::PageIndex(page));
-                self.stamps.set(godwit_domain::PageIndex(page), round);
+                self.next.remove(PageIndex(page));
+                self.stamps.set(PageIndex(page), round);
                 self.round = self.round.max(round);
             }
         }

@@ -6,6 +6,8 @@ use godwit_domain::precopy::{AtDeadline, Standing, at_deadline};
 use godwit_domain::progress::Course;
 use godwit_domain::{PageCount, Round};
 
+use godwit_wire::migration::Mode;
+
 use super::{SourceSession, Stage};
 
 /// What a switchover is thought to take beside its pages, until one was measured.
@@ -51,7 +53,8 @@ impl SourceSession {
             last_round_pages: self.rounds.begun_with(),
             send_rate: self.rounds.send_rate(now),
             dirty_rate: self.rounds.dirty_rate(),
-            switching_over: !matches!(self.stage, Stage::Copying | Stage::Ending { stopped: false, .. }),
+            switching_over: !matches!(self.stage, Stage::Copying | Stage::Ending { stopped: false, .. })
+                && !self.is_serving(),
             waits_for_quorum: self.waits_for_quorum,
             predicted_downtime: match self.stage {
                 Stage::Copying => self.standing(now).predicted_downtime(),
@@ -64,12 +67,13 @@ impl SourceSession {
 
     fn course(&self) -> Course {
         let decided = match self.stage {
+            Stage::Copying if self.setup.mode == Mode::PostCopy => Some(AtDeadline::PostCopy),
             Stage::Copying => self.overdue_since.map(|_| at_deadline(self.setup.limits.allowed)),
             Stage::Stopping { .. } | Stage::Closing { .. } | Stage::HandedOver { .. } => self.finishing,
             Stage::Ending { .. } | Stage::Over => return Course::Ends,
         };
         match (decided, &self.stage) {
-            (Some(AtDeadline::PostCopy), _) => Course::PausesForPostCopy,
+            (Some(AtDeadline::PostCopy), _) => Course::PostCopy,
             (Some(AtDeadline::PauseAndFinish), _) => Course::PausesToFinish,
             (Some(AtDeadline::Cancel), _) => Course::Ends,
             (None, Stage::Copying) if self.throttled > 0 => Course::Throttled,

@@ -3,7 +3,8 @@
 //! Always true: once [`Closing::closed`] gives a `Final`, the device state is the one that it names and the stamps of
 //! every segment are there; nothing is taken after it.
 
-use godwit_domain::PageIndex;
+use godwit_domain::{PageIndex, Round};
+use godwit_memory::PageSet;
 use godwit_wire::handoff::STATE_BYTES_MAX;
 use godwit_wire::migration::{Final, Mode, SourceFrame, state_digest};
 
@@ -84,6 +85,14 @@ impl Closing {
     pub(super) fn unequal_segments(&self, stamps: &Stamps) -> usize {
         let digests = (0..).zip(&self.digests);
         digests.filter(|(segment, digest)| stamps.digest(*segment) != **digest).count()
+    }
+
+    /// Takes the required stamps for those that are held, but for `absent` pages.
+    pub(super) fn adopt(&self, stamps: &mut Stamps, absent: &PageSet) {
+        for (segment, required) in (0..).zip(&self.required) {
+            stamps.set_segment(segment, required);
+        }
+        absent.runs().for_each(|run| stamps.set_run(run, Round::NONE));
     }
 
     /// The pages that do not hold the required stamps.

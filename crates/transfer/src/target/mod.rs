@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Receiving ──Final, all stamps equal, all written──▶ Loading ──▶ Loaded ──licence──▶ Starting ──▶ Running
-//!       └──────Final (post-copy)──▶ Punching ──▶ Loading …   while missing pages go on coming
+//!       └──────Final (post-copy)──▶ Punching ──▶ Loading …   while missing pages go on coming (`postcopy`)
 //! ```
 //!
 //! Always true:
@@ -14,28 +14,37 @@
 //! - the guest is started only by a licence that names this instance, in the epoch that follows the one that
 //!   `Final` sealed.
 
+mod around;
 mod closing;
+mod missing;
 mod planted;
+mod postcopy;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use godwit_domain::ownership::{Ownership, Phase};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun, Round};
-use godwit_memory::PageSet;
 use godwit_wire::batch::{Batch, Class};
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Final, Mode, SessionId, SourceFrame, TargetFrame};
 
 use crate::stamps::Stamps;
 use closing::Closing;
+use missing::Missing;
 
 /// What the driver must do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Say this on the control stream.
     Send(TargetFrame),
-    /// Make holes of these pages, check that they are, then call [`TargetSession::punched`].
+    /// Make holes of these pages, check that they are, serve the faults of all others that are not here, then call
+    /// [`TargetSession::punched`].
     Punch(Vec<PageRun>),
+    /// Fill these with zeros: somebody waits for the first, and none is the source's to give.
+    Zeros(PageRun),
+    /// Every page is here: nobody needs to wait for one any more. Then call [`TargetSession::released`].
+    Release,
     /// Load this device state, sealed at this epoch, then call [`TargetSession::loaded`]. Starts nothing.
     Load(Epoch, Vec<u8>),
     /// Seal the memory and run the guest under this epoch, then call [`TargetSession::running`].
@@ -57,6 +66,17 @@ pub struct Write {
     pub run: PageRun,
     /// Where their bytes begin in the batch's payload, in pages; `None`: they are zeros.
     pub payload_page: Option<u32>,
+    /// By userfaultfd, never over what is there, so that whoever waits is woken. Otherwise over whatever is there.
+    pub placed: bool,
+}
+
+/// The way that a batch took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// With all others, and acknowledged.
+    Bulk,
+    /// Before all others: somebody waits for it. Not acknowledged.
+    Urgent,
 }
 
 /// The other side said something that can not be. Closes the connection.
@@ -92,7 +112,9 @@ enum Stage {
     Starting,
     /// It runs; in post-copy some pages may still be missing.
     Running(Epoch),
-    /// It runs and nothing is missing any more, which was proposed.
+    /// It runs, and nothing is missing any more: whoever still waited for a page is being let go.
+    Releasing(Epoch),
+    /// The same, and done, which was proposed.
     Whole,
     Over,
 }
@@ -107,6 +129,14 @@ struct Link {
     acknowledged: u64,
 }
 
+/// A batch that is being written.
+#[derive(Debug)]
+struct Writing {
+    connection: u64,
+    pages: u64,
+    runs: Vec<PageRun>,
+}
+
 /// The target's side of one migration.
 #[derive(Debug)]
 pub struct TargetSession {
@@ -116,12 +146,16 @@ pub struct TargetSession {
     stage: Stage,
     session: Option<SessionId>,
     link: Option<Link>,
-    /// Batches handed out for writing and not written yet: their connection and pages, in order.
-    writing: VecDeque<(u64, u64)>,
+    /// Batches handed out for writing and not written yet, in order.
+    writing: VecDeque<Writing>,
+    /// The same of those that came before all others.
+    placing: VecDeque<Writing>,
     stamps: Stamps,
     closing: Closing,
     /// In post-copy, the pages that are not here yet.
-    missing: Option<PageSet>,
+    missing: Option<Missing>,
+    /// The source is gone for good, as the log says.
+    source_gone: bool,
     licence: Option<Epoch>,
     actions: VecDeque<Action>,
 }
@@ -137,9 +171,11 @@ impl TargetSession {
             session: None,
             link: None,
             writing: VecDeque::new(),
+            placing: VecDeque::new(),
             stamps: Stamps::none(pages),
             closing: Closing::default(),
             missing: None,
+            source_gone: false,
             licence: None,
             actions: VecDeque::new(),
         }
@@ -180,16 +216,28 @@ impl TargetSession {
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
     }
 
-    /// A batch has come over this connection. Returns what of it must be written; writes are done in the order
+    /// A batch has come over this connection. Returns what of it must be written; writes of a lane are done in the order
     /// in which they were returned, and each batch is followed by one [`Self::written`]. `None`: the batch is
     /// from a connection that is gone, and is dropped.
-    pub fn batch(&mut self, connection: u64, batch: &Batch) -> Option<Vec<Write>> {
+    pub fn batch(&mut self, connection: u64, lane: Lane, batch: &Batch) -> Option<Vec<Write>> {
         let link = self.link.as_mut().filter(|link| link.connection == connection)?;
-        link.received += 1;
-        self.writing.push_back((connection, batch.pages()));
+        if lane == Lane::Bulk {
+            link.received += 1;
+        }
+        let writes = self.writes_of(batch);
+        let runs = writes.iter().map(|write| write.run).collect();
+        let writing = Writing { connection, pages: batch.pages(), runs };
+        match lane {
+            Lane::Bulk => self.writing.push_back(writing),
+            Lane::Urgent => self.placing.push_back(writing),
+        }
+        Some(writes)
+    }
+
+    fn writes_of(&mut self, batch: &Batch) -> Vec<Write> {
         let mut writes = Vec::new();
         if Some(batch.session) != self.session || self.is_from_before_the_punch(batch.round) {
-            return Some(writes);
+            return writes;
         }
         let mut payload_page = 0;
         for classed in &batch.runs {
@@ -202,17 +250,26 @@ impl TargetSession {
                 payload_page += classed.run.count.0;
             }
         }
-        Some(writes)
+        writes
     }
 
-    /// The writes of the oldest batch that was not written yet are done.
-    pub fn written(&mut self) -> Result<(), Violation> {
-        if let Some((connection, pages)) = self.writing.pop_front()
-            && let Some(link) = self.link.as_mut().filter(|link| link.connection == connection)
+    /// The writes of the oldest batch of this lane that was not written yet are done.
+    pub fn written(&mut self, now: Duration, lane: Lane) -> Result<(), Violation> {
+        let written = match lane {
+            Lane::Bulk => self.writing.pop_front(),
+            Lane::Urgent => self.placing.pop_front(),
+        };
+        let Some(Writing { connection, pages, runs }) = written else { return Ok(()) };
+        if let Some(link) =
+            self.link.as_mut().filter(|link| link.connection == connection && lane == Lane::Bulk)
         {
             link.written += 1;
             link.written_pages += pages;
         }
+        if let Some(missing) = &mut self.missing {
+            missing.written(now, &runs);
+        }
+        self.load_if_nothing_is_stuck();
         self.say_when_all_is_here();
         self.check_complete()
     }
@@ -222,18 +279,6 @@ impl TargetSession {
         match self.closing.take(frame, &self.stamps)? {
             Some(closed) => self.closed(closed),
             None => Ok(()),
-        }
-    }
-
-    /// The punched pages are holes, checked.
-    pub fn punched(&mut self) {
-        if matches!(self.stage, Stage::Punching) {
-            // Without a link, `Final` and its device state went with it: they will be said again.
-            self.stage = Stage::Receiving;
-            if self.link.is_some() {
-                self.say_what_is_held();
-                self.load();
-            }
         }
     }
 
@@ -248,8 +293,11 @@ impl TargetSession {
     }
 
     /// The guest runs.
-    pub fn running(&mut self, epoch: Epoch) {
+    pub fn running(&mut self, now: Duration, epoch: Epoch) {
         if matches!(self.stage, Stage::Starting) {
+            if let Some(missing) = &mut self.missing {
+                missing.ran(now);
+            }
             self.stage = Stage::Running(epoch);
             self.actions.push_back(Action::ProposeRunning(epoch));
             self.say_when_all_is_here();
@@ -259,6 +307,7 @@ impl TargetSession {
     /// This is agreed about the guest.
     pub fn view(&mut self, ownership: &Ownership) {
         let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.migration);
+        self.source_gone = ours.is_some_and(|attempt| attempt.phase.source_is_gone());
         match ours.map(|attempt| &attempt.phase) {
             Some(Phase::HandedOver { .. }) if ownership.licenses(self.instance) => {
                 self.licence = Some(ownership.epoch);
@@ -285,7 +334,7 @@ impl TargetSession {
                 self.actions.push_back(Action::GiveUp(reason));
                 self.stage = Stage::Over;
             }
-            Stage::Starting | Stage::Running(_) | Stage::Whole | Stage::Over => {}
+            Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole | Stage::Over => {}
         }
     }
 
@@ -306,11 +355,6 @@ impl TargetSession {
         None
     }
 
-    /// In post-copy, how many pages are not here yet.
-    pub fn missing(&self) -> Option<PageCount> {
-        self.missing.as_ref().map(PageSet::len)
-    }
-
     /// Whether pages or the device state are still to come, so that a lost connection matters.
     pub fn needs_the_source(&self) -> bool {
         matches!(self.stage, Stage::Receiving | Stage::Punching)
@@ -323,22 +367,10 @@ impl TargetSession {
 
     /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
     pub fn has_started(&self) -> bool {
-        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Whole)
+        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole)
     }
 
     // ---- how ------------------------------------------------------------------------------------------------
-
-    fn is_from_before_the_punch(&self, round: Round) -> bool {
-        if planted::punch_is_forgotten() {
-            return false;
-        }
-        match (&self.missing, self.closing.closed()) {
-            (Some(_), Some(closed)) => round <= closed.round,
-            // Punched, connected anew, and `Final` not repeated yet: nothing may be placed.
-            (Some(_), None) => true,
-            (None, _) => false,
-        }
-    }
 
     /// The parts of a run that are newer than what is here, as writes.
     fn newer_parts(&mut self, run: PageRun, round: Round, base: Option<u32>, writes: &mut Vec<Write>) {
@@ -350,23 +382,23 @@ impl TargetSession {
             }
             // The greater of the two: only a planted bug takes an older page.
             self.stamps.set(page, round.max(self.stamps.get(page)));
-            if let Some(missing) = &mut self.missing {
-                missing.remove(page);
-            }
+            let placed = self.is_placed(page);
             match &mut open {
-                Some(write) => write.run.count.0 += 1,
-                None => {
-                    let payload_page = base.map(|base| base + at);
-                    open = Some(Write { run: PageRun { first: page, count: PageCount(1) }, payload_page });
+                Some(write) if write.placed == placed => write.run.count.0 += 1,
+                _ => {
+                    writes.extend(open.take());
+                    let (run, payload_page) =
+                        (PageRun { first: page, count: PageCount(1) }, base.map(|base| base + at));
+                    open = Some(Write { run, payload_page, placed });
                 }
             }
         }
         writes.extend(open);
     }
 
-    fn takes(&self, page: PageIndex, round: Round) -> bool {
-        match &self.missing {
-            Some(missing) => missing.contains(page) || planted::punch_is_forgotten(),
+    fn takes(&mut self, page: PageIndex, round: Round) -> bool {
+        match &mut self.missing {
+            Some(missing) => missing.comes(page) || planted::punch_is_forgotten(),
             None => self.stamps.get(page) < round || planted::order_is_ignored(),
         }
     }
@@ -396,7 +428,8 @@ impl TargetSession {
         let Some(closed) = self.closing.closed().filter(|closed| closed.mode == Mode::StopAndCopy) else {
             return Ok(());
         };
-        let Some(link) = self.link.as_ref().filter(|_| self.writing.is_empty()) else { return Ok(()) };
+        let nothing_is_written = self.writing.is_empty() && self.placing.is_empty();
+        let Some(link) = self.link.as_ref().filter(|_| nothing_is_written) else { return Ok(()) };
         if !matches!(self.stage, Stage::Receiving) {
             return Ok(());
         }
@@ -408,28 +441,6 @@ impl TargetSession {
             segments => return Err(Violation::Stamps { segments }),
         }
         Ok(())
-    }
-
-    /// Missing is what the source has not sent and what was lost on the way: all whose stamp is not the required
-    /// one. Said again after a new connection, by a source that may not know that it was heard.
-    fn punch_what_differs(&mut self) {
-        if self.missing.is_some() {
-            self.say_what_is_held();
-            if matches!(self.stage, Stage::Receiving) {
-                self.load();
-            }
-            return;
-        }
-        let mut missing = PageSet::empty(self.pages);
-        for page in self.closing.differing_pages(&self.stamps) {
-            missing.insert(page);
-        }
-        for run in missing.runs() {
-            self.stamps.set_run(run, Round::NONE);
-        }
-        self.actions.push_back(Action::Punch(missing.runs().collect()));
-        self.missing = Some(missing);
-        self.stage = Stage::Punching;
     }
 
     fn say_what_is_held(&mut self) {
@@ -450,20 +461,11 @@ impl TargetSession {
 
     fn run_if_licensed(&mut self) {
         let Some(licence) = self.licence else { return };
-        if matches!(self.stage, Stage::Loaded(epoch) if epoch.next() == licence) {
+        // Without its source, a guest that lacks pages would only begin to wait.
+        let alone = self.source_gone && self.missing.as_ref().is_some_and(|missing| !missing.is_empty());
+        if !alone && matches!(self.stage, Stage::Loaded(epoch) if epoch.next() == licence) {
             self.stage = Stage::Starting;
             self.actions.push_back(Action::Run(licence));
-        }
-    }
-
-    /// After a post-copy, the source lets go when it sees this: so not while a page is missing.
-    fn say_when_all_is_here(&mut self) {
-        let whole = self.missing.as_ref().is_some_and(PageSet::is_empty) && self.writing.is_empty();
-        if let Stage::Running(epoch) = self.stage
-            && whole
-        {
-            self.actions.push_back(Action::ProposeAllPages(epoch));
-            self.stage = Stage::Whole;
         }
     }
 

@@ -12,7 +12,8 @@ use godwit_domain::precopy::{Allowed, Limits};
 use godwit_domain::progress::Course;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageRun};
 use godwit_memory::PageSet;
-use godwit_transfer::source::{Action, Setup, SourceSession};
+use godwit_transfer::source::{Action, Room, Setup, SourceSession};
+use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
 /// Batches that the link holds.
@@ -57,7 +58,16 @@ impl Scene {
         Self::with(limits(allowed, Some(DEADLINE)))
     }
 
+    /// Post-copy was asked for.
+    fn at_once(allowed: Allowed) -> Self {
+        Self::begun(limits(allowed, None), true)
+    }
+
     fn with(limits: Limits) -> Self {
+        Self::begun(limits, false)
+    }
+
+    fn begun(limits: Limits, at_once: bool) -> Self {
         let (migration, epoch) = ("m1".parse::<MigrationId>().expect("a name"), Epoch::FIRST);
         let [source, target] = [1, 2].map(|n| InstanceId::from_random([n; 16]));
         let mut log = Ownership::new("a".parse().expect("a name"));
@@ -78,6 +88,7 @@ impl Scene {
             limits,
             commit_estimate: at(1),
             mode: Mode::StopAndCopy,
+            at_once,
         };
         let mut scene = Self {
             session: SourceSession::new(Duration::ZERO, setup),
@@ -99,14 +110,14 @@ impl Scene {
         if self.quorum {
             self.session.quorum_answered(self.now);
         }
-        let Some(action) = self.session.poll(self.now, true) else {
+        let Some(action) = self.session.poll(self.now, Room { batch: true, fetched: true }) else {
             if !self.arrives() {
                 self.now = self.session.wake_at(self.now).max(self.now + at(1));
             }
             return None;
         };
         match &action {
-            Action::Batch(plan) => {
+            Action::Batch(plan) | Action::Fetched(plan) => {
                 self.under_way.push_back(plan.pages().0);
                 if self.under_way.len() >= UNDER_WAY_MAX {
                     self.arrives();
@@ -200,7 +211,10 @@ impl Scene {
 }
 
 fn is_of_a_copy(action: &Action) -> bool {
-    matches!(action, Action::Batch(_) | Action::Scan | Action::Send(_) | Action::Pause(_))
+    matches!(
+        action,
+        Action::Batch(_) | Action::Fetched(_) | Action::Scan | Action::Send(_) | Action::Pause(_)
+    )
 }
 
 fn resumes(actions: &[Action]) -> Vec<Epoch> {
@@ -263,26 +277,100 @@ fn a_pause_that_would_outlast_one_more_deadline_is_not_made() {
 
 #[test]
 fn where_a_pause_is_allowed_it_finishes_by_one() {
-    for (allowed, course) in [(PAUSE, Course::PausesToFinish), (POST_COPY, Course::PausesForPostCopy)] {
-        let mut scene = Scene::new(allowed);
+    let mut scene = Scene::new(PAUSE);
+    scene.until_paused();
+    assert!(scene.now >= DEADLINE && scene.now < DEADLINE + at(150), "{:?}", scene.now);
+    let snapshot = scene.session.snapshot(scene.now);
+    assert!(snapshot.predicted_downtime > DOWNTIME_MAX && snapshot.switching_over, "{snapshot:?}");
+    assert_eq!(snapshot.course, Course::PausesToFinish);
+    scene.until("the state is sent", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
+    scene.until("the hand-over is proposed", |a| matches!(a, Action::ProposeHandOver(_, Mode::StopAndCopy)));
+    let migration = scene.migration.clone();
+    scene.agree(Entry::HandOver {
+        migration: migration.clone(),
+        epoch: Epoch(1),
+        mode: EntryMode::StopAndCopy,
+    });
+    scene.rest();
+    scene.agree(Entry::Running { migration, epoch: Epoch(2) });
+    assert_eq!(scene.rest(), [Action::Finish(Ok(()))]);
+    assert!(resumes(&scene.seen).is_empty(), "it went on at the source, too");
+}
+
+// ---- post-copy -------------------------------------------------------------------------------------------------
+
+#[test]
+fn where_post_copy_is_allowed_the_guest_goes_and_its_pages_follow() {
+    for at_once in [false, true] {
+        let mut scene = if at_once { Scene::at_once(POST_COPY) } else { Scene::new(POST_COPY) };
         scene.until_paused();
-        assert!(scene.now >= DEADLINE && scene.now < DEADLINE + at(150), "{:?}", scene.now);
-        let snapshot = scene.session.snapshot(scene.now);
-        assert!(snapshot.predicted_downtime > DOWNTIME_MAX && snapshot.switching_over, "{snapshot:?}");
-        assert_eq!(snapshot.course, course);
-        scene.until("the state is sent", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
-        scene.until("the hand-over is proposed", |a| matches!(a, Action::ProposeHandOver(..)));
+        let begun = if at_once { Duration::ZERO } else { DEADLINE };
+        assert!(scene.now >= begun && scene.now < begun + at(150), "{:?}", scene.now);
+        assert_eq!(scene.course(), Course::PostCopy);
+        let closed = scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
+        assert!(matches!(closed, Action::Send(SourceFrame::Final(closed)) if closed.mode == Mode::PostCopy));
+        assert!(!scene.go_on_to(scene.now + at(200)).iter().any(is_of_a_copy), "nothing travels unasked");
+        let before = scene.arrived.1;
+        // The target lacks what the source wrote last; it says so, and is ready.
+        scene.session.frame(scene.now, held_nothing()).expect("in turn");
+        let complete = TargetFrame::Complete { epoch: Epoch(1) };
+        scene.session.frame(scene.now, complete).expect("in turn");
+        scene.until("it is proposed", |a| matches!(a, Action::ProposeHandOver(_, Mode::PostCopy)));
         let migration = scene.migration.clone();
-        scene.agree(Entry::HandOver {
-            migration: migration.clone(),
-            epoch: Epoch(1),
-            mode: EntryMode::StopAndCopy,
-        });
-        scene.rest();
-        scene.agree(Entry::Running { migration, epoch: Epoch(2) });
+        let epoch = Epoch(1);
+        scene.agree(Entry::HandOver { migration: migration.clone(), epoch, mode: EntryMode::PostCopy });
+        scene.agree(Entry::Running { migration: migration.clone(), epoch: Epoch(2) });
+        // No time limit applies any more, and no permission.
+        scene.change(NOTHING, Some(at(1)));
+        assert!(scene.rest().iter().all(|a| matches!(a, Action::Batch(_))));
+        scene.go_on_to(scene.now + DEADLINE * 3);
+        assert_eq!(scene.arrived.1 - before, u64::from(PAGES.0), "every page went once");
+        scene.agree(Entry::AllPages { migration, epoch: Epoch(2) });
         assert_eq!(scene.rest(), [Action::Finish(Ok(()))]);
         assert!(resumes(&scene.seen).is_empty(), "it went on at the source, too");
     }
+}
+
+#[test]
+fn what_is_fetched_goes_first_then_what_is_hot() {
+    let mut scene = Scene::new(POST_COPY);
+    scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
+    scene.session.frame(scene.now, held_nothing()).expect("in turn");
+    for (first, pages) in [(4000, 3), (4001, 1), (7, 1)] {
+        scene.session.frame(scene.now, TargetFrame::Fetch { first, pages }).expect("in turn");
+    }
+    let runs = |action: Action| match action {
+        Action::Fetched(plan) | Action::Batch(plan) => plan.runs,
+        other => panic!("{other:?}"),
+    };
+    let is_of_pages = |a: &Action| matches!(a, Action::Fetched(_) | Action::Batch(_));
+    let next = |scene: &mut Scene| runs(scene.until("pages go", is_of_pages));
+    assert_eq!(next(&mut scene), [PageRun::new(4000, 3)]);
+    assert_eq!(next(&mut scene), [PageRun::new(7, 1)], "a page that is on the way is not sent again");
+    // The guest wrote the first half again and again.
+    let sent: Vec<u32> =
+        std::iter::from_fn(|| Some(next(&mut scene))).take(7).flatten().map(|run| run.first.0).collect();
+    assert!(sent.iter().all(|first| *first < HOT_PAGES), "{sent:?}");
+    assert!(next(&mut scene).last().expect("pages").first.0 >= HOT_PAGES);
+}
+
+#[test]
+fn a_fetch_that_can_not_be_is_refused() {
+    let mut scene = Scene::new(POST_COPY);
+    let fetch = |first, pages| TargetFrame::Fetch { first, pages };
+    assert!(scene.session.frame(scene.now, fetch(0, 1)).is_err(), "nothing is missing yet");
+    scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
+    for (first, pages) in [(0, 0), (0, 257), (PAGES.0, 1), (PAGES.0 - 1, 2), (u32::MAX, u32::MAX)] {
+        assert!(scene.session.frame(scene.now, fetch(first, pages)).is_err(), "{first} {pages}");
+    }
+    for _ in 0..100_000 {
+        scene.session.frame(scene.now, fetch(0, 1)).expect("too many are forgotten, not kept");
+    }
+}
+
+/// The target has no page of the guest.
+fn held_nothing() -> TargetFrame {
+    TargetFrame::Held { segment: 0, stamps: Blob(vec![0; PAGES.0 as usize * 2]), last: true }
 }
 
 #[test]

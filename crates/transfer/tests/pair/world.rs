@@ -9,8 +9,8 @@ use godwit_domain::precopy::{Allowed, Limits};
 use godwit_domain::progress::Course;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
-use godwit_transfer::source::{self, Plan, Setup, SourceSession};
-use godwit_transfer::target::{self, TargetSession, Write};
+use godwit_transfer::source::{self, Plan, Room, Setup, SourceSession};
+use godwit_transfer::target::{self, Lane, TargetSession, Write};
 use godwit_wire::batch::{Batch, Class, ClassedRun};
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
@@ -19,6 +19,7 @@ pub(crate) const PAGES: PageCount = PageCount(8192 + 300);
 
 struct InFlight {
     connection: u64,
+    lane: Lane,
     batch: Batch,
     contents: Vec<u64>,
     /// A few are held up on the way, past the end of their round and past what follows it.
@@ -43,7 +44,7 @@ pub(crate) struct World {
     pausing: bool,
     saving: bool,
     scans: VecDeque<PageSet>,
-    reading: VecDeque<(u64, Plan)>,
+    reading: VecDeque<(u64, Lane, Plan)>,
     source_link: Option<u64>,
     source_done: Option<Result<(), String>>,
     /// Percent of its time that is taken from the guest here.
@@ -60,8 +61,16 @@ pub(crate) struct World {
     // The target's host.
     target: TargetSession,
     target_memory: Vec<u64>,
+    /// Pages of the target that are no holes.
+    present: PageSet,
+    /// What the guest's memory is, once it runs at the target.
+    guest_memory: Vec<u64>,
+    /// Pages that somebody at the target waits for.
+    blocked: PageSet,
     target_link: Option<u64>,
     writes: VecDeque<Vec<(Write, Vec<u64>)>>,
+    placing: VecDeque<Vec<(Write, Vec<u64>)>>,
+    releasing: bool,
     loading: bool,
     punching: Option<Vec<PageRun>>,
     pub(crate) target_runs: Option<Epoch>,
@@ -95,6 +104,7 @@ fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits
         limits,
         commit_estimate: Duration::from_millis(1),
         mode,
+        at_once: false,
     }
 }
 
@@ -114,7 +124,7 @@ impl World {
         Self {
             now,
             source: SourceSession::new(now, setup(&migration, 1, mode, log.epoch, limits(&mut random))),
-            source_memory: (0..PAGES.0).map(|_| random.u64(1..4)).collect(),
+            source_memory: (0..PAGES.0).map(|_| random.u64(0..4)).collect(),
             dirty: PageSet::empty(PAGES),
             source_runs: true,
             sealed: Epoch(0),
@@ -136,8 +146,13 @@ impl World {
             batches: Vec::new(),
             target: TargetSession::new(migration.clone(), id(2), PAGES),
             target_memory: vec![0; PAGES.0 as usize],
+            present: PageSet::empty(PAGES),
+            guest_memory: Vec::new(),
+            blocked: PageSet::empty(PAGES),
             target_link: None,
             writes: VecDeque::new(),
+            placing: VecDeque::new(),
+            releasing: false,
             loading: false,
             punching: None,
             target_runs: None,
@@ -167,11 +182,13 @@ impl World {
             (choice, self.batches.len(), self.writes.len(), self.to_target.len(), self.to_source.len());
         mark.hash(&mut self.trace);
         match choice {
-            0..8 => self.guest_writes(),
-            8..28 => self.source_acts(),
+            0..7 => self.guest_writes(),
+            7..10 => self.target_guest_touches(),
+            10..28 => self.source_acts(),
             28..40 => self.read_a_batch(),
             40..56 => self.a_batch_arrives(),
-            56..64 => self.a_batch_is_written(),
+            56..60 => self.a_batch_is_written(Lane::Bulk),
+            60..64 => self.a_batch_is_written(Lane::Urgent),
             64..70 => self.a_control_frame_arrives(),
             70..76 => self.target_acts(),
             76..82 => self.the_runner_answers(),
@@ -200,7 +217,7 @@ impl World {
             self.source.quorum_answered(self.now);
             self.quorum = self.now;
         }
-        let room = self.reading.len() < 2;
+        let room = Room { batch: self.reading.len() < 2, fetched: self.reading.len() < 4 };
         let Some(action) = self.source.poll(self.now, room) else { return };
         self.note(|| format!("source: {}", short(&action)));
         match action {
@@ -212,7 +229,11 @@ impl World {
             source::Action::Batch(plan) => {
                 let handed_over = self.source.is_handed_over();
                 assert!(!self.gave_up || handed_over, "a copy that was given up goes on");
-                self.reading.push_back((self.connections, plan));
+                self.reading.push_back((self.connections, Lane::Bulk, plan));
+            }
+            source::Action::Fetched(plan) => {
+                assert!(!self.source_runs, "a page of a running guest is fetched");
+                self.reading.push_front((self.connections, Lane::Urgent, plan));
             }
             source::Action::Scan => {
                 let written = std::mem::replace(&mut self.dirty, PageSet::empty(PAGES));
@@ -228,13 +249,14 @@ impl World {
                 let silent = self.now.saturating_sub(self.quorum);
                 assert!(silent <= source::QUORUM_AGE_MAX, "paused without a quorum for {silent:?}");
                 let course = self.source.snapshot(self.now).course;
-                self.paused_to_finish = matches!(course, Course::PausesToFinish | Course::PausesForPostCopy);
+                self.paused_to_finish = matches!(course, Course::PausesToFinish);
                 self.sealed = epoch;
                 self.pausing = true;
             }
             source::Action::Save => self.saving = true,
             source::Action::ProposeHandOver(epoch, mode) => {
                 assert!(!self.source_runs, "a hand-over is proposed for a guest that stands still");
+                self.mode = mode;
                 self.proposals.push(Entry::HandOver { migration: self.migration.clone(), epoch, mode });
             }
             source::Action::ProposeEnd(side, reason) => {
@@ -256,7 +278,7 @@ impl World {
     }
 
     fn read_a_batch(&mut self) {
-        let Some((connection, plan)) = self.reading.pop_front() else { return };
+        let Some((connection, lane, plan)) = self.reading.pop_front() else { return };
         let (mut runs, mut contents) = (Vec::new(), Vec::new());
         for run in plan.runs {
             runs.push(ClassedRun { run, class: Class::Raw });
@@ -268,7 +290,7 @@ impl World {
         if self.source_link == Some(connection) {
             let held_up = if self.random.u32(0..8) == 0 { self.random.u64(0..150) } else { 0 };
             let not_before = self.now + Duration::from_millis(held_up);
-            self.batches.push(InFlight { connection, batch, contents, not_before });
+            self.batches.push(InFlight { connection, lane, batch, contents, not_before });
         }
     }
 
@@ -277,8 +299,8 @@ impl World {
         let coming: Vec<usize> =
             self.batches.iter().enumerate().filter(|f| may_come(&f)).map(|f| f.0).collect();
         let Some(pick) = self.random.choice(coming) else { return };
-        let InFlight { connection, batch, contents, .. } = self.batches.swap_remove(pick);
-        let writes = self.target.batch(connection, &batch);
+        let InFlight { connection, lane, batch, contents, .. } = self.batches.swap_remove(pick);
+        let writes = self.target.batch(connection, lane, &batch);
         self.note(|| {
             let runs = writes.as_ref().map(|writes| writes.iter().map(|w| w.run).collect::<Vec<_>>());
             format!("batch {} of round {} over {connection}: {}", batch.sequence, batch.round, short(&runs))
@@ -288,19 +310,56 @@ impl World {
                 let from = write.payload_page.expect("all are raw here") as usize;
                 (write, contents[from..from + write.run.count.0 as usize].to_vec())
             };
-            self.writes.push_back(writes.into_iter().map(with_contents).collect());
+            let writes = writes.into_iter().map(with_contents).collect();
+            match lane {
+                Lane::Bulk => self.writes.push_back(writes),
+                Lane::Urgent => self.placing.push_back(writes),
+            }
         }
     }
 
-    fn a_batch_is_written(&mut self) {
-        let Some(writes) = self.writes.pop_front() else { return };
+    fn a_batch_is_written(&mut self, lane: Lane) {
+        let queue = if lane == Lane::Bulk { &mut self.writes } else { &mut self.placing };
+        let Some(writes) = queue.pop_front() else { return };
         self.note(|| format!("written: {}", short(&writes.first().map(|(write, _)| write.run))));
+        if lane == Lane::Urgent && self.random.u32(0..50) == 0 {
+            // Whoever could not write asks for everything that is missing again, over another link.
+            self.target.not_written(lane);
+            self.target_link = None;
+            return self.target.link_lost();
+        }
         for (write, contents) in writes {
             for (page, content) in write.run.pages().zip(contents) {
-                self.target_memory[page.0 as usize] = content;
+                assert!(write.placed || self.target_runs.is_none(), "written over a running guest");
+                let is_there = self.present.contains(page);
+                if !write.placed || !is_there {
+                    self.target_memory[page.0 as usize] = content;
+                    self.present.insert(page);
+                }
+                self.blocked.remove(page);
             }
         }
-        self.target.written().unwrap_or_else(|violation| panic!("{violation}"));
+        self.target.written(self.now, lane).unwrap_or_else(|violation| panic!("{violation}"));
+    }
+
+    /// The guest at the target reads or writes somewhere; where nothing is, it waits.
+    fn target_guest_touches(&mut self) {
+        if self.target_runs.is_none() {
+            return;
+        }
+        for _ in 0..self.random.u32(0..4) {
+            let page = PageIndex(self.random.u32(0..PAGES.0));
+            let at = page.0 as usize;
+            if !self.present.contains(page) {
+                if self.target.missing().is_some() && self.blocked.insert(page) {
+                    self.target.fault(self.now, page);
+                }
+                continue;
+            }
+            assert_eq!(self.target_memory[at], self.guest_memory[at], "the guest reads a wrong page {at}");
+            self.target_memory[at] += 100;
+            self.guest_memory[at] += 100;
+        }
     }
 
     fn a_control_frame_arrives(&mut self) {
@@ -326,6 +385,13 @@ impl World {
                 }
             }
             target::Action::Punch(runs) => self.punching = Some(runs),
+            target::Action::Zeros(run) => {
+                for page in run.pages() {
+                    self.present.insert(page);
+                    self.blocked.remove(page);
+                }
+            }
+            target::Action::Release => self.releasing = true,
             target::Action::Load(_, state) => {
                 assert_eq!(state, [9; 100], "the device state is whole");
                 self.loading = true;
@@ -346,13 +412,15 @@ impl World {
         assert!(self.log.licenses(id(2)) && epoch == self.log.epoch, "started without a licence");
         assert!(!self.source_runs, "two running copies");
         assert!(self.writes.is_empty() || self.mode == Mode::PostCopy, "started before the last write");
+        self.guest_memory.clone_from(&self.source_memory);
         match self.mode {
             Mode::StopAndCopy => self.same_memory("at the start"),
             Mode::PostCopy => {
-                for page in 0..PAGES.0 as usize {
-                    let (is, must) = (self.target_memory[page], self.source_memory[page]);
+                for page in 0..PAGES.0 {
+                    let (is, must) = (self.target_memory[page as usize], self.source_memory[page as usize]);
                     // A missing page is a hole: a touch of it would wait.
-                    assert!(is == must || is == 0, "page {page} is {is}, neither {must} nor missing");
+                    let waits = !self.present.contains(PageIndex(page));
+                    assert!(is == must || waits, "page {page} is {is}, neither {must} nor missing");
                 }
             }
         }
@@ -377,16 +445,28 @@ impl World {
             3 if self.punching.is_some() => {
                 // Every page stream's pump has confirmed before a punch: what was handed out is written.
                 while !self.writes.is_empty() {
-                    self.a_batch_is_written();
+                    self.a_batch_is_written(Lane::Bulk);
                 }
+                let mut stayed = Vec::new();
                 for page in self.punching.take().into_iter().flatten().flat_map(PageRun::pages) {
                     self.target_memory[page.0 as usize] = 0;
+                    // A part of a large page that is pinned.
+                    if self.present.contains(page) && self.random.u32(0..20) == 0 {
+                        stayed.push(PageRun { first: page, count: PageCount(1) });
+                    } else {
+                        self.present.remove(page);
+                    }
                 }
-                self.target.punched();
+                self.target.punched(&stayed);
             }
             4 => {
                 if let Some(epoch) = self.target_runs {
-                    self.target.running(epoch);
+                    self.target.running(self.now, epoch);
+                }
+                if std::mem::take(&mut self.releasing) {
+                    assert!(self.blocked.is_empty() || self.target.missing().is_some_and(|n| n.0 == 0));
+                    self.blocked = PageSet::empty(PAGES);
+                    self.target.released();
                 }
             }
             _ => {
@@ -444,6 +524,14 @@ impl World {
                 self.faults_left -= 1;
                 self.restart_source();
             }
+            4 if self.faults_left > 0 && self.is_post_copy() && self.source_link.is_none() => {
+                self.faults_left -= 1;
+                self.restart_serving();
+            }
+            7 if self.faults_left > 0 && self.target_runs.is_some() && self.is_post_copy() => {
+                self.faults_left -= 1;
+                self.restart_target();
+            }
             5 if self.faults_left > 0 && self.random.u32(0..8) == 0 => {
                 self.faults_left -= 1;
                 self.source.fail("asked to".into());
@@ -467,8 +555,36 @@ impl World {
         self.source = SourceSession::new(self.now, setup);
     }
 
+    fn is_post_copy(&self) -> bool {
+        let phase = self.log.attempt.as_ref().map(|attempt| &attempt.phase);
+        matches!(phase, Some(Phase::PostCopy { .. } | Phase::HandedOver { mode: Mode::PostCopy, .. }))
+    }
+
+    /// The source's process is started again beside the guest that stands still.
+    fn restart_serving(&mut self) {
+        self.note(|| "source: restarted".into());
+        self.session += 1;
+        self.reading.clear();
+        let setup = setup(&self.migration, self.session, self.mode, self.sealed, limits(&mut self.random));
+        self.source = SourceSession::serving(self.now, setup, vec![9; 100]);
+    }
+
+    /// The target's process is started again beside the guest that runs: what it had in hand is gone.
+    fn restart_target(&mut self) {
+        self.note(|| "target: restarted".into());
+        self.target_link = None;
+        self.writes.clear();
+        self.placing.clear();
+        self.releasing = false;
+        let mut holes = PageSet::full(PAGES);
+        self.present.runs().for_each(|run| holes.remove_run(run));
+        let epoch = self.target_runs.expect("it runs");
+        self.target = TargetSession::resumed(self.now, self.migration.clone(), id(2), PAGES, epoch, holes);
+    }
+
     pub(crate) fn same_memory(&self, when: &str) {
-        let wrong = (0..PAGES.0 as usize).find(|p| self.target_memory[*p] != self.source_memory[*p]);
+        let must = if self.target_runs.is_some() { &self.guest_memory } else { &self.source_memory };
+        let wrong = (0..PAGES.0 as usize).find(|p| self.target_memory[*p] != must[*p]);
         assert_eq!(wrong, None, "a page is wrong {when}");
     }
 
@@ -478,6 +594,7 @@ impl World {
 
     pub(crate) fn is_over(&self) -> bool {
         let all_there = self.target.missing().is_none_or(|missing| missing.0 == 0) && self.writes.is_empty();
+        let all_there = all_there && self.blocked.is_empty();
         match self.log.attempt.as_ref().map(|attempt| &attempt.phase) {
             Some(Phase::Succeeded) => all_there && self.source_done.is_some() && self.target_runs.is_some(),
             Some(Phase::Failed { .. } | Phase::Cancelled { .. }) => {

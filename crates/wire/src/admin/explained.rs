@@ -83,9 +83,8 @@ pub fn notes(resolved: &Resolved, critical: bool) -> Vec<String> {
     );
     note(
         resolved.allow_post_copy.value && !critical,
-        "post-copy is decided at the deadline, and this version then pauses the guest until its last pages have come. \
-         Where pages come after the guest, it is slower until the last one has, and lost if its source is lost for good \
-         meanwhile: not for critical data or unstable networks",
+        "at the deadline the guest goes post-copy: it runs on at the target and its missing pages follow. It is slower until \
+         the last one has come, and lost if its source is lost for good meanwhile: not for critical data or unstable networks",
     );
     note(
         resolved.allow_workload_disruption.value && !resolved.allow_post_copy.value,

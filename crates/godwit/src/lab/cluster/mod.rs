@@ -28,7 +28,7 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use super::sweeper::MARK_VARIABLE;
-pub use moves::{Moved, Watched};
+pub use moves::{How, Moved, Watched};
 pub use process::{NodeProcess, NodeSpec, free_addresses};
 use process::{config_of, cpu_time, high_water_mark};
 

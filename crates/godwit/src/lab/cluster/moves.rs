@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use godwit_admin::{AskError, Client, read_as};
-use godwit_domain::progress::{Measured, SourceReport};
+use godwit_domain::progress::{Measured, PostCopyReport, SourceReport};
 use godwit_domain::{GuestName, Labels, NodeName, Overrides};
-use godwit_wire::admin::{Act, Code, MigrationDetail};
+use godwit_wire::admin::{Act, Code, MigrationDetail, MoveMode};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -23,6 +23,8 @@ pub enum Moved {
         source: SourceReport,
         /// From "complete and licensed" to "runs" at the target, in microseconds.
         resume_us: u64,
+        /// What the target measured while pages were missing, if it ended as post-copy.
+        post_copy: Option<PostCopyReport>,
     },
     /// It runs where it ran, for this reason.
     Failed(String),
@@ -31,23 +33,39 @@ pub enum Moved {
 /// A migration as it was seen at some moment.
 pub type Watched = MigrationDetail;
 
+/// How a guest shall move.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// The move's own settings.
+    pub overrides: Overrides,
+    /// As the operator says; `None`: pre-copy, and whatever the settings allow at the deadline.
+    pub mode: Option<MoveMode>,
+}
+
+impl From<Overrides> for How {
+    fn from(overrides: Overrides) -> Self {
+        Self { overrides, mode: None }
+    }
+}
+
 impl Cluster {
     /// Moves a guest and waits until it is over. `watch` sees every change that is seen, and may do what it likes.
     pub async fn migrate(
         &mut self,
         guest: &GuestName,
         target: &NodeName,
-        overrides: Overrides,
+        how: impl Into<How>,
         limit: Duration,
         mut watch: impl AsyncFnMut(&mut Self, &Watched),
     ) -> Result<Moved, ClusterError> {
+        let How { overrides, mode } = how.into();
         let act = Act::Migrate {
             guest: guest.clone(),
             migration: None,
             to: Some(target.clone()),
             selector: Labels::new(),
             overrides,
-            mode: None,
+            mode,
             dry_run: false,
         };
         let asked: MigrationDetail = read_as(self.ask_any(act).await?)?;
@@ -104,9 +122,9 @@ impl Cluster {
         loop {
             match self.migration(&ended.row.name).await {
                 Ok(MigrationDetail {
-                    measured: Measured { source: Some(source), resume_us: Some(resume_us) },
+                    measured: Measured { source: Some(source), resume_us: Some(resume_us), post_copy },
                     ..
-                }) => return Ok(Moved::Succeeded { source, resume_us }),
+                }) => return Ok(Moved::Succeeded { source, resume_us, post_copy }),
                 Ok(_) => {}
                 Err(ClusterError::Ask(AskError::Problem(problem)))
                     if problem.code == Code::Unavailable || problem.code == Code::Unknown => {}

@@ -18,12 +18,24 @@ async fn migrations_travel_in_the_network_that_they_name() {
     ] {
         let theirs = address(&a, network);
         let dialed = soon(b.fabric.dial(theirs, &name("a"), network, &preamble("b"))).await.expect("dial");
-        let inbound = soon(a.migrations.recv()).await.expect("an inbound migration");
-        assert_eq!(inbound.preamble, preamble("b"));
-        assert_eq!((dialed.0.remote_address(), theirs.ip().to_string()), (theirs, to.to_owned()));
-        assert_eq!(inbound.connection.local_ip(), Some(theirs.ip()), "where it came in");
         let ours = address(&b, network);
-        assert_eq!((inbound.connection.remote_address(), ours.ip().to_string()), (ours, from.to_owned()));
+        assert_eq!((ours.ip().to_string(), theirs.ip().to_string()), (from.to_owned(), to.to_owned()));
+        assert_eq!([&dialed.urgent, &dialed.bulk].map(Connection::remote_address), [theirs; 2]);
+        let mut lanes = Vec::new();
+        for _ in 0..2 {
+            let inbound = soon(a.migrations.recv()).await.expect("an inbound connection");
+            assert_eq!(inbound.preamble, preamble("b"));
+            assert_eq!(inbound.connection.local_ip(), Some(theirs.ip()), "where it came in");
+            let came_from = inbound.connection.remote_address();
+            assert_eq!(came_from.ip(), ours.ip());
+            assert_eq!(
+                came_from.port() == ours.port(),
+                inbound.lane == Lane::Urgent,
+                "pages have a port of their own"
+            );
+            lanes.push(inbound.lane);
+        }
+        assert!(lanes.contains(&Lane::Urgent) && lanes.contains(&Lane::Bulk), "{lanes:?}");
     }
 }
 
@@ -39,7 +51,7 @@ async fn an_address_in_a_network_is_a_migration_address_like_any_other() {
     assert!(matches!(wrong, Err(DialError::Handshake { .. })), "{wrong:?}");
     let lying = soon(b.fabric.dial(address, &name("a"), storage, &preamble("c"))).await.expect("dial");
     let told = "it greets as c, its certificate is another node's";
-    assert_eq!(closed(&lying.0).await, (u64::from(REFUSED), told.to_owned()));
+    assert_eq!(closed(&lying.urgent).await, (u64::from(REFUSED), told.to_owned()));
     let stranger = Cluster::new().serve_in("b", "storage = \"127.0.1.3:0\"");
     let refused = soon(stranger.fabric.dial(address, &name("a"), storage, &preamble("b"))).await;
     assert!(matches!(refused, Err(DialError::Handshake { .. })), "{refused:?}");
@@ -48,7 +60,7 @@ async fn an_address_in_a_network_is_a_migration_address_like_any_other() {
     assert_eq!(closed(&session).await, (u64::from(REFUSED), told.to_owned()));
     assert!(a.migrations.try_recv().is_err(), "nobody came out");
 
-    let (connection, ..) =
+    let Lines { urgent: connection, .. } =
         soon(b.fabric.dial(address, &name("a"), storage, &preamble("b"))).await.expect("dial");
     let _inbound = soon(a.migrations.recv()).await.expect("an inbound migration");
     a.end().await;

@@ -37,11 +37,8 @@ pub(super) async fn migrate(group: &Group, asked: Asked, act: Act) -> Answered {
     let Act::Migrate { guest: name, migration, to, selector, overrides, mode, dry_run } = act else {
         return Err(problem::not_here());
     };
-    let wish = Wish { target: to, selector, overrides, ..Wish::default() };
-    if mode == Some(MoveMode::PostCopy) {
-        let message = format!("{name} can not go post-copy at once");
-        return Err(refused("post-copy is not built in this version", message, "leave --mode out"));
-    }
+    let post_copy_at_once = mode == Some(MoveMode::PostCopy);
+    let wish = Wish { target: to, selector, overrides, post_copy_at_once, ..Wish::default() };
     if dry_run {
         return would_migrate(group, name, wish).await;
     }

@@ -147,6 +147,11 @@ fn of_refusal(refusal: &Refusal) -> Problem {
         Refusal::Ending(_) => {
             (Code::Refused, "a name is used once at a time", "wait until it is gone: godwit guest list")
         }
+        Refusal::PostCopy { .. } => (
+            Code::Refused,
+            "a guest goes post-copy where allowPostCopy is in force for it, and never if it is critical",
+            "see what holds for it: godwit policy explain GUEST",
+        ),
         Refusal::LocalDisks { .. } => {
             (Code::Refused, "a guest that moves has no local disks", "block migration is not built")
         }

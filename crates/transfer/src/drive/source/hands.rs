@@ -4,7 +4,6 @@
 
 use std::time::Instant;
 
-use godwit_domain::progress::SentPages;
 use godwit_memory::tracker::TrackerError;
 use godwit_memory::{PageSet, Tracker};
 use quinn::{Connection, RecvStream};
@@ -15,13 +14,14 @@ use crate::control;
 use crate::drive::stream::{self, SharedLimiter};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::pages::{Encoded, Reader};
+use crate::target::Lane;
 
 /// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
 pub(super) struct MemoryWorker {
     pub(super) reader: Reader,
-    pub(super) tracker: Tracker,
+    /// None beside a guest that stands still.
+    pub(super) tracker: Option<Tracker>,
     pub(super) written: PageSet,
-    pub(super) encoded: mpsc::Sender<Encoded>,
 }
 
 impl MemoryWorker {
@@ -29,22 +29,22 @@ impl MemoryWorker {
         while let Some(job) = jobs.blocking_recv() {
             let event = match job {
                 MemoryJob::Scan => {
-                    self.scan().map_or_else(|error| Event::Broke(chain(&error)), Event::Scanned)
+                    self.scan().map_or_else(|error| Event::Unreadable(chain(&error)), Event::Scanned)
                 }
-                MemoryJob::Read(plan) => match self.reader.read(&plan) {
+                MemoryJob::Read(plan, to) => match self.reader.read(&plan) {
                     // The connection is gone, which its own tasks have said.
-                    Ok(encoded) => match self.encoded.blocking_send(encoded) {
+                    Ok(encoded) => match to.blocking_send(encoded) {
                         Ok(()) => continue,
-                        Err(_) => Event::Sent(SentPages::default()),
+                        Err(_) => Event::unsent(Lane::Bulk),
                     },
-                    Err(error) => Event::Broke(format!("read of guest memory: {error}")),
+                    Err(error) => Event::Unreadable(format!("read of guest memory: {error}")),
                 },
             };
             if events.blocking_send(event).is_err() {
                 break;
             }
         }
-        if let Err(error) = self.tracker.disarm() {
+        if let Some(Err(error)) = self.tracker.map(Tracker::disarm) {
             // The runner is gone, and with it what was armed.
             tracing::debug!(error = chain(&error), "dirty tracking was not disarmed");
         }
@@ -52,36 +52,60 @@ impl MemoryWorker {
 
     fn scan(&mut self) -> Result<PageSet, TrackerError> {
         let mut written = self.written.clone();
-        self.tracker.scan(|run| written.insert_run(run))?;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.scan(|run| written.insert_run(run))?;
+        }
         planted::drop_one_in_ten_thousand(&mut written);
         Ok(written)
     }
 }
 
-pub(super) async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
+pub(super) async fn hear_frames(
+    mut stream: RecvStream,
+    link: u64,
+    connection: Connection,
+    events: mpsc::Sender<Event>,
+) {
     loop {
         let event = match control::hear_target(&mut stream).await {
-            Ok(frame) => Event::Frame(frame),
+            Ok(frame) => Event::Frame(link, frame),
             // Why the whole connection went tells more than that a stream of it did.
             Err(error) => {
-                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
+                Event::Broke(link, connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
             }
         };
-        let over = matches!(event, Event::Broke(_));
+        let over = matches!(event, Event::Broke(..));
         if events.send(event).await.is_err() || over {
             return;
         }
     }
 }
 
+/// Sends what comes over one of the two connections of a link, and says so of each batch, whether it went or not.
 pub(super) async fn send_batches(
-    connection: Connection,
+    (connection, lane, link): (Connection, Lane, u64),
     limiter: SharedLimiter,
-    batches: mpsc::Receiver<Encoded>,
+    mut batches: mpsc::Receiver<Encoded>,
     events: mpsc::Sender<Event>,
 ) {
-    if let Err(error) = stream::send(connection, limiter, batches, &events, Event::Sent).await {
-        let _ = events.send(Event::Broke(chain(&error))).await;
+    let sent = match lane {
+        Lane::Bulk => {
+            stream::send(&connection, &limiter, &mut batches, &events, |sent| Event::Sent(Lane::Bulk, sent))
+                .await
+        }
+        Lane::Urgent => {
+            let tell = |sent| Event::Sent(Lane::Urgent, sent);
+            stream::send_urgent(&connection, &limiter, &mut batches, &events, tell).await
+        }
+    };
+    let Err(error) = sent else { return };
+    let why = connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why));
+    let _ = events.send(Event::Broke(link, why)).await;
+    // The batch that broke, and those that nobody will send.
+    let _ = events.send(Event::unsent(lane)).await;
+    batches.close();
+    while batches.recv().await.is_some() {
+        let _ = events.send(Event::unsent(lane)).await;
     }
 }
 

@@ -2,29 +2,95 @@
 //!
 //! Always true: each ends when the driver has dropped its channel or the connection has ended; none decides anything.
 
-use godwit_memory::Memfd;
+use std::io;
+use std::sync::Arc;
+
+use godwit_domain::PageRun;
+use godwit_memory::uffd::UffdError;
+use godwit_memory::{Faults, Memfd};
 use quinn::{Connection, RecvStream};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::{Event, MemoryJob, RunnerJob};
+use super::{Event, MemoryJob, PlaceJob, RunnerJob};
 use crate::drive::stream::{self, Delivered};
 use crate::drive::{Runner, RunnerError, chain};
-use crate::target::Write;
+use crate::target::{Lane, Write};
 use crate::{control, pages};
 
+/// Serves faults from now on; made once, when pages are first missing.
+pub type ServeFaults = Box<dyn FnOnce() -> Result<Faults, UffdError> + Send>;
+
 /// Lives on a thread of its own; ends when nobody can ask it any more.
-pub(super) fn work(memory: &Memfd, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
-    while let Some(job) = jobs.blocking_recv() {
-        let event = match job {
-            MemoryJob::Write(writes, payload) => match pages::write(memory, &writes, &payload) {
-                Ok(()) => Event::Written,
-                Err(error) => Event::Failed(format!("write of guest memory: {error}")),
+pub(super) struct MemoryWorker {
+    pub(super) memory: Arc<Memfd>,
+    pub(super) serve: Option<ServeFaults>,
+    pub(super) faults: Option<Arc<Faults>>,
+}
+
+impl MemoryWorker {
+    pub(super) fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
+        while let Some(job) = jobs.blocking_recv() {
+            if events.blocking_send(self.done(job)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn done(&mut self, job: MemoryJob) -> Event {
+        match job {
+            MemoryJob::Write(writes, payload) => {
+                written(Lane::Bulk, &self.memory, self.faults.as_deref(), &writes, &payload)
+            }
+            MemoryJob::Punch(runs) => match self.punch(&runs) {
+                Ok((stayed, faults)) => Event::Punched(stayed, faults),
+                Err(error) => Event::Failed(format!("punch of guest memory: {error}")),
             },
-            MemoryJob::Seal(epoch) => match memory.seal_against_other_writers() {
+            MemoryJob::Release => match self.faults.as_ref().map_or(Ok(()), |faults| faults.unregister()) {
+                Ok(()) => Event::Released,
+                Err(error) => Event::NotReleased(chain(&error)),
+            },
+            MemoryJob::Seal(epoch) => match self.memory.seal_against_other_writers() {
                 Ok(()) => Event::Sealed(epoch),
                 Err(error) => Event::Failed(format!("seal of guest memory: {error}")),
+            },
+        }
+    }
+
+    fn punch(&mut self, runs: &[PageRun]) -> io::Result<(Vec<PageRun>, Arc<Faults>)> {
+        let stayed = self.memory.punch_and_check(runs)?;
+        let serve = self.serve.take().ok_or_else(|| io::Error::other("faults are served already"))?;
+        let faults = Arc::new(serve().map_err(io::Error::other)?);
+        self.faults = Some(Arc::clone(&faults));
+        Ok((stayed, faults))
+    }
+}
+
+fn written(lane: Lane, memory: &Memfd, faults: Option<&Faults>, writes: &[Write], payload: &[u8]) -> Event {
+    match pages::write(memory, faults, writes, payload) {
+        Ok(()) => Event::Written(lane),
+        Err(error) => Event::NotWritten(lane, format!("write of guest memory: {error}")),
+    }
+}
+
+/// Places what somebody waits for, on a thread of its own, so that it does not wait behind the bulk.
+pub(super) fn place(memory: &Memfd, mut jobs: mpsc::Receiver<PlaceJob>, events: &mpsc::Sender<Event>) {
+    let mut faults: Option<Arc<Faults>> = None;
+    while let Some(job) = jobs.blocking_recv() {
+        let event = match job {
+            PlaceJob::Serve(served) => {
+                faults = Some(served);
+                continue;
+            }
+            PlaceJob::Write(writes, payload) => {
+                written(Lane::Urgent, memory, faults.as_deref(), &writes, &payload)
+            }
+            PlaceJob::Zeros(run) => match faults.as_ref().map(|faults| faults.fill_zero(run)) {
+                Some(Ok(())) | None => continue,
+                Some(Err(error)) => Event::NotZeroed(run, chain(&error)),
             },
         };
         if events.blocking_send(event).is_err() {
@@ -33,16 +99,48 @@ pub(super) fn work(memory: &Memfd, mut jobs: mpsc::Receiver<MemoryJob>, events: 
     }
 }
 
-pub(super) async fn hear_frames(mut stream: RecvStream, connection: Connection, events: mpsc::Sender<Event>) {
+/// Hears for which pages somebody waits, on a thread of its own, until the other end of `until` is closed.
+pub(super) fn hear_faults(faults: &Faults, until: &io::PipeReader, events: &mpsc::Sender<Event>) {
+    loop {
+        let mut ready = [PollFd::new(faults, PollFlags::IN), PollFd::new(until, PollFlags::empty())];
+        match rustix::event::poll(&mut ready, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return tracing::error!(%error, "faults can not be waited for"),
+        }
+        let [waiting, ended] = ready.map(|ready| ready.revents());
+        if !ended.is_empty() {
+            return;
+        }
+        let mut pages = Vec::new();
+        let read = faults.read(|page| pages.push(page));
+        for page in pages {
+            if events.blocking_send(Event::Fault(page)).is_err() {
+                return;
+            }
+        }
+        if read.is_err() || waiting.intersects(PollFlags::ERR | PollFlags::HUP) {
+            // The runner has ended, and with it whoever waits.
+            return tracing::info!(?read, "faults are not heard any more");
+        }
+    }
+}
+
+pub(super) async fn hear_frames(
+    mut stream: RecvStream,
+    link: u64,
+    connection: Connection,
+    events: mpsc::Sender<Event>,
+) {
     loop {
         let event = match control::hear_source(&mut stream).await {
             Ok(frame) => Event::Frame(frame),
             Err(control::ControlError::Frame(error)) => Event::Broken(chain(&error)),
             Err(error) => {
-                Event::Broke(connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
+                Event::Broke(link, connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
             }
         };
-        let over = matches!(event, Event::Broke(_) | Event::Broken(_));
+        let over = matches!(event, Event::Broke(..) | Event::Broken(_));
         if events.send(event).await.is_err() || over {
             return;
         }
@@ -51,17 +149,21 @@ pub(super) async fn hear_frames(mut stream: RecvStream, connection: Connection, 
 
 pub(super) async fn accept_pages(
     connection: Connection,
-    link: u64,
+    (link, lane): (u64, Lane),
     guest_pages: u32,
     batches: mpsc::Sender<Delivered>,
     events: mpsc::Sender<Event>,
 ) {
     let mut readers = JoinSet::new();
     // Ends with the connection; the transport's limit on streams bounds the tasks.
-    while let Ok(stream) = connection.accept_uni().await {
+    let why = loop {
+        let stream = match connection.accept_uni().await {
+            Ok(stream) => stream,
+            Err(why) => break why,
+        };
         let (batches, events) = (batches.clone(), events.clone());
         let read = async move {
-            match stream::receive(stream, link, guest_pages, batches).await {
+            match stream::receive(stream, (link, lane), guest_pages, batches).await {
                 Ok(()) => {}
                 Err(stream::PageStreamError::Batch(error)) => {
                     let _ = events.send(Event::Broken(chain(&error))).await;
@@ -70,8 +172,9 @@ pub(super) async fn accept_pages(
             }
         };
         readers.spawn(read.in_current_span());
-    }
+    };
     readers.shutdown().await;
+    let _ = events.send(Event::Broke(link, chain(&why))).await;
 }
 
 pub(super) async fn command<R: Runner>(

@@ -1,0 +1,160 @@
+//! The source's link to the target: two connections, what reads from them and writes to them, and how it comes back.
+//!
+//! ```text
+//!   urgent  control stream, pages that somebody waits for        bulk  all other pages
+//!   either is gone ─▶ the link is gone ─▶ dialed again, with growing pauses, as long as the session wants one
+//! ```
+//!
+//! Always true: every batch that was handed to a link is accounted for by one `Sent`, whether it went or not; what is left
+//! of a link that is gone ends by itself.
+
+use std::time::Duration;
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::Instrument;
+
+use super::Event;
+use super::hands::{hear_frames, send_batches};
+use crate::drive::chain;
+use crate::drive::stream::SharedLimiter;
+use crate::pages::Encoded;
+use crate::target::Lane;
+
+/// The first pause before a lost link is dialed again; doubled each time, up to the longest.
+const DIAL_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const DIAL_AGAIN_MAX: Duration = Duration::from_secs(2);
+/// Batches that somebody waits for and that wait to be sent.
+const URGENT_MAX: usize = 8;
+
+/// Two connections to the target, both greeted.
+#[derive(Debug)]
+pub struct Lines {
+    /// For the control stream and for pages that somebody waits for.
+    pub urgent: Connection,
+    /// The control stream.
+    pub control: (SendStream, RecvStream),
+    /// For all other pages.
+    pub bulk: Connection,
+    /// The stream that it was greeted on, which stays open.
+    pub bulk_say: SendStream,
+}
+
+/// Whoever can reach the target.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects and greets, as link number `link` of this session. `Err`: why it can not be reached now.
+    fn dial(&self, link: u64) -> impl Future<Output = Result<Lines, String>> + Send;
+}
+
+/// The present link.
+pub(super) struct Link {
+    pub(super) urgent: Connection,
+    pub(super) bulk: Connection,
+    pub(super) control: SendStream,
+    _bulk_say: SendStream,
+    pub(super) batches: mpsc::Sender<Encoded>,
+    pub(super) fetched: mpsc::Sender<Encoded>,
+}
+
+impl Link {
+    /// Takes up two connections. Their tasks end with them.
+    pub(super) fn new(
+        lines: Lines,
+        number: u64,
+        limiter: &SharedLimiter,
+        events: &mpsc::Sender<Event>,
+        tasks: &mut JoinSet<()>,
+    ) -> Self {
+        let Lines { urgent, control: (control, hear), bulk, bulk_say } = lines;
+        limiter.attach(&bulk, &urgent);
+        let (batches, bulk_out) = mpsc::channel(1);
+        let (fetched, urgent_out) = mpsc::channel(URGENT_MAX);
+        tasks.spawn(hear_frames(hear, number, urgent.clone(), events.clone()).in_current_span());
+        let (closed, told) = (bulk.clone(), events.clone());
+        tasks.spawn(async move {
+            let why = closed.closed().await;
+            let _ = told.send(Event::Broke(number, chain(&why))).await;
+        });
+        for (connection, lane, out) in
+            [(bulk.clone(), Lane::Bulk, bulk_out), (urgent.clone(), Lane::Urgent, urgent_out)]
+        {
+            let send = send_batches((connection, lane, number), limiter.clone(), out, events.clone());
+            tasks.spawn(send.in_current_span());
+        }
+        Self { urgent, bulk, control, _bulk_say: bulk_say, batches, fetched }
+    }
+
+    /// Nothing more goes over it.
+    pub(super) fn close(&self, why: &str) {
+        // Closing tells the other side that nothing more comes (it frees nothing there), and ends whatever waits
+        // for room on a stream.
+        self.bulk.close(0_u32.into(), why.as_bytes());
+        self.urgent.close(0_u32.into(), why.as_bytes());
+    }
+}
+
+/// When a lost link is dialed again.
+#[derive(Debug, Default)]
+pub(super) struct Redial {
+    /// Since when there is none.
+    pub(super) lost_at: Option<Duration>,
+    /// How often it came back.
+    pub(super) times: u32,
+    at: Duration,
+    pause: Duration,
+    pub(super) under_way: bool,
+}
+
+impl Redial {
+    pub(super) fn lost(&mut self, now: Duration) {
+        self.lost_at.get_or_insert(now);
+        (self.at, self.pause) = (now, DIAL_AGAIN_FIRST);
+    }
+
+    pub(super) fn failed(&mut self, now: Duration) {
+        self.under_way = false;
+        self.at = now + self.pause;
+        self.pause = (self.pause * 2).min(DIAL_AGAIN_MAX);
+    }
+
+    pub(super) fn came_back(&mut self) {
+        self.times += u32::from(self.lost_at.take().is_some());
+        self.under_way = false;
+    }
+
+    /// Whether to dial now; if not now, when.
+    pub(super) fn due(&self, now: Duration) -> Result<(), Option<Duration>> {
+        match (self.lost_at, self.under_way) {
+            (Some(_), false) if now >= self.at => Ok(()),
+            (Some(_), false) => Err(Some(self.at)),
+            (None, _) | (_, true) => Err(None),
+        }
+    }
+}
+
+/// Reads pages that somebody waits for, beside the thread that reads all others.
+pub(super) struct FetchWorker {
+    pub(super) reader: crate::pages::Reader,
+}
+
+impl FetchWorker {
+    pub(super) fn work(
+        mut self,
+        mut jobs: mpsc::Receiver<(crate::source::Plan, mpsc::Sender<Encoded>)>,
+        events: &mpsc::Sender<Event>,
+    ) {
+        while let Some((plan, to)) = jobs.blocking_recv() {
+            let event = match self.reader.read(&plan) {
+                Ok(encoded) => match to.blocking_send(encoded) {
+                    Ok(()) => continue,
+                    Err(_) => Event::unsent(Lane::Urgent),
+                },
+                Err(error) => Event::Unreadable(error.to_string()),
+            };
+            if events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! A guest that runs at its target before its pages are there.
+//!
+//! ```text
+//!   96 MiB, half of it written all the time ── 32 MiB/s ──▶ never fits: it goes, and the rest follows
+//!      ticks on node-a ──┤ handed over ├── ticks on node-b while pages are missing ──▶ all pages ──▶ node-a lets go
+//! ```
+//!
+//! Always true of every story: never two ticks alike, none lost; the memory is compared page by page, the missing ones too:
+//! whoever compares waits for them.
+
+use godwit::lab::cluster::{Cluster, How, Moved, Watched};
+use godwit::lab::monotonic_ns;
+use godwit_domain::progress::{Course, PostCopyReport, SourceReport};
+use godwit_domain::{GuestSpec, Overrides};
+use godwit_wire::admin::MoveMode;
+use libtest_mimic::Trial;
+
+use crate::support::world::{MIB, World, guest, guest_of, limited_to, node};
+use crate::support::{LOOK_INTERVAL, Outcome, PATIENCE, stories};
+
+/// MiB per second that may be sent.
+const BANDWIDTH: u64 = 32;
+/// What a busy host adds to a gap.
+const LONG_NS: u64 = 1_000_000_000;
+
+pub(crate) fn trials() -> Vec<Trial> {
+    stories![
+        at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target,
+        asked_for_at_once_it_goes_with_nothing_copied,
+        post_copy_is_refused_where_it_is_not_allowed,
+        the_source_comes_back_and_sends_what_is_missing,
+        the_target_comes_back_and_asks_for_what_is_missing
+    ]
+}
+
+fn busy() -> GuestSpec {
+    guest_of(96, 96)
+}
+
+fn allowed() -> Overrides {
+    Overrides { allow_post_copy: Some(true), ..limited_to(BANDWIDTH) }
+}
+
+fn at_once() -> How {
+    How { overrides: allowed(), mode: Some(MoveMode::PostCopy) }
+}
+
+fn is_post_copy(seen: &Watched) -> bool {
+    seen.row.detail.as_ref().is_some_and(|detail| detail.starts_with("PostCopy"))
+}
+
+/// Moves the guest to `node-b`, which must go post-copy and be whole in the end.
+async fn goes(
+    world: &mut World,
+    how: How,
+    watch: impl AsyncFnMut(&mut Cluster, &Watched),
+) -> Result<(SourceReport, PostCopyReport), Box<dyn std::error::Error>> {
+    let since = monotonic_ns();
+    let moved = world.migrate("node-b", how, watch).await?;
+    let Moved::Succeeded { source, post_copy, .. } = moved else { return Err(format!("{moved:?}").into()) };
+    let post_copy = post_copy.ok_or("it did not end as post-copy")?;
+    assert_eq!(world.wrong_pages().await?, 0, "{source:?} {post_copy:?}");
+    let seen = world.ticks_after(since, monotonic_ns(), "node-b").await;
+    assert_eq!(seen.lost, 0, "ticks lost or written twice: {seen:?}");
+    assert_eq!(world.owner().await?, Some(node("node-b")));
+    world.runner_goes("node-a").await?;
+    Ok((source, post_copy))
+}
+
+async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(world: &mut World) -> Outcome {
+    world.three_with(busy()).await?;
+    let how = Overrides { completion_timeout_per_gib: Some(48), ..allowed() };
+    let mut courses = Vec::new();
+    let (source, post_copy) = goes(world, how.into(), async |_, seen| {
+        courses.extend(seen.progress.map(|progress| progress.course));
+    })
+    .await?;
+    assert!(courses.contains(&Course::PostCopy), "nobody could see it: {courses:?}");
+    assert!(source.rounds > 2 && !source.paused_to_finish, "{source:?}");
+    assert!(post_copy.missing_at_resume_bytes > 8 * MIB, "{post_copy:?}");
+    // It can move on, and is tracked as ever.
+    world.move_and_prove("node-c").await?;
+    Ok(())
+}
+
+async fn asked_for_at_once_it_goes_with_nothing_copied(world: &mut World) -> Outcome {
+    world.three_with(busy()).await?;
+    let mut ran_at = None;
+    let (source, post_copy) = goes(world, at_once(), async |cluster, seen| {
+        if is_post_copy(seen) && ran_at.is_none() {
+            let ticks = cluster.stats(&guest()).await.map_or(0, |stats| stats.tick);
+            ran_at = Some((ticks, seen.progress.map_or(0, |progress| progress.left_bytes)));
+        }
+        if is_post_copy(seen) {
+            // Faults of its own, all over the place, while pages come.
+            assert_eq!(cluster.verify(&guest()).await.expect("verified").wrong, 0);
+        }
+    })
+    .await?;
+    assert!(
+        ran_at.is_some_and(|(ticks, _)| ticks > 0),
+        "it did not run while pages were missing: {ran_at:?}"
+    );
+    assert!(post_copy.missing_at_resume_bytes >= 24 * MIB, "{post_copy:?}");
+    assert!(post_copy.faults > 0 && post_copy.blocked_us > 0, "{post_copy:?}");
+    let waits: u64 = post_copy.latency_log2_us.iter().sum();
+    assert_eq!(waits, post_copy.faults, "every wait is counted: {post_copy:?}");
+    assert!(source.wire_bytes < 2 * 96 * MIB, "pages went twice: {source:?}");
+    Ok(())
+}
+
+async fn post_copy_is_refused_where_it_is_not_allowed(world: &mut World) -> Outcome {
+    world.three_with(guest_of(16, 1)).await?;
+    let how = How { overrides: limited_to(0), mode: Some(MoveMode::PostCopy) };
+    let refused = world.migrate("node-b", how, async |_, _| {}).await.expect_err("refused").to_string();
+    assert!(refused.contains("allowPostCopy is not in force"), "{refused}");
+    Ok(())
+}
+
+// ---- a node dies ------------------------------------------------------------------------------------------------
+
+/// Kills a node once the guest runs with most of its pages missing, and starts it again once it has ticked on.
+async fn dies_in_post_copy(
+    world: &mut World,
+    victim: &str,
+) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
+    world.announce(&[
+        "connection to the target lost",
+        "connection to the source lost",
+        "found in post-copy",
+        "a voter",
+        "the connection to a voter is lost",
+        "session ends",
+        "progress was not told",
+    ]);
+    world.three_with(busy()).await?;
+    let mut killed = false;
+    let (_, post_copy) = goes(world, at_once(), async |cluster, seen| {
+        let missing = seen.progress.map_or(0, |progress| progress.left_bytes);
+        if is_post_copy(seen) && missing > 32 * MIB && !std::mem::replace(&mut killed, true) {
+            let before = cluster.stats(&guest()).await.map_or(0, |stats| stats.tick);
+            cluster.kill_node(&node(victim)).await.expect("killed");
+            assert!(before > 0, "it ran");
+            cluster.restart_node(&node(victim)).await.expect("started again");
+        }
+    })
+    .await?;
+    assert!(killed, "it was never seen with pages missing");
+    Ok(post_copy)
+}
+
+async fn the_source_comes_back_and_sends_what_is_missing(world: &mut World) -> Outcome {
+    let post_copy = dies_in_post_copy(world, "node-a").await?;
+    assert!(post_copy.faults > 0, "{post_copy:?}");
+    Ok(())
+}
+
+async fn the_target_comes_back_and_asks_for_what_is_missing(world: &mut World) -> Outcome {
+    let post_copy = dies_in_post_copy(world, "node-b").await?;
+    assert!(post_copy.missing_at_resume_bytes > 0, "{post_copy:?}");
+    Ok(())
+}
