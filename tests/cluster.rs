@@ -28,6 +28,8 @@
 mod bandwidth;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/cuts.rs"]
+mod cuts;
 #[path = "cluster/deadlines.rs"]
 mod deadlines;
 #[path = "cluster/deaths.rs"]
@@ -84,6 +86,7 @@ fn main() {
         bandwidth::trials(),
         deadlines::trials(),
         postcopy::trials(),
+        cuts::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

@@ -74,8 +74,8 @@ impl Refusal {
     fn went_away(&self) -> bool {
         use quinn::{ConnectionError, TransportErrorCode};
         match self {
-            // This node is stopping, and its endpoint with it.
-            Self::Handshake(ConnectionError::LocallyClosed) => true,
+            // This node is stopping, and its endpoint with it; or the peer has thought better of it.
+            Self::Handshake(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => true,
             Self::Handshake(ConnectionError::ConnectionClosed(close)) => {
                 close.error_code == TransportErrorCode::APPLICATION_ERROR
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase};
-use godwit_domain::progress::{SentPages, SourceReport};
+use godwit_domain::progress::{Course, SentPages, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
@@ -37,6 +37,9 @@ const FETCHES_OPEN_MAX: usize = 16;
 const EVENTS_MAX: usize = 32;
 /// Jobs that may wait for the runner: every step of a throttle, and pause, save, let run freely, resume.
 const RUNNER_JOBS_MAX: usize = 12;
+/// How long the log is waited for when the target says that the migration is over.
+const OVER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Everything a source is made of.
 #[derive(Debug)]
 pub struct Source<R, D> {
@@ -267,7 +270,7 @@ impl<D: Dial> Driver<D> {
                 self.times.pause = Some(self.clock.now());
                 let snapshot = self.session.snapshot(self.clock.now());
                 self.report.predicted_downtime_us = micros(snapshot.predicted_downtime);
-                self.report.paused_to_finish = why_paused(snapshot.course).is_some();
+                self.report.paused_to_finish = snapshot.course == Course::PausesToFinish;
                 let why = why_paused(snapshot.course).unwrap_or("the rest fits into the allowed downtime");
                 let predicted_downtime_ms = snapshot.predicted_downtime.as_millis();
                 tracing::info!(%epoch, predicted_downtime_ms, why, "switching over");
@@ -353,10 +356,14 @@ impl<D: Dial> Driver<D> {
     /// log knows.
     fn broke(&mut self, reason: &str) {
         let Some(link) = self.link.take() else { return };
+        let it_is_over = link.says_that_it_is_over();
         link.close(reason);
         let now = self.clock.now();
         self.session.link_lost();
-        if self.session.wants_a_link() {
+        if self.session.wants_a_link() && it_is_over {
+            // The log is about to say so, too.
+            self.redial.lost(now + OVER_PATIENCE);
+        } else if self.session.wants_a_link() {
             tracing::warn!(reason, "connection to the target lost; it is dialed again");
             self.redial.lost(now);
         } else if self.session.is_target_complete() {

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::Instrument;
@@ -83,6 +83,15 @@ impl Link {
             tasks.spawn(send.in_current_span());
         }
         Self { urgent, bulk, control, _bulk_say: bulk_say, batches, fetched }
+    }
+
+    /// Whether the target has closed it because the migration is over.
+    pub(super) fn says_that_it_is_over(&self) -> bool {
+        let over = |connection: &Connection| match connection.close_reason() {
+            Some(ConnectionError::ApplicationClosed(close)) => close.error_code.into_inner() == 0,
+            _ => false,
+        };
+        over(&self.urgent) || over(&self.bulk)
     }
 
     /// Nothing more goes over it.

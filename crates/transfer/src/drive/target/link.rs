@@ -12,6 +12,9 @@ use super::hands::{accept_pages, hear_frames};
 use super::{BROKE_PROTOCOL, Driver, Inbound};
 use crate::target::Lane;
 
+/// How a closed connection tells the peer that another is wanted.
+const LINK_LOST: u32 = 3;
+
 /// The two connections of a link and the tasks that read from them. Dropping it ends them.
 pub(super) struct Link {
     pub(super) number: u64,
@@ -94,7 +97,7 @@ impl Driver {
     /// source that was restarted may come back and send everything again; and in post-copy whoever waits for a page waits on.
     pub(super) fn link_is_gone(&mut self, reason: &str) {
         let Some(link) = self.link.take() else { return };
-        link.close(reason.as_bytes());
+        link.close_with(LINK_LOST, reason.as_bytes());
         self.session.link_lost();
         self.alone_since = self.clock.now();
         let missing = self.session.missing().filter(|missing| missing.0 > 0);
