@@ -18,12 +18,15 @@
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
 //!   links       a guest moves, and a group agrees, over links that delay, swap, repeat and lose
 //!   commands    configs and the command line
+//!   audit       what arrived is compared with what left, while the guest runs on
 //!   lab         `godwit lab` from outside: what it prints and what it leaves behind
 //! ```
 //!
 //! `cargo test -p godwit --test cluster [PART OF A NAME]`; one after another unless `--test-threads` says otherwise,
 //! since time is part of what they look at. A test that can not run here is shown as ignored, with the reason.
 
+#[path = "cluster/audit.rs"]
+mod audit;
 #[path = "cluster/bandwidth.rs"]
 mod bandwidth;
 #[path = "cluster/commands.rs"]
@@ -84,6 +87,7 @@ fn main() {
         bandwidth::trials(),
         deadlines::trials(),
         postcopy::trials(),
+        audit::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

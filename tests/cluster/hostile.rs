@@ -194,6 +194,7 @@ fn batch(first: u32, count: u32) -> Vec<u8> {
 
 fn final_frame(state_bytes: u32) -> SourceFrame {
     SourceFrame::Final(Final {
+        audit: false,
         epoch: Epoch::FIRST,
         round: Round::FIRST,
         state_bytes,

@@ -44,6 +44,11 @@ impl Reader {
         Self { memory, session, data: PageRun::new(0, 0) }
     }
 
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &Memfd {
+        &self.memory
+    }
+
     /// Reads a plan's pages and classes them.
     pub(crate) fn read(&mut self, plan: &Plan) -> io::Result<Encoded> {
         let mut payload = Vec::with_capacity(plan.pages().0 as usize * PAGE_SIZE);

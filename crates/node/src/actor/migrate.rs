@@ -18,7 +18,7 @@ use godwit_domain::registry::{Command, Milestone};
 use godwit_domain::{Bandwidth, Epoch, InstanceId, MigrationId, Settings, share};
 use godwit_transfer::actor::{self, TransferActor};
 use godwit_transfer::admit::Expected;
-use godwit_transfer::drive::target::{self, Target};
+use godwit_transfer::drive::target::{self, Target, Track};
 use godwit_transfer::drive::{Report, Tells, Told};
 use godwit_wire::handoff::RunState;
 use godwit_wire::migration::SessionId;
@@ -136,12 +136,13 @@ impl NodeActor {
         let pages = here.attached.pages();
         let expected = Expected { guest, source: source.node.clone(), instance, pages, epoch };
         let runner = Handle(here.attached.runner.clone());
-        let attached = Arc::clone(&here.attached);
+        let (attached, tracked) = (Arc::clone(&here.attached), Arc::clone(&here.attached));
         let target = Target {
             migration: migration.clone(),
             instance,
             memory,
             begins: target::Begins::Empty(Box::new(move || attached.serve_faults())),
+            track: Some(Track::new(move || tracked.track())),
             runner,
             recovery_timeout: view.settings.recovery_timeout,
         };
@@ -336,6 +337,7 @@ impl NodeActor {
             told: settings,
             running_told: false,
             reach: None,
+            audits: false,
         };
         self.transfers.insert(migration.clone(), transfer);
         self.share_bandwidth();
@@ -348,8 +350,8 @@ impl NodeActor {
             Report::Source(report) => {
                 self.tell_measured(migration.clone(), Measured { source: Some(report), ..Measured::default() });
             }
-            Report::Target { resume_us, post_copy } => {
-                let measured = Measured { source: None, resume_us: Some(resume_us), post_copy };
+            Report::Target { resume_us, post_copy, audit } => {
+                let measured = Measured { source: None, resume_us: Some(resume_us), post_copy, audit };
                 self.tell_measured(migration.clone(), measured);
             }
             Report::Failed { reason } => tracing::warn!(%migration, reason, "migration failed"),
@@ -390,7 +392,7 @@ impl NodeActor {
     /// Shares this node's bandwidth between the migrations that leave it, and tells those whose share is another.
     pub(super) fn share_bandwidth(&mut self) {
         let mut leaving: Vec<&mut Transfer> =
-            self.transfers.values_mut().filter(|transfer| transfer.expected.is_none()).collect();
+            self.transfers.values_mut().filter(|transfer| transfer.sends_pages()).collect();
         let budget = leaving.iter().map(|transfer| transfer.settings.node_bandwidth);
         let budget = budget.min_by_key(|budget| budget.bytes_per_second().unwrap_or(u64::MAX));
         let caps: Vec<_> = leaving.iter().map(|transfer| transfer.settings.bandwidth).collect();
@@ -478,6 +480,14 @@ impl Handler<actor::Fact> for NodeActor {
             Tells::Withheld(sealed) => {
                 self.withheld(&migration, sealed);
                 self.testify(ctx, &migration);
+            }
+            Tells::Measured(measured) => {
+                // What is left of it sends next to nothing: its share is the others'.
+                if let Some(transfer) = self.transfers.get_mut(&migration) {
+                    transfer.audits = true;
+                }
+                self.share_bandwidth();
+                self.tell_measured(migration, *measured);
             }
             Tells::Ended(report) => self.ended(ctx, &migration, report),
         }

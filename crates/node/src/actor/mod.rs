@@ -83,6 +83,14 @@ struct Transfer {
     running_told: bool,
     /// Where its driver finds how the target is reached now, should it have to dial again; `None`: this side is the target.
     reach: Option<watch::Sender<Reach>>,
+    /// It has succeeded, and its two sides are being compared.
+    audits: bool,
+}
+
+impl Transfer {
+    fn sends_pages(&self) -> bool {
+        self.expected.is_none() && !self.audits
+    }
 }
 
 /// See the module.

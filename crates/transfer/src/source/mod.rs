@@ -5,6 +5,7 @@
 //!   Copying ──fits──▶ Stopping ──paused, scanned, saved──▶ Closing ──committed──▶ HandedOver ──▶ Over
 //!      ├─deadline, allowed┤                                   │
 //!      └──────────────────┴─── fails, time-out ──▶ Ending ◀───┘        (the log decides which of the two)
+//!   HandedOver ──succeeded, to be audited──▶ Auditing ──▶ Over   (`audit`)
 //! ```
 //!
 //! Always true:
@@ -22,6 +23,7 @@
 //!
 //! Driven by [`crate::drive::source`]; everything it does is tested against [`crate::target`] over a fake link.
 
+mod audit;
 mod closing;
 mod deadline;
 mod ending;
@@ -72,6 +74,8 @@ pub struct Setup {
     pub mode: Mode,
     /// Switch over to post-copy as soon as the target is reached.
     pub at_once: bool,
+    /// After a stop-and-copy compare what is at the target with what was sent.
+    pub audit: bool,
 }
 
 /// What the driver can take now.
@@ -104,6 +108,10 @@ pub enum Action {
     ProposeEnd(Side, String),
     /// Take so many percent of its time from the guest, then call [`SourceSession::throttled`]. 0: let it run freely.
     Throttle(u8),
+    /// It has succeeded: say what was measured. An audit follows.
+    Audit,
+    /// Digest these pages, then call [`SourceSession::digested`].
+    Digest(PageRun),
     /// Resume the guest (or relabel a running one) under this epoch.
     Resume(Epoch),
     /// It is over: let go of everything. The guest's memory may be freed only if it succeeded.
@@ -131,6 +139,8 @@ enum Stage {
     /// The end was proposed; the log decides. A guest that stands still goes on standing still. With its state, if the
     /// hand-over may have been proposed before: then the log may decide for that.
     Ending { stopped: bool, state: Option<Vec<u8>> },
+    /// The guest runs at the target; what was sent is compared.
+    Auditing,
     /// Nothing more will happen.
     Over,
 }
@@ -175,6 +185,7 @@ pub struct SourceSession {
     fetches: VecDeque<PageRun>,
     /// Batches of such pages that were planned.
     fetched: u64,
+    audit: audit::Audit,
     actions: VecDeque<Action>,
 }
 
@@ -200,6 +211,7 @@ impl SourceSession {
             throttled: 0,
             fetches: VecDeque::new(),
             fetched: 0,
+            audit: audit::Audit::default(),
             // A process that is gone may have left it throttled.
             actions: VecDeque::from([Action::Throttle(0)]),
         }
@@ -212,6 +224,7 @@ impl SourceSession {
         self.link = Link::Down;
         self.fetches.clear();
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
+        self.end_audit("the connection was lost");
     }
 
     /// The target said something.
@@ -228,6 +241,13 @@ impl SourceSession {
                 Ok(())
             }
             TargetFrame::Fetch { first, pages } => self.fetch(first, pages),
+            TargetFrame::Audited { first, checked, mismatched } => {
+                self.audited(now, first, (checked, mismatched))
+            }
+            TargetFrame::NotAudited { message } => {
+                self.end_audit(&message);
+                Ok(())
+            }
             TargetFrame::Failed { message } | TargetFrame::Refused { message, .. } => {
                 self.fail(message);
                 Ok(())
@@ -247,7 +267,11 @@ impl SourceSession {
                 }
             }
             Stage::Stopping { scanned, .. } => *scanned = self.scans_due == 0,
-            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over => {}
+            Stage::Closing { .. }
+            | Stage::HandedOver { .. }
+            | Stage::Ending { .. }
+            | Stage::Auditing
+            | Stage::Over => {}
         }
         self.close_if_ready(now);
     }
@@ -298,6 +322,9 @@ impl SourceSession {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
+        if let Some(action) = self.next_audit(now) {
+            return Some(action);
+        }
         if room.fetched && let Some(fetched) = self.next_fetched() {
             return Some(fetched);
         }
@@ -317,7 +344,8 @@ impl SourceSession {
 
     /// When to poll again though nothing happened.
     pub fn wake_at(&self, now: Duration) -> Duration {
-        self.rounds.next_scan_at(self.waits_for_quorum).max(now).min(now + Duration::from_millis(100))
+        let scan_at = self.rounds.next_scan_at(self.waits_for_quorum);
+        self.audit_wakes_at(now).unwrap_or_else(|| scan_at.max(now).min(now + Duration::from_millis(100)))
     }
 
     /// Whether the target owns the guest by now, as far as this side knows.

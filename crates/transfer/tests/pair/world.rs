@@ -1,14 +1,15 @@
 //! The seeded world: two hosts, a link that loses, delays and reorders, a log, and everything that may happen.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Ownership, Phase};
 use godwit_domain::precopy::{Allowed, Limits};
-use godwit_domain::progress::Course;
+use godwit_domain::progress::{AuditReport, Course};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
+use godwit_transfer::audit::Compared;
 use godwit_transfer::source::{self, Plan, Room, Setup, SourceSession};
 use godwit_transfer::target::{self, Lane, TargetSession, Write};
 use godwit_wire::batch::{Batch, Class, ClassedRun};
@@ -53,6 +54,8 @@ pub(crate) struct World {
     gave_up: bool,
     session: u64,
     pub(crate) mode: Mode,
+    audit: bool,
+    digesting: Option<PageRun>,
     // Between.
     connections: u64,
     to_target: VecDeque<(u64, SourceFrame)>,
@@ -75,6 +78,9 @@ pub(crate) struct World {
     punching: Option<Vec<PageRun>>,
     pub(crate) target_runs: Option<Epoch>,
     target_done: Option<Result<(), String>>,
+    /// Pages that the guest has written since what it writes was tracked.
+    written: BTreeSet<u32>,
+    comparing: Option<(PageRun, Vec<u64>)>,
     faults_left: u32,
 }
 
@@ -94,7 +100,13 @@ fn limits(random: &mut fastrand::Rng) -> Limits {
     }
 }
 
-fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits: Limits) -> Setup {
+fn setup(
+    migration: &MigrationId,
+    session: u64,
+    (mode, audit): (Mode, bool),
+    epoch: Epoch,
+    limits: Limits,
+) -> Setup {
     Setup {
         migration: migration.clone(),
         instance: id(1),
@@ -105,6 +117,7 @@ fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits
         commit_estimate: Duration::from_millis(1),
         mode,
         at_once: false,
+        audit,
     }
 }
 
@@ -113,6 +126,7 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let migration: MigrationId = "m1".parse().expect("a name");
         let mode = if random.bool() { Mode::StopAndCopy } else { Mode::PostCopy };
+        let audit = random.bool();
         let mut log = Ownership::new("a".parse().expect("a name"));
         log.apply(Entry::Born { instance: id(1) }).expect("born");
         log.apply(Entry::Request { migration: migration.clone() }).expect("asked");
@@ -123,7 +137,7 @@ impl World {
         let now = Duration::ZERO;
         Self {
             now,
-            source: SourceSession::new(now, setup(&migration, 1, mode, log.epoch, limits(&mut random))),
+            source: SourceSession::new(now, setup(&migration, 1, (mode, audit), log.epoch, limits(&mut random))),
             source_memory: (0..PAGES.0).map(|_| random.u64(0..4)).collect(),
             dirty: PageSet::empty(PAGES),
             source_runs: true,
@@ -140,6 +154,8 @@ impl World {
             gave_up: false,
             session: 1,
             mode,
+            audit,
+            digesting: None,
             connections: 0,
             to_target: VecDeque::new(),
             to_source: VecDeque::new(),
@@ -157,6 +173,8 @@ impl World {
             punching: None,
             target_runs: None,
             target_done: None,
+            written: BTreeSet::new(),
+            comparing: None,
             faults_left: random.u32(0..5),
             proposals: Vec::new(),
             trace: DefaultHasher::new(),
@@ -270,8 +288,12 @@ impl World {
                 self.pausing = false;
                 self.source_runs = true;
             }
+            source::Action::Audit => assert!(self.target_runs.is_some(), "audited before it runs there"),
+            source::Action::Digest(run) => self.digesting = Some(run),
             source::Action::Finish(outcome) => {
                 assert!(self.throttle == 0, "let go of while it is throttled");
+                // Whoever is done closes the connection.
+                self.source_link = None;
                 self.source_done = Some(outcome);
             }
         }
@@ -359,6 +381,7 @@ impl World {
             assert_eq!(self.target_memory[at], self.guest_memory[at], "the guest reads a wrong page {at}");
             self.target_memory[at] += 100;
             self.guest_memory[at] += 100;
+            self.written.insert(page.0);
         }
     }
 
@@ -392,6 +415,14 @@ impl World {
                 }
             }
             target::Action::Release => self.releasing = true,
+            target::Action::Track => {
+                assert!(self.target_runs.is_none(), "tracked too late");
+                self.written.clear();
+                let refused = self.random.u32(0..20) == 0;
+                self.target.tracked(if refused { Err("no".into()) } else { Ok(()) });
+            }
+            target::Action::Audit => {}
+            target::Action::Compare(run, digests) => self.comparing = Some((run, digests)),
             target::Action::Load(_, state) => {
                 assert_eq!(state, [9; 100], "the device state is whole");
                 self.loading = true;
@@ -404,7 +435,10 @@ impl World {
                 self.proposals.push(Entry::AllPages { migration: self.migration.clone(), epoch });
             }
             target::Action::GiveUp(reason) => panic!("the target gave up: {reason}"),
-            target::Action::Finish(outcome) => self.target_done = Some(outcome),
+            target::Action::Finish(outcome) => {
+                self.target_link = None;
+                self.target_done = Some(outcome);
+            }
         }
     }
 
@@ -428,7 +462,7 @@ impl World {
     }
 
     fn the_runner_answers(&mut self) {
-        match self.random.u32(0..5) {
+        match self.random.u32(0..7) {
             0 if self.pausing => {
                 self.pausing = false;
                 self.source_runs = false;
@@ -459,6 +493,8 @@ impl World {
                 }
                 self.target.punched(&stayed);
             }
+            5 => self.a_piece_is_digested(),
+            6 => self.a_piece_is_compared(),
             4 => {
                 if let Some(epoch) = self.target_runs {
                     self.target.running(self.now, epoch);
@@ -475,6 +511,28 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The content of a page is its digest here.
+    fn a_piece_is_digested(&mut self) {
+        if let Some(run) = self.digesting.take() {
+            assert!(!self.source_runs, "digests of a running guest");
+            let digests = run.pages().map(|page| self.source_memory[page.0 as usize]).collect();
+            self.source.digested(run, digests);
+        }
+    }
+
+    fn a_piece_is_compared(&mut self) {
+        if let Some((run, theirs)) = self.comparing.take() {
+            let ours: Vec<u64> = run.pages().map(|page| self.target_memory[page.0 as usize]).collect();
+            let compared = Compared::judge(run, &theirs, &ours, &self.written);
+            self.target.compared(Ok(compared));
+        }
+    }
+
+    /// What the source says of the audit, if the migration was to be audited.
+    pub(crate) fn audited(&self) -> Option<AuditReport> {
+        self.source.audit_report().map(|(report, _)| report)
     }
 
     fn log_accepts(&mut self) {
@@ -497,7 +555,7 @@ impl World {
 
     fn connect(&mut self) {
         let both_know = self.source_link.is_none() && self.target_link.is_none();
-        if both_know && self.source_done.is_none() && self.target.can_link() {
+        if both_know && self.source_done.is_none() && self.target_done.is_none() && self.target.can_link() {
             self.connections += 1;
             self.source_link = Some(self.connections);
             self.target_link = Some(self.connections);
@@ -551,7 +609,7 @@ impl World {
         self.dirty = PageSet::empty(PAGES);
         self.gave_up = false;
         let limits = limits(&mut self.random);
-        let setup = setup(&self.migration, self.session, self.mode, Epoch::FIRST, limits);
+        let setup = setup(&self.migration, self.session, (self.mode, self.audit), Epoch::FIRST, limits);
         self.source = SourceSession::new(self.now, setup);
     }
 
@@ -565,7 +623,7 @@ impl World {
         self.note(|| "source: restarted".into());
         self.session += 1;
         self.reading.clear();
-        let setup = setup(&self.migration, self.session, self.mode, self.sealed, limits(&mut self.random));
+        let setup = setup(&self.migration, self.session, (self.mode, self.audit), self.sealed, limits(&mut self.random));
         self.source = SourceSession::serving(self.now, setup, vec![9; 100]);
     }
 

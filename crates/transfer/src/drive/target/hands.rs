@@ -4,10 +4,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use godwit_domain::PageRun;
+use godwit_memory::tracker::TrackerError;
 use godwit_memory::uffd::UffdError;
-use godwit_memory::{Faults, Memfd};
+use godwit_memory::{Faults, Memfd, Tracker};
 use quinn::{Connection, RecvStream};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -19,24 +21,54 @@ use super::{Event, MemoryJob, PlaceJob, RunnerJob};
 use crate::drive::stream::{self, Delivered};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::target::{Lane, Write};
+use crate::audit::{self, Compared};
 use crate::{control, pages};
 
 /// Serves faults from now on; made once, when pages are first missing.
 pub type ServeFaults = Box<dyn FnOnce() -> Result<Faults, UffdError> + Send>;
+
+/// Tracks what the guest writes from now on; made anew, what was written before is forgotten.
+pub struct Track(Box<TrackAgain>);
+
+type TrackAgain = dyn Fn() -> Result<Tracker, TrackerError> + Send;
+
+impl Track {
+    /// By this, which may be called again.
+    pub fn new(track: impl Fn() -> Result<Tracker, TrackerError> + Send + 'static) -> Self {
+        Self(Box::new(track))
+    }
+}
+
+impl std::fmt::Debug for Track {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Track")
+    }
+}
 
 /// Lives on a thread of its own; ends when nobody can ask it any more.
 pub(super) struct MemoryWorker {
     pub(super) memory: Arc<Memfd>,
     pub(super) serve: Option<ServeFaults>,
     pub(super) faults: Option<Arc<Faults>>,
+    pub(super) track: Option<Track>,
+    pub(super) tracker: Option<Tracker>,
 }
 
 impl MemoryWorker {
     pub(super) fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
         while let Some(job) = jobs.blocking_recv() {
             if events.blocking_send(self.done(job)).is_err() {
-                return;
+                break;
             }
+        }
+        self.disarm();
+    }
+
+    /// Before anybody else tracks this guest: who disarms later would disarm them.
+    fn disarm(&mut self) {
+        if let Some(Err(error)) = self.tracker.take().map(Tracker::disarm) {
+            // The runner is gone, and with it what was armed.
+            tracing::debug!(error = chain(&error), "the tracking of an audit was not disarmed");
         }
     }
 
@@ -53,6 +85,8 @@ impl MemoryWorker {
                 Ok(()) => Event::Released,
                 Err(error) => Event::NotReleased(chain(&error)),
             },
+            MemoryJob::Track => Event::Tracked(self.arm()),
+            MemoryJob::Compare(run, digests) => Event::Compared(self.compare(run, &digests)),
             MemoryJob::Seal(epoch) => match self.memory.seal_against_other_writers() {
                 Ok(()) => Event::Sealed(epoch),
                 Err(error) => Event::Failed(format!("seal of guest memory: {error}")),
@@ -60,7 +94,22 @@ impl MemoryWorker {
         }
     }
 
+    fn arm(&mut self) -> Result<(), String> {
+        let track = self.track.as_ref().ok_or("this guest can not be tracked")?;
+        let begun = Instant::now();
+        self.tracker = Some((track.0)().map_err(|error| chain(&error))?);
+        tracing::debug!(took = ?begun.elapsed(), "armed for an audit");
+        Ok(())
+    }
+
+    fn compare(&mut self, run: PageRun, theirs: &[u64]) -> Result<Compared, String> {
+        let tracker = self.tracker.as_mut().ok_or("nothing is tracked")?;
+        audit::compare(&self.memory, tracker, run, theirs).map_err(|error| chain(&*error))
+    }
+
     fn punch(&mut self, runs: &[PageRun]) -> io::Result<(Vec<PageRun>, Arc<Faults>)> {
+        // Tracked for a stop-and-copy that was taken back: faults are served by the same userfaultfd.
+        self.disarm();
         let stayed = self.memory.punch_and_check(runs)?;
         let serve = self.serve.take().ok_or_else(|| io::Error::other("faults are served already"))?;
         let faults = Arc::new(serve().map_err(io::Error::other)?);

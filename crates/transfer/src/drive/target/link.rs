@@ -23,7 +23,10 @@ pub(super) struct Link {
     urgent: Connection,
     bulk: Option<(Connection, SendStream)>,
     pub(super) control: SendStream,
+    /// What reads page streams: closed before the memory is sealed.
     pub(super) readers: JoinSet<()>,
+    /// What reads the control stream: once the guest runs, only an audit is heard.
+    _frames: JoinSet<()>,
 }
 
 impl Link {
@@ -52,12 +55,12 @@ impl Driver {
         }
         self.links += 1;
         let number = self.links;
-        let mut readers = JoinSet::new();
+        let (readers, mut frames) = (JoinSet::new(), JoinSet::new());
         let events = self.outs.events.clone();
-        readers.spawn(hear_frames(hear, number, connection.clone(), events).in_current_span());
+        frames.spawn(hear_frames(hear, number, connection.clone(), events).in_current_span());
         let (from, to) = (connection.remote_address(), connection.local_ip());
         let name = (preamble.session, preamble.link);
-        let mut link = Link { number, name, urgent: connection, bulk: None, control, readers };
+        let mut link = Link { number, name, urgent: connection, bulk: None, control, readers, _frames: frames };
         self.accept(&mut link, Lane::Urgent);
         self.link = Some(link);
         self.session.linked(number, preamble.session);
