@@ -31,6 +31,8 @@ mod audit;
 mod bandwidth;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/cuts.rs"]
+mod cuts;
 #[path = "cluster/deadlines.rs"]
 mod deadlines;
 #[path = "cluster/deaths.rs"]
@@ -88,6 +90,7 @@ fn main() {
         deadlines::trials(),
         postcopy::trials(),
         audit::trials(),
+        cuts::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

@@ -36,7 +36,11 @@ fn audited(bandwidth: u64) -> Overrides {
 }
 
 /// What the audit of a move found, which must have succeeded.
-async fn audit_of(world: &mut World, target: &str, overrides: Overrides) -> Result<AuditReport, Box<dyn std::error::Error>> {
+async fn audit_of(
+    world: &mut World,
+    target: &str,
+    overrides: Overrides,
+) -> Result<AuditReport, Box<dyn std::error::Error>> {
     match world.migrate(target, overrides, async |_, _| {}).await? {
         Moved::Succeeded { audit: Some(report), .. } => Ok(report),
         other => Err(format!("no audit: {other:?}").into()),
@@ -70,7 +74,8 @@ fn finds(name: &str, bug: &'static str) -> Trial {
         let mut spec = guest_of(160, 20);
         spec.working_set_bytes = 120 * MIB;
         world.create(spec).await?;
-        let report = audit_of(world, "node-b", Overrides { max_downtime_ms: Some(50), ..audited(60) }).await?;
+        let report =
+            audit_of(world, "node-b", Overrides { max_downtime_ms: Some(50), ..audited(60) }).await?;
         assert!(report.mismatched_pages > 0, "all alike in spite of {bug}: {report:?}");
         world.logs("node-a", "ERROR").await;
         world.logs("node-b", "ERROR").await;

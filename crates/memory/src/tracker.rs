@@ -167,7 +167,9 @@ mod tests {
         tracker.scan_within(PageRun::new(10, 10), |run| found.push(run)).expect("scan");
         assert_eq!(found, [PageRun::new(10, 1), PageRun::new(19, 1)]);
         tracker.scan_within(PageRun::new(10, 10), |run| panic!("{run:?} twice")).expect("scan");
-        tracker.scan_within(PageRun::new(299_999, 5), |run| found.push(run)).expect("the end of memory is the end");
+        tracker
+            .scan_within(PageRun::new(299_999, 5), |run| found.push(run))
+            .expect("the end of memory is the end");
         assert_eq!(found.last(), Some(&PageRun::new(299_999, 1)));
         assert_eq!(scan(&mut tracker).runs().collect::<Vec<_>>(), [PageRun::new(20, 1)]);
     }

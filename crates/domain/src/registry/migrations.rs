@@ -71,7 +71,10 @@ impl Registry {
         if wish.post_copy_at_once {
             let allowed = self.in_force_with(guest, &wish.overrides).resolved.allow_post_copy.value;
             if guest.body.critical {
-                return Err(Refusal::PostCopy { guest: guest.name.clone(), rule: "it is critical (godwit.dev/critical)" .into()});
+                return Err(Refusal::PostCopy {
+                    guest: guest.name.clone(),
+                    rule: "it is critical (godwit.dev/critical)".into(),
+                });
             }
             if !allowed {
                 let rule = "allowPostCopy is not in force for it; allow it by a policy, the cluster's settings, or with the \

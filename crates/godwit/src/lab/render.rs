@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use godwit_domain::progress::Progress;
+use godwit_domain::progress::{LATENCY_BUCKETS, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -48,6 +48,10 @@ pub struct Move {
     pub pages_verified: u64,
     /// Pages that differed.
     pub pages_wrong: u64,
+    /// Pages that both sides had and the guest had not written since, which were compared; none in post-copy.
+    pub audit_checked_pages: Option<u64>,
+    /// Of them, those that were not alike.
+    pub audit_mismatched_pages: Option<u64>,
     /// Pages sent with their bytes.
     pub raw_pages: u64,
     /// Pages sent as zeros.
@@ -58,10 +62,22 @@ pub struct Move {
     pub dirty_rate_asked: u64,
     /// Dirty rate that the guest achieved during the move, bytes per second.
     pub dirty_rate_achieved: u64,
-    /// Post-copy is not part of this move.
+    /// Bytes of pages that were missing when the guest began to run at the target; 0 in pre-copy.
     pub postcopy_missing_at_resume_bytes: u64,
-    /// As above.
+    /// From then until the last page was there.
+    pub postcopy_ms: f64,
+    /// Ticks of the guest in that time.
+    pub ticks_while_missing: usize,
+    /// Times that the guest waited for a page.
     pub faults: u64,
+    /// Half of these waits took no longer than this.
+    pub fault_p50_us_max: u64,
+    /// 99 of 100 of them took no longer than this.
+    pub fault_p99_us_max: u64,
+    /// How many took 2^n to 2^(n+1) microseconds.
+    pub fault_latency_log2_us: [u64; LATENCY_BUCKETS],
+    /// All waits of all threads together.
+    pub blocked_ms: f64,
 }
 
 /// The whole lab, as `-o json` prints it.
@@ -120,8 +136,11 @@ pub fn table(moves: &[Move]) -> String {
         "state",
         "commit",
         "resume",
+        "missing at resume",
+        "faults",
         "ticks lost",
         "verified",
+        "audited",
     ]);
     for moved in moves {
         let ms = |value: f64| format!("{value:.1} ms");
@@ -129,6 +148,18 @@ pub fn table(moves: &[Move]) -> String {
             format!("all {} pages", moved.pages_verified)
         } else {
             format!("{} PAGES WRONG", moved.pages_wrong)
+        };
+        let audited = match (moved.audit_checked_pages, moved.audit_mismatched_pages) {
+            (Some(checked), Some(0)) => format!("{checked} pages"),
+            (_, Some(mismatched)) => format!("{mismatched} PAGES DIFFER"),
+            (_, None) => "-".to_owned(),
+        };
+        let (missing, faults) = match moved.mode {
+            "post-copy" => (
+                bytes(moved.postcopy_missing_at_resume_bytes),
+                format!("{}, p99 < {} us", moved.faults, moved.fault_p99_us_max),
+            ),
+            _ => ("-".to_owned(), "-".to_owned()),
         };
         table.add_row([
             format!("{} → {}", moved.source, moved.target),
@@ -140,8 +171,11 @@ pub fn table(moves: &[Move]) -> String {
             ms(moved.state_ms),
             ms(moved.commit_ms),
             ms(moved.resume_ms),
+            missing,
+            faults,
             moved.ticks_lost.to_string(),
             verified,
+            audited,
         ]);
     }
     for column in table.column_iter_mut().skip(1) {

@@ -21,13 +21,13 @@ use super::stream::SharedLimiter;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
 use crate::limiter::Limiter;
-use crate::pages::Reader;
 use crate::pages::Encoded;
+use crate::pages::Reader;
 use crate::source::{Action, OutOfTurn, Plan, Room, Setup, SourceSession};
 use crate::target::Lane;
 use hands::{MemoryWorker, command, planted};
-use link::{FetchWorker, Link, Redial};
 pub use link::{Dial, Lines};
+use link::{FetchWorker, Link, Redial};
 use telling::{Times, why_paused};
 
 /// Plans that are being read or wait to be sent: one is read, one waits, one is sent.
@@ -194,7 +194,9 @@ impl<D: Dial> Driver<D> {
         let worker = MemoryWorker { reader, tracker, written };
         let memory_threads = vec![
             on_a_thread(events.clone(), move |events| worker.work(jobs, events)),
-            on_a_thread(events.clone(), move |events| FetchWorker { reader: fetch_reader }.work(fetches, events)),
+            on_a_thread(events.clone(), move |events| {
+                FetchWorker { reader: fetch_reader }.work(fetches, events)
+            }),
         ];
         let mut tasks = JoinSet::new();
         tasks.spawn(command(runner, orders, events.clone()).in_current_span());

@@ -22,8 +22,8 @@ use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::audit::Compared;
 use crate::control;
 use crate::target::{Action, Lane, TargetSession, Violation, Write};
-pub use hands::{ServeFaults, Track};
 use hands::{MemoryWorker, command, hear_faults, place, planted};
+pub use hands::{ServeFaults, Track};
 use link::Link;
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
@@ -362,7 +362,11 @@ impl Driver {
             }
             Action::Finish(Ok(())) => {
                 let audit = self.what_the_audit_found();
-                return Some(Report::Target { resume_us: micros(self.resume), post_copy: self.post_copy, audit });
+                return Some(Report::Target {
+                    resume_us: micros(self.resume),
+                    post_copy: self.post_copy,
+                    audit,
+                });
             }
             Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),
         }

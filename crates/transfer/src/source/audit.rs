@@ -140,7 +140,10 @@ impl SourceSession {
             return Err(OutOfTurn { frame: "Audited", problem: "unasked" });
         };
         if piece.first.0 != first || checked > piece.count.0 || mismatched > checked {
-            return Err(OutOfTurn { frame: "Audited", problem: "of another piece, or of more pages than it has" });
+            return Err(OutOfTurn {
+                frame: "Audited",
+                problem: "of another piece, or of more pages than it has",
+            });
         }
         let Audit { next, report, rest_until, asked_at, .. } = &mut self.audit;
         *next = u32::try_from(piece.end()).unwrap_or(u32::MAX);

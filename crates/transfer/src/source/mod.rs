@@ -181,6 +181,8 @@ pub struct SourceSession {
     throttle: Throttle,
     /// What the runner has confirmed, in percent.
     throttled: u8,
+    /// How often the link was lost while the guest was copied.
+    losses: u32,
     /// Pages that the target wants before all others.
     fetches: VecDeque<PageRun>,
     /// Batches of such pages that were planned.
@@ -209,6 +211,7 @@ impl SourceSession {
             heard_at: now,
             throttle: Throttle::default(),
             throttled: 0,
+            losses: 0,
             fetches: VecDeque::new(),
             fetched: 0,
             audit: audit::Audit::default(),
@@ -221,6 +224,9 @@ impl SourceSession {
 
     /// The connection is gone.
     pub fn link_lost(&mut self) {
+        if matches!(self.stage, Stage::Copying) && !matches!(self.link, Link::Down) {
+            self.losses += 1;
+        }
         self.link = Link::Down;
         self.fetches.clear();
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
@@ -325,7 +331,9 @@ impl SourceSession {
         if let Some(action) = self.next_audit(now) {
             return Some(action);
         }
-        if room.fetched && let Some(fetched) = self.next_fetched() {
+        if room.fetched
+            && let Some(fetched) = self.next_fetched()
+        {
             return Some(fetched);
         }
         if let Some(plan) = self.next_batch(now, room.batch) {

@@ -9,9 +9,9 @@
 //! Always true: what the guest writes is tracked from before its first instruction; one piece is compared at a time, each
 //! page once; the source ends it, by closing the link; however it ends, the migration has succeeded.
 
+use godwit_domain::PageRun;
 use godwit_domain::ownership::Ownership;
 use godwit_domain::progress::AuditReport;
-use godwit_domain::PageRun;
 use godwit_wire::migration::{Final, Mode, TargetFrame};
 
 use super::{Action, Stage, TargetSession, Violation};
@@ -102,7 +102,8 @@ impl TargetSession {
             return out_of_turn("unasked, or before the guest runs here");
         }
         let piece = audit::piece_at(self.audit.next, self.pages);
-        if self.audit.comparing.is_some() || first != piece.first.0 || digests.len() != piece.count.0 as usize {
+        if self.audit.comparing.is_some() || first != piece.first.0 || digests.len() != piece.count.0 as usize
+        {
             return out_of_turn("for another piece than the next");
         }
         if digests.is_empty() {

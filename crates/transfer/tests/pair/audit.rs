@@ -201,7 +201,8 @@ fn every_page_has_its_turn_and_what_the_guest_wrote_is_excused() {
     assert_eq!((pair.measured, pair.source_done.clone()), (2, None), "told at once, and not over");
     pair.go_on(1000);
     assert!(pair.ended_well());
-    let report = AuditReport { checked_pages: ALL - 1, mismatched_pages: 3, written_pages: 1, complete: true };
+    let report =
+        AuditReport { checked_pages: ALL - 1, mismatched_pages: 3, written_pages: 1, complete: true };
     assert_eq!(pair.reports(), [Some(report); 2]);
     assert_eq!(pair.pieces, 3);
 }
@@ -238,7 +239,11 @@ fn whatever_happens_to_the_guest_ends_it_at_once() {
             assert_eq!((pair.pieces, pair.source_done.clone(), pair.target_done.clone()), (1, None, None));
             pair.log.apply(entry.clone()).expect("agreed");
             let log = pair.log.clone();
-            if source_hears { pair.source.view(&log) } else { pair.target.view(&log) }
+            if source_hears {
+                pair.source.view(&log)
+            } else {
+                pair.target.view(&log)
+            }
             pair.go_on(1);
             pair.go_on(1);
             assert!(pair.ended_well(), "{entry:?}");
@@ -307,7 +312,9 @@ fn what_is_said_out_of_turn_is_refused() {
     pair.target.frame(piece(0, AUDIT_PAGES_MAX)).expect_err("none was announced");
 
     let mut pair = Pair::moved(true);
-    for (first, pages) in [(1, AUDIT_PAGES_MAX), (0, AUDIT_PAGES_MAX - 1), (0, 0), (PAGES.0, 1), (u32::MAX, 1)] {
+    for (first, pages) in
+        [(1, AUDIT_PAGES_MAX), (0, AUDIT_PAGES_MAX - 1), (0, 0), (PAGES.0, 1), (u32::MAX, 1)]
+    {
         pair.target.frame(piece(first, pages)).expect_err("for another piece than the next");
     }
     pair.target.frame(piece(0, AUDIT_PAGES_MAX)).expect("in turn");

@@ -214,7 +214,10 @@ impl Scene {
 }
 
 fn is_of_a_copy(action: &Action) -> bool {
-    matches!(action, Action::Batch(_) | Action::Fetched(_) | Action::Scan | Action::Send(_) | Action::Pause(_))
+    matches!(
+        action,
+        Action::Batch(_) | Action::Fetched(_) | Action::Scan | Action::Send(_) | Action::Pause(_)
+    )
 }
 
 fn resumes(actions: &[Action]) -> Vec<Epoch> {
@@ -286,7 +289,11 @@ fn where_a_pause_is_allowed_it_finishes_by_one() {
     scene.until("the state is sent", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
     scene.until("the hand-over is proposed", |a| matches!(a, Action::ProposeHandOver(_, Mode::StopAndCopy)));
     let migration = scene.migration.clone();
-    scene.agree(Entry::HandOver { migration: migration.clone(), epoch: Epoch(1), mode: EntryMode::StopAndCopy });
+    scene.agree(Entry::HandOver {
+        migration: migration.clone(),
+        epoch: Epoch(1),
+        mode: EntryMode::StopAndCopy,
+    });
     scene.rest();
     scene.agree(Entry::Running { migration, epoch: Epoch(2) });
     assert_eq!(scene.rest(), [Action::Finish(Ok(()))]);

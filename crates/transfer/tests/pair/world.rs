@@ -137,7 +137,10 @@ impl World {
         let now = Duration::ZERO;
         Self {
             now,
-            source: SourceSession::new(now, setup(&migration, 1, (mode, audit), log.epoch, limits(&mut random))),
+            source: SourceSession::new(
+                now,
+                setup(&migration, 1, (mode, audit), log.epoch, limits(&mut random)),
+            ),
             source_memory: (0..PAGES.0).map(|_| random.u64(0..4)).collect(),
             dirty: PageSet::empty(PAGES),
             source_runs: true,
@@ -623,7 +626,13 @@ impl World {
         self.note(|| "source: restarted".into());
         self.session += 1;
         self.reading.clear();
-        let setup = setup(&self.migration, self.session, (self.mode, self.audit), self.sealed, limits(&mut self.random));
+        let setup = setup(
+            &self.migration,
+            self.session,
+            (self.mode, self.audit),
+            self.sealed,
+            limits(&mut self.random),
+        );
         self.source = SourceSession::serving(self.now, setup, vec![9; 100]);
     }
 

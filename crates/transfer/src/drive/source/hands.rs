@@ -10,11 +10,11 @@ use quinn::{Connection, RecvStream};
 use tokio::sync::mpsc;
 
 use super::{Event, MemoryJob, RunnerJob};
-use crate::{audit, control};
 use crate::drive::stream::{self, SharedLimiter};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::pages::{Encoded, Reader};
 use crate::target::Lane;
+use crate::{audit, control};
 
 /// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
 pub(super) struct MemoryWorker {
@@ -93,16 +93,21 @@ pub(super) async fn send_batches(
     mut batches: mpsc::Receiver<Encoded>,
     events: mpsc::Sender<Event>,
 ) {
-    let sent = match lane {
-        Lane::Bulk => stream::send(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-            Event::Sent { lane: Lane::Bulk, raw_pages, zero_pages }
-        })
-        .await,
-        Lane::Urgent => stream::send_urgent(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-            Event::Sent { lane: Lane::Urgent, raw_pages, zero_pages }
-        })
-        .await,
-    };
+    let sent =
+        match lane {
+            Lane::Bulk => {
+                stream::send(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
+                    Event::Sent { lane: Lane::Bulk, raw_pages, zero_pages }
+                })
+                .await
+            }
+            Lane::Urgent => {
+                stream::send_urgent(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
+                    Event::Sent { lane: Lane::Urgent, raw_pages, zero_pages }
+                })
+                .await
+            }
+        };
     let Err(error) = sent else { return };
     let why = connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why));
     let _ = events.send(Event::Broke(link, why)).await;

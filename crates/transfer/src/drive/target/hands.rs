@@ -18,10 +18,10 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::{Event, MemoryJob, PlaceJob, RunnerJob};
+use crate::audit::{self, Compared};
 use crate::drive::stream::{self, Delivered};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::target::{Lane, Write};
-use crate::audit::{self, Compared};
 use crate::{control, pages};
 
 /// Serves faults from now on; made once, when pages are first missing.
@@ -118,13 +118,7 @@ impl MemoryWorker {
     }
 }
 
-fn written(
-    lane: Lane,
-    memory: &Memfd,
-    faults: Option<&Faults>,
-    writes: &[Write],
-    payload: &[u8],
-) -> Event {
+fn written(lane: Lane, memory: &Memfd, faults: Option<&Faults>, writes: &[Write], payload: &[u8]) -> Event {
     match pages::write(memory, faults, writes, payload) {
         Ok(()) => Event::Written(lane),
         Err(error) => Event::NotWritten(lane, format!("write of guest memory: {error}")),

@@ -60,7 +60,8 @@ impl Driver {
         frames.spawn(hear_frames(hear, number, connection.clone(), events).in_current_span());
         let (from, to) = (connection.remote_address(), connection.local_ip());
         let name = (preamble.session, preamble.link);
-        let mut link = Link { number, name, urgent: connection, bulk: None, control, readers, _frames: frames };
+        let mut link =
+            Link { number, name, urgent: connection, bulk: None, control, readers, _frames: frames };
         self.accept(&mut link, Lane::Urgent);
         self.link = Some(link);
         self.session.linked(number, preamble.session);
