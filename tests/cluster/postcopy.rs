@@ -95,10 +95,7 @@ async fn asked_for_at_once_it_goes_with_nothing_copied(world: &mut World) -> Out
         }
     })
     .await?;
-    assert!(
-        ran_at.is_some_and(|(ticks, _)| ticks > 0),
-        "it did not run while pages were missing: {ran_at:?}"
-    );
+    assert!(ran_at.is_some_and(|(ticks, _)| ticks > 0), "it did not run while pages were missing: {ran_at:?}");
     assert!(post_copy.missing_at_resume_bytes >= 24 * MIB, "{post_copy:?}");
     assert!(post_copy.faults > 0 && post_copy.blocked_us > 0, "{post_copy:?}");
     let waits: u64 = post_copy.latency_log2_us.iter().sum();
@@ -118,10 +115,7 @@ async fn post_copy_is_refused_where_it_is_not_allowed(world: &mut World) -> Outc
 // ---- a node dies ------------------------------------------------------------------------------------------------
 
 /// Kills a node once the guest runs with most of its pages missing, and starts it again once it has ticked on.
-async fn dies_in_post_copy(
-    world: &mut World,
-    victim: &str,
-) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
+async fn dies_in_post_copy(world: &mut World, victim: &str) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
     world.announce(&[
         "connection to the target lost",
         "connection to the source lost",

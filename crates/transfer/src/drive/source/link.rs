@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::Event;
 use super::hands::{hear_frames, send_batches};
+use super::Event;
 use crate::drive::chain;
 use crate::drive::stream::SharedLimiter;
 use crate::pages::Encoded;
