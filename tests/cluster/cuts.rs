@@ -55,6 +55,8 @@ async fn is_cut(world: &mut World, mode: MoveMode, cut: Duration) -> Outcome {
     world.announce(&[
         "connection to the target lost",
         "connection to the source lost",
+        // A handshake that the cut met.
+        "peer refused",
         "stepped down",
         "sendmsg error",
     ]);

@@ -62,7 +62,7 @@ async fn goes(
     assert_eq!(seen.lost, 0, "ticks lost or written twice: {seen:?}");
     assert_eq!(world.owner().await?, Some(node("node-b")));
     world.runner_goes("node-a").await?;
-    Ok((source, post_copy))
+    Ok((source, *post_copy))
 }
 
 async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(world: &mut World) -> Outcome {
@@ -95,7 +95,10 @@ async fn asked_for_at_once_it_goes_with_nothing_copied(world: &mut World) -> Out
         }
     })
     .await?;
-    assert!(ran_at.is_some_and(|(ticks, _)| ticks > 0), "it did not run while pages were missing: {ran_at:?}");
+    assert!(
+        ran_at.is_some_and(|(ticks, _)| ticks > 0),
+        "it did not run while pages were missing: {ran_at:?}"
+    );
     assert!(post_copy.missing_at_resume_bytes >= 24 * MIB, "{post_copy:?}");
     assert!(post_copy.faults > 0 && post_copy.blocked_us > 0, "{post_copy:?}");
     let waits: u64 = post_copy.latency_log2_us.iter().sum();
@@ -115,7 +118,10 @@ async fn post_copy_is_refused_where_it_is_not_allowed(world: &mut World) -> Outc
 // ---- a node dies ------------------------------------------------------------------------------------------------
 
 /// Kills a node once the guest runs with most of its pages missing, and starts it again once it has ticked on.
-async fn dies_in_post_copy(world: &mut World, victim: &str) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
+async fn dies_in_post_copy(
+    world: &mut World,
+    victim: &str,
+) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
     world.announce(&[
         "connection to the target lost",
         "connection to the source lost",

@@ -330,7 +330,9 @@ impl Scene {
         let moved = cluster.migrate(&self.guest, target, self.how, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us, post_copy, audit) = match moved {
-            Moved::Succeeded { source, resume_us, post_copy, audit } => (source, resume_us, post_copy, audit),
+            Moved::Succeeded { source, resume_us, post_copy, audit } => {
+                (source, resume_us, post_copy.map(|report| *report), audit)
+            }
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {

@@ -207,7 +207,9 @@ impl Rounds {
         let mut at = wanted.first.0;
         while let Some(run) = self.queue.run_from(at, wanted.count) {
             let end = run.end().min(wanted.end());
-            let Some(count) = end.checked_sub(u64::from(run.first.0)).filter(|count| *count > 0) else { break };
+            let Some(count) = end.checked_sub(u64::from(run.first.0)).filter(|count| *count > 0) else {
+                break;
+            };
             let run = PageRun::new(run.first.0, u32::try_from(count).unwrap_or(u32::MAX));
             self.take(run);
             runs.push(run);

@@ -24,7 +24,7 @@ pub enum Moved {
         /// From "complete and licensed" to "runs" at the target, in microseconds.
         resume_us: u64,
         /// What the target measured while pages were missing, if it ended as post-copy.
-        post_copy: Option<PostCopyReport>,
+        post_copy: Option<Box<PostCopyReport>>,
         /// What came of comparing both sides afterwards, if that was asked for and was told in time.
         audit: Option<AuditReport>,
     },
@@ -128,6 +128,7 @@ impl Cluster {
                     ..
                 }) => {
                     let told = !audited || audit.is_some() || post_copy.is_some();
+                    let post_copy = post_copy.map(Box::new);
                     if told || Instant::now() > deadline {
                         return Ok(Moved::Succeeded { source, resume_us, post_copy, audit });
                     }

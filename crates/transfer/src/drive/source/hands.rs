@@ -74,12 +74,13 @@ pub(super) async fn hear_frames(
     loop {
         let event = match control::hear_target(&mut stream).await {
             Ok(frame) => Event::Frame(link, frame),
+            Err(control::ControlError::Frame(error)) => Event::Broken(link, chain(&error)),
             // Why the whole connection went tells more than that a stream of it did.
             Err(error) => {
                 Event::Broke(link, connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
             }
         };
-        let over = matches!(event, Event::Broke(..));
+        let over = matches!(event, Event::Broke(..) | Event::Broken(..));
         if events.send(event).await.is_err() || over {
             return;
         }
