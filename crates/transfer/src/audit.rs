@@ -22,8 +22,8 @@ const READ_PAGES: u32 = 256;
 
 /// How long the source keeps its copy to be audited, at least.
 const LIMIT_MIN: Duration = Duration::from_secs(30);
-/// The same for each GiB: four times as long as it takes where nothing else goes on.
-const LIMIT_PER_GIB: Duration = Duration::from_secs(4);
+/// The same for each GiB: three times as long as it takes on two busy cores.
+const LIMIT_PER_GIB: Duration = Duration::from_secs(8);
 /// By how much longer the target waits for a source that says nothing.
 const TARGET_WAITS_LONGER: Duration = Duration::from_secs(5);
 
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_larger_guest_has_more_time_and_pieces_end_with_it() {
         assert_eq!(limit(PAGES), LIMIT_MIN);
-        assert_eq!(limit(PageCount(64 << 18)), Duration::from_secs(256));
+        assert_eq!(limit(PageCount(64 << 18)), Duration::from_secs(512));
         assert!(target_limit(PAGES) > limit(PAGES));
         assert_eq!(piece_at(0, PageCount(5000)), PageRun::new(0, 4096));
         assert_eq!(piece_at(4096, PageCount(5000)), PageRun::new(4096, 904));

@@ -15,7 +15,7 @@ use actix::{Actor, AsyncContext, Context, Handler};
 use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Licence, Mode, Ownership, Phase, Side};
 use godwit_domain::progress::Measured;
 use godwit_domain::registry::{Command, Milestone};
-use godwit_domain::{Bandwidth, Epoch, InstanceId, MigrationId, Settings, share};
+use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_transfer::actor::{self, TransferActor};
 use godwit_transfer::admit::Expected;
 use godwit_transfer::drive::target::{self, Target, Track};
@@ -143,6 +143,8 @@ impl NodeActor {
             memory,
             begins: target::Begins::Empty(Box::new(move || attached.serve_faults())),
             track: Some(Track::new(move || tracked.track())),
+            // Faults are served by the same userfaultfd: where they may be, it is armed as late as can be.
+            track_now: view.settings.audit && !view.settings.limits.allowed.post_copy,
             runner,
             recovery_timeout: view.settings.recovery_timeout,
         };
@@ -392,23 +394,6 @@ impl NodeActor {
         );
     }
 
-    /// Shares this node's bandwidth between the migrations that leave it, and tells those whose share is another.
-    pub(super) fn share_bandwidth(&mut self) {
-        let mut leaving: Vec<&mut Transfer> =
-            self.transfers.values_mut().filter(|transfer| transfer.sends_pages()).collect();
-        let budget = leaving.iter().map(|transfer| transfer.settings.node_bandwidth);
-        let budget = budget.min_by_key(|budget| budget.bytes_per_second().unwrap_or(u64::MAX));
-        let caps: Vec<_> = leaving.iter().map(|transfer| transfer.settings.bandwidth).collect();
-        let shares = share::max_min(budget.unwrap_or(Bandwidth::UNLIMITED), &caps);
-        for (transfer, bandwidth) in leaving.iter_mut().zip(shares) {
-            let settings = Settings { bandwidth, ..transfer.settings };
-            if transfer.told != settings {
-                transfer.told = settings;
-                transfer.actor.do_send(actor::Order(Told::Settings(settings)));
-            }
-        }
-    }
-
     /// The testimony that `Final` never left, once it is written down.
     fn withheld(&mut self, migration: &MigrationId, sealed: Epoch) {
         let Some(transfer) = self.transfers.get(migration) else { return };
@@ -484,14 +469,7 @@ impl Handler<actor::Fact> for NodeActor {
                 self.withheld(&migration, sealed);
                 self.testify(ctx, &migration);
             }
-            Tells::Measured(measured) => {
-                // What is left of it sends next to nothing: its share is the others'.
-                if let Some(transfer) = self.transfers.get_mut(&migration) {
-                    transfer.audits = true;
-                }
-                self.share_bandwidth();
-                self.tell_measured(migration, *measured);
-            }
+            Tells::Measured(measured) => self.is_audited(migration, *measured),
             Tells::Ended(report) => self.ended(ctx, &migration, report),
         }
     }

@@ -18,6 +18,7 @@ mod look;
 mod messages;
 mod migrate;
 mod proposals;
+mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -87,11 +88,6 @@ struct Transfer {
     audits: bool,
 }
 
-impl Transfer {
-    fn sends_pages(&self) -> bool {
-        self.expected.is_none() && !self.audits
-    }
-}
 
 /// See the module.
 #[derive(Debug)]

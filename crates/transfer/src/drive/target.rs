@@ -71,6 +71,8 @@ pub struct Target<R> {
     pub begins: Begins,
     /// Begins to track what the guest writes, for an audit; `None`: none can be.
     pub track: Option<Track>,
+    /// It is expected to be audited: tracking is armed now, and not in the pause.
+    pub track_now: bool,
     /// Itself.
     pub runner: R,
     /// How long it waits for a source to come, or to come back, before it has run; `None`: without end.
@@ -220,9 +222,13 @@ impl Driver {
         outs: Outs,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
-        let Target { migration, instance, memory, begins, track, runner, recovery_timeout } = target;
+        let Target { migration, instance, memory, begins, track, track_now, runner, recovery_timeout } = target;
         let (guest_pages, clock) = (memory.pages(), Clock::start());
         let (memory_jobs, jobs) = mpsc::channel(WRITES_MAX);
+        if track_now {
+            // There is room. Should it fail, it is tried again when the source closes.
+            let _ = memory_jobs.try_send(MemoryJob::Track);
+        }
         let (place_jobs, places) = mpsc::channel(PLACES_MAX);
         let (runner_jobs, orders) = mpsc::channel(4);
         let mut tasks = JoinSet::new();

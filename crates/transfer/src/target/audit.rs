@@ -1,7 +1,7 @@
 //! The audit at the target: what the source had when its guest stopped is compared with what is here.
 //!
 //! ```text
-//!   Final, with an audit ─▶ Track beside Load ─▶ Loaded ─▶ Running ── Succeeded, link up ─▶ Auditing ─▶ Over
+//!   Final, with an audit ─▶ Track, Load ─▶ Loaded ─▶ Running ── Succeeded, link up ─▶ Auditing ─▶ Over
 //!                                                   Audit ─▶ Compare ─▶ Audited       └─ the link goes, time is up,
 //!                                                                                        the guest moves on or ends
 //! ```
@@ -74,10 +74,10 @@ impl TargetSession {
 
     // ---- how ------------------------------------------------------------------------------------------------
 
-    /// Before the device state is loaded, so that arming takes no time of its own.
+    /// Unless it was done before: beside loading the device state, so that arming takes no time of its own.
     pub(super) fn track_if_wanted(&mut self, closed: &Final) {
         self.audit.wanted = closed.audit && closed.mode == Mode::StopAndCopy;
-        if self.audit.wanted {
+        if self.audit.wanted && !matches!(self.audit.tracked, Some(Ok(()))) {
             self.actions.push_back(Action::Track);
         }
     }
