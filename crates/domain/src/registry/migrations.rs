@@ -167,7 +167,7 @@ impl Registry {
                 None => guest.record.as_mut(),
             };
             if let Some(Record { measured, .. }) = record {
-                measured.source = measured.source.or(new.source);
+                measured.source = measured.source.take().or(new.source);
                 measured.resume_us = measured.resume_us.or(new.resume_us);
                 measured.post_copy = measured.post_copy.or(new.post_copy);
                 measured.audit = measured.audit.or(new.audit);

@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
-use render::{LabReport, Live, Move, millis};
+use render::{LabReport, Live, Move, millis, millis_apart};
 use scenes::Scene;
 use sweeper::Sweeper;
 
@@ -408,6 +408,15 @@ impl Scene {
             commit_ms: millis(measured.commit_us),
             resume_ms: millis(*resume_us),
             predicted_downtime_ms: millis(measured.predicted_downtime_us),
+            prediction: measured.forecast.as_ref().map(|forecast| forecast.prediction),
+            predicted_total_ms: measured
+                .forecast
+                .as_ref()
+                .and_then(|forecast| forecast.total_us())
+                .map(millis),
+            predicted_total_error_ms: measured.total_error_us().map(millis_apart),
+            predicted_downtime_error_ms: measured.downtime_error_us().map(millis_apart),
+            steps: measured.steps.clone(),
             ticks_lost: ticks.lost,
             tick_gap_max_ms: gap_ms,
             verified: verified.wrong == 0,

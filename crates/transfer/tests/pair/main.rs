@@ -16,6 +16,7 @@
 
 mod audit;
 mod deadlines;
+mod outlook;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};

@@ -9,7 +9,7 @@ impl<D: Dial> Driver<D> {
     /// It has succeeded. Nobody waits for the audit to learn how it went.
     pub(super) async fn audit_begins(&mut self) {
         let report = self.measured();
-        self.audited_from = Some(report);
+        self.audited_from = Some(report.clone());
         tracing::debug!("the guest runs at the target; what was sent is being compared");
         let measured = Measured { source: Some(report), ..Measured::default() };
         let _ = self.tells.send(Tells::Measured(Box::new(measured))).await;
