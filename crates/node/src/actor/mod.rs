@@ -88,7 +88,6 @@ struct Transfer {
     audits: bool,
 }
 
-
 /// See the module.
 #[derive(Debug)]
 pub struct NodeActor {

@@ -22,7 +22,7 @@ use super::stream::Delivered;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::audit::Compared;
 use crate::control;
-use crate::target::{Action, Lane, TargetSession, Violation, Write};
+use crate::target::{Action, Lane, TargetSession, Write};
 use hands::{MemoryWorker, command, place, planted};
 pub use hands::{ServeFaults, Track};
 use link::Link;
@@ -222,7 +222,8 @@ impl Driver {
         outs: Outs,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
-        let Target { migration, instance, memory, begins, track, track_now, runner, recovery_timeout } = target;
+        let Target { migration, instance, memory, begins, track, track_now, runner, recovery_timeout } =
+            target;
         let (guest_pages, clock) = (memory.pages(), Clock::start());
         let (memory_jobs, jobs) = mpsc::channel(WRITES_MAX);
         if track_now {
@@ -444,24 +445,6 @@ impl Driver {
                 self.ask_memory(MemoryJob::Write(writes, payload)).await;
             }
             Lane::Urgent => self.ask_place_when_there_is_room(PlaceJob::Write(writes, payload)).await,
-        }
-    }
-
-    fn check(&mut self, outcome: Result<(), Violation>) {
-        if let Err(violation) = outcome {
-            self.protocol_broken(&violation.to_string());
-        }
-    }
-
-    fn protocol_broken(&mut self, rule: &str) {
-        tracing::warn!(rule, "the source broke the protocol");
-        if let Some(link) = &self.link {
-            link.close_with(BROKE_PROTOCOL, rule.as_bytes());
-        }
-        self.link_is_gone(rule);
-        // A peer that breaks the protocol will break it again.
-        if self.session.needs_the_source() {
-            self.session.fail(format!("connection to the source lost: {rule}"));
         }
     }
 

@@ -10,7 +10,7 @@ use godwit_wire::migration::SessionId;
 
 use super::hands::{accept_pages, hear_frames};
 use super::{BROKE_PROTOCOL, Driver, Inbound};
-use crate::target::Lane;
+use crate::target::{Lane, Violation};
 
 /// How a closed connection tells the peer that another is wanted.
 const LINK_LOST: u32 = 3;
@@ -138,6 +138,24 @@ impl Driver {
                 "the source is gone for good and pages are missing: whoever touches one waits; delete the guest, or keep it \
                  for what can be saved of it"
             );
+        }
+    }
+
+    pub(super) fn check(&mut self, outcome: Result<(), Violation>) {
+        if let Err(violation) = outcome {
+            self.protocol_broken(&violation.to_string());
+        }
+    }
+
+    pub(super) fn protocol_broken(&mut self, rule: &str) {
+        tracing::warn!(rule, "the source broke the protocol");
+        if let Some(link) = &self.link {
+            link.close_with(BROKE_PROTOCOL, rule.as_bytes());
+        }
+        self.link_is_gone(rule);
+        // A peer that breaks the protocol will break it again.
+        if self.session.needs_the_source() {
+            self.session.fail(format!("connection to the source lost: {rule}"));
         }
     }
 }
