@@ -16,6 +16,7 @@
 pub mod actor;
 pub mod admit;
 pub mod audit;
+mod compress;
 pub mod control;
 pub mod drive;
 pub mod limiter;

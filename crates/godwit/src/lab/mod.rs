@@ -35,6 +35,7 @@ use render::{LabReport, Live, Move};
 use scenes::Scene;
 use seen::{Measured, judge};
 use sweeper::Sweeper;
+pub use ticks::monotonic_ns;
 
 /// How often a guest is asked whether it has ticked at its target yet.
 const ASK_INTERVAL: Duration = Duration::from_millis(2);
@@ -414,11 +415,4 @@ fn all_ticks(cluster: &Cluster) -> Result<Vec<Tick>, LabError> {
         all.extend(ticks.map_err(|source| LabError::Ticks { path: dir.clone(), source })?);
     }
     Ok(all)
-}
-
-/// This host's monotonic clock, the one that ticks carry.
-pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
