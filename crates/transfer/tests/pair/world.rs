@@ -78,6 +78,8 @@ pub(crate) struct World {
     pub(crate) target_runs: Option<Epoch>,
     target_done: Option<Result<(), String>>,
     faults_left: u32,
+    /// The source's process will be started again while its guest stands still.
+    calls_off: bool,
 }
 
 fn id(n: u8) -> InstanceId {
@@ -160,6 +162,7 @@ impl World {
             target_runs: None,
             target_done: None,
             faults_left: random.u32(0..5),
+            calls_off: random.u32(0..6) == 0,
             proposals: Vec::new(),
             trace: DefaultHasher::new(),
             is_replay: std::env::var_os("GODWIT_SEED").is_some(),
@@ -179,6 +182,11 @@ impl World {
     /// One random thing happens.
     pub(crate) fn step(&mut self) {
         self.now += Duration::from_micros(self.random.u64(1..400));
+        // A pause is short: at some moment of it.
+        if self.calls_off && !self.source_runs && self.random.u32(0..25) == 0 {
+            self.calls_off = false;
+            self.call_off();
+        }
         let choice = self.random.u32(0..100);
         let mark =
             (choice, self.batches.len(), self.writes.len(), self.to_target.len(), self.to_source.len());
@@ -423,6 +431,17 @@ impl World {
         }
     }
 
+    /// The source's process is started again beside a guest that it has sealed, and takes the pause back, if the log agrees.
+    fn call_off(&mut self) {
+        let entry = Entry::CallOff { migration: self.migration.clone(), epoch: self.log.epoch };
+        if self.log.apply(entry).is_ok() {
+            self.note(|| "source: restarted, and the pause called off".into());
+            (self.source_runs, self.pausing, self.target_link) = (true, false, None);
+            self.target.link_lost();
+            self.restart_source();
+        }
+    }
+
     fn restart_source(&mut self) {
         self.session += 1;
         self.source_link = None;
@@ -433,7 +452,7 @@ impl World {
         self.dirty = PageSet::empty(PAGES);
         self.gave_up = false;
         let limits = limits(&mut self.random);
-        let setup = setup(&self.migration, self.session, self.mode, Epoch::FIRST, limits);
+        let setup = setup(&self.migration, self.session, self.mode, self.log.epoch, limits);
         self.source = SourceSession::new(self.now, setup);
     }
 

@@ -62,8 +62,12 @@ impl MemoryWorker {
 
     fn punch(&mut self, runs: &[PageRun]) -> io::Result<(Vec<PageRun>, Arc<Faults>)> {
         let stayed = self.memory.punch_and_check(runs)?;
-        let serve = self.serve.take().ok_or_else(|| io::Error::other("faults are served already"))?;
-        let faults = Arc::new(serve().map_err(io::Error::other)?);
+        let faults = match (&self.faults, self.serve.take()) {
+            // For a pause that was called off.
+            (Some(faults), _) => Arc::clone(faults),
+            (None, Some(serve)) => Arc::new(serve().map_err(io::Error::other)?),
+            (None, None) => return Err(io::Error::other("nobody can serve faults")),
+        };
         self.faults = Some(Arc::clone(&faults));
         Ok((stayed, faults))
     }
