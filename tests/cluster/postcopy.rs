@@ -162,7 +162,7 @@ async fn a_changed_timeout_makes_it_later_or_earlier(world: &mut World) -> Outco
 
 /// Nobody has the missing pages any more. Whoever touches one waits; what is there is whole.
 async fn a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros(world: &mut World) -> Outcome {
-    world.announce(&["connection to the source lost", "gone for good", "vouched to be off", "fenced"]);
+    world.announce(&["connection to the source lost", "gone for good", "fenced", "the guest was deleted"]);
     world.three_with(busy()).await?;
     let source = world.guest().await?.instance.ok_or("no owner")?;
     let asked = world.ask_post_copy("node-b", allowed()).await?;
