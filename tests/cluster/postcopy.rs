@@ -33,7 +33,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-fn busy() -> GuestSpec {
+/// Of 24,576 pages, and writes half of them, the lower ones, faster than may be sent.
+pub(crate) fn busy() -> GuestSpec {
     guest_of(96, 96)
 }
 
@@ -50,7 +51,7 @@ fn is_post_copy(seen: &Watched) -> bool {
 }
 
 /// Moves the guest to `node-b`, which must go post-copy and be whole in the end.
-async fn goes(
+pub(crate) async fn goes(
     world: &mut World,
     how: How,
     watch: impl AsyncFnMut(&mut Cluster, &Watched),
@@ -78,6 +79,7 @@ async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(worl
     assert!(courses.contains(&Course::PostCopy), "nobody could see it: {courses:?}");
     assert!(source.rounds > 2 && !source.paused_to_finish, "{source:?}");
     assert!(post_copy.missing_at_resume_bytes > 8 * MIB, "{post_copy:?}");
+    assert_eq!(post_copy.stuck_pages, 0, "nobody holds a page of it: {post_copy:?}");
     // It can move on, and is tracked as ever.
     world.move_and_prove("node-c").await?;
     Ok(())
@@ -97,7 +99,10 @@ async fn asked_for_at_once_it_goes_with_nothing_copied(world: &mut World) -> Out
         }
     })
     .await?;
-    assert!(ran_at.is_some_and(|(ticks, _)| ticks > 0), "it did not run while pages were missing: {ran_at:?}");
+    assert!(
+        ran_at.is_some_and(|(ticks, _)| ticks > 0),
+        "it did not run while pages were missing: {ran_at:?}"
+    );
     assert!(post_copy.missing_at_resume_bytes >= 24 * MIB, "{post_copy:?}");
     assert!(post_copy.faults > 0 && post_copy.blocked_us > 0, "{post_copy:?}");
     let waits: u64 = post_copy.latency_log2_us.iter().sum();
@@ -117,7 +122,10 @@ async fn post_copy_is_refused_where_it_is_not_allowed(world: &mut World) -> Outc
 // ---- a node dies ------------------------------------------------------------------------------------------------
 
 /// Kills a node once the guest runs with most of its pages missing, and starts it again once it has ticked on.
-async fn dies_in_post_copy(world: &mut World, victim: &str) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
+async fn dies_in_post_copy(
+    world: &mut World,
+    victim: &str,
+) -> Result<PostCopyReport, Box<dyn std::error::Error>> {
     world.announce(&[
         "connection to the target lost",
         "connection to the source lost",
