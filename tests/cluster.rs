@@ -29,6 +29,8 @@
 mod bandwidth;
 #[path = "cluster/commands.rs"]
 mod commands;
+#[path = "cluster/cuts.rs"]
+mod cuts;
 #[path = "cluster/deadlines.rs"]
 mod deadlines;
 #[path = "cluster/deaths.rs"]
@@ -87,6 +89,7 @@ fn main() {
         bandwidth::trials(),
         deadlines::trials(),
         postcopy::trials(),
+        cuts::trials(),
         folios::trials(),
         seed::trials(),
         rules::trials(),

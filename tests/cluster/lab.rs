@@ -161,18 +161,23 @@ fn good_report(report: &Value) {
     assert!(leader.starts_with("node-") && report["term"].as_u64() > Some(0), "{report}");
     assert!(REPORT.iter().all(|field| report.get(field).is_some()), "{report}");
     let moves = report["migrations"].as_array().expect("moves");
-    assert_eq!(moves.len(), 2, "{report}");
+    assert_eq!(moves.len(), 3, "{report}");
     for moved in moves {
         for field in MOVE {
             assert!(moved.get(field).is_some_and(|value| !value.is_null()), "no {field} in {moved}");
         }
         assert_eq!((&moved["verified"], &moved["ticks_lost"]), (&Value::from(true), &Value::from(0)));
-        assert_eq!((&moved["mode"], &moved["memory_bytes"]), (&"pre-copy".into(), &(128 << 20).into()));
+        assert_eq!(moved["memory_bytes"], Value::from(128 << 20));
         assert_eq!(moved["downtime_ms"], moved["tick_gap_max_ms"]);
     }
     let ways = moves.iter().map(|moved| (moved["source"].as_str(), moved["target"].as_str()));
     let (a, b, c) = (Some("node-a"), Some("node-b"), Some("node-c"));
-    assert_eq!(ways.collect::<Vec<_>>(), [(a, b), (b, c)]);
+    assert_eq!(ways.collect::<Vec<_>>(), [(a, b), (b, c), (c, a)]);
+    let modes: Vec<_> = moves.iter().map(|moved| moved["mode"].as_str().unwrap_or_default()).collect();
+    assert_eq!(modes, ["pre-copy", "pre-copy", "post-copy"]);
+    let busy = &moves[2];
+    assert!(busy["postcopy_missing_at_resume_bytes"].as_u64() >= Some(32 << 20), "{busy}");
+    assert!(busy["ticks_while_missing"].as_u64() > Some(0) && busy["faults"].as_u64() > Some(0), "{busy}");
 }
 
 async fn interrupted() -> Outcome {

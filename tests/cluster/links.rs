@@ -17,7 +17,7 @@ use libtest_mimic::Trial;
 
 use crate::link::{self, Chance, Plan, Relay, Way};
 use crate::support::puppet::Puppet;
-use crate::support::world::{VOTERS, World, guest, guest_of, node};
+use crate::support::world::{MIB, VOTERS, World, guest, guest_of, node};
 use crate::support::{Outcome, stories};
 
 /// The guest that moves.
@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     stories![
         a_guest_arrives_whole_over_a_link_that_loses_and_swaps,
         a_guest_arrives_whole_over_a_long_link,
+        pages_come_after_their_guest_over_links_of_1_5_and_20_ms,
         a_group_agrees_over_links_that_lose_and_swap
     ]
 }
@@ -63,6 +64,28 @@ async fn a_guest_arrives_whole_over_a_long_link(world: &mut World) -> Outcome {
     let relay = move_over(world, Plan::delayed(20 * MS), guest_of(64, 4)).await?;
     let counts = relay.counts(Way::There);
     assert_eq!((counts.lost, counts.overflowed), (0, 0), "{counts:?}");
+    Ok(())
+}
+
+/// Half of it there, half of it back.
+async fn pages_come_after_their_guest_over_links_of_1_5_and_20_ms(world: &mut World) -> Outcome {
+    let puppet = Puppet::start(world)?;
+    puppet.start_node(world, "node-a").await?;
+    puppet.start_node(world, "node-b").await?;
+    let (mut from, mut to) = ("node-a", "node-b");
+    puppet.create(GUEST, guest(), "node-a", guest_of(32, 2))?;
+    puppet.born(GUEST).await;
+    puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
+    for round_trip_ms in [1, 5, 20] {
+        let relay = link::before(&puppet, to, Plan::delayed(MS * round_trip_ms / 2))?;
+        let report = puppet.post_copy_and_prove(world, GUEST, to).await?;
+        assert!(report.missing_at_resume_bytes > 16 * MIB && report.faults > 0, "{report:?}");
+        // A page that nobody has sent yet comes no sooner than the link allows.
+        assert!(report.latency_percentile_us(99) >= u64::from(round_trip_ms) * 1000, "{round_trip_ms} ms: {report:?}");
+        assert!(relay.counts(Way::There).delivered > 0);
+        puppet.runner_goes(from).await?;
+        (from, to) = (to, from);
+    }
     Ok(())
 }
 

@@ -16,12 +16,10 @@ use godwit_wire::admin::MoveMode;
 use libtest_mimic::Trial;
 
 use crate::support::world::{MIB, World, guest, guest_of, limited_to, node};
-use crate::support::{LOOK_INTERVAL, Outcome, PATIENCE, stories};
+use crate::support::{Outcome, stories};
 
 /// MiB per second that may be sent.
 const BANDWIDTH: u64 = 32;
-/// What a busy host adds to a gap.
-const LONG_NS: u64 = 1_000_000_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
     stories![

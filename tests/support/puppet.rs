@@ -22,7 +22,8 @@ use godwit::lab::monotonic_ns;
 use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Permits, Phase};
 use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Refusal, Registry, Stamped, Wish};
-use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName};
+use godwit_domain::progress::PostCopyReport;
+use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides};
 use godwit_node::ca;
 use godwit_node::config::NodeConfig;
 use godwit_node::fabric::{ControlCall, Fabric, frames};
@@ -140,8 +141,7 @@ impl Puppet {
     /// Has it agreed that a guest shall go to this node now.
     pub(crate) fn send(&self, guest: GuestUid, migration: &MigrationId, target: &str) -> Result<(), Refusal> {
         let (migration, target) = (migration.clone(), node(target));
-        let (asked, overrides) = (Some(target.clone()), unlimited());
-        let wish = Wish { target: asked, overrides, ..Wish::default() };
+        let wish = Wish { target: Some(target.clone()), overrides: unlimited(), ..Wish::default() };
         self.apply(Command::Migrate { guest, migration: migration.clone(), wish })?;
         self.apply(Command::Admit { guest, migration, target })
     }
@@ -265,10 +265,40 @@ impl Puppet {
 
     /// Moves a guest between two real nodes, and sees that it runs there alone, has lost nothing and is whole.
     pub(crate) async fn move_and_prove(&self, world: &World, guest: GuestUid, target: &str) -> Outcome {
-        let (since, epoch) = (monotonic_ns(), self.epoch(guest)?);
         let migration: MigrationId = format!("proof-{guest}").parse()?;
+        let (since, epoch) = (monotonic_ns(), self.epoch(guest)?);
         self.send(guest, &migration, target)?;
-        assert_eq!(self.end_of(&migration).await, Phase::Succeeded);
+        self.prove(world, guest, target, (&migration, since, epoch)).await
+    }
+
+    /// The same, in post-copy at once.
+    pub(crate) async fn post_copy_and_prove(
+        &self,
+        world: &World,
+        guest: GuestUid,
+        target: &str,
+    ) -> Result<PostCopyReport, Box<dyn Error>> {
+        let (since, epoch) = (monotonic_ns(), self.epoch(guest)?);
+        let migration: MigrationId = format!("post-copy-{epoch}").parse()?;
+        let overrides = Overrides { allow_post_copy: Some(true), ..unlimited() };
+        let wish = Wish { target: Some(node(target)), overrides, post_copy_at_once: true, ..Wish::default() };
+        self.apply(Command::Migrate { guest, migration: migration.clone(), wish })?;
+        self.apply(Command::Admit { guest, migration: migration.clone(), target: node(target) })?;
+        self.prove(world, guest, target, (&migration, since, epoch)).await?;
+        let measured = |registry: &Registry| {
+            registry.guests.get(&guest)?.migration(&migration)?.1.measured.post_copy
+        };
+        Ok(self.until("the target has said what it measured", measured).await)
+    }
+
+    async fn prove(
+        &self,
+        world: &World,
+        guest: GuestUid,
+        target: &str,
+        (migration, since, epoch): (&MigrationId, u64, Epoch),
+    ) -> Outcome {
+        assert_eq!(self.end_of(migration).await, Phase::Succeeded);
         // At once: the guest heals what it writes again.
         match self.ask(target, NodeAsk::Verify(guest)).await? {
             NodeAnswer::Verified(verified) => assert_eq!(verified.wrong, 0, "after the move: {verified:?}"),
@@ -373,7 +403,7 @@ fn concerned(
             settings: registry.settings_of(guest),
             target_address: target.and_then(|target| registry.nodes.get(target)).map(|node| node.migration),
             network: None,
-            post_copy_at_once: false,
+            post_copy_at_once: guest.record.as_ref().is_some_and(|record| record.wish.post_copy_at_once),
         };
         (*uid, view)
     });

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 use godwit_admin::render;
 use godwit_domain::{MigrationId, NodeName, Overrides, Priority};
-use godwit_wire::admin::{Act, MigrationRow, MoveMode};
+use godwit_wire::admin::{Act, MigrationRow, MoveMode, POST_COPY_PRICE};
 
 use super::asking::{Asking, Changing};
 use super::failure::Failure;
@@ -24,7 +24,7 @@ pub(super) struct Migrate {
     /// Labels that its target must carry, for this attempt: key=value, several with commas between them
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     node_selector: Vec<(String, String)>,
-    /// How it moves [default: as its settings say]. post-copy at once is not built in this version
+    /// How it moves [default: as its settings say]; post-copy: at once, where allowPostCopy is in force
     #[arg(long, value_enum)]
     mode: Option<Mode>,
     /// Its class in the queue
@@ -123,6 +123,9 @@ impl Migrate {
         let mut overrides = overrides(&set)?;
         overrides.priority = priority.map(Class::priority).or(overrides.priority);
         let dry_run = trying.is_dry();
+        if matches!(mode, Some(Mode::PostCopy)) {
+            super::talk(POST_COPY_PRICE);
+        }
         let act = Act::Migrate {
             guest: named.name()?,
             migration: name,

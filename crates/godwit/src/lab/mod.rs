@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   folder, mark ─▶ sweeper ─▶ nodes ─▶ leader ─▶ guest ─▶ move, ticks, verify ─▶ move on, … ─▶ table or JSON
+//!                                                 scenes: which guests, and how they move
 //! ```
 //!
 //! Always true: what the lab reports, it has seen: ticks are read from the runners' own files, memory is compared
@@ -10,6 +11,7 @@
 
 pub mod cluster;
 pub mod render;
+mod scenes;
 pub mod sweeper;
 pub mod ticks;
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 use clap::Args;
 use godwit_domain::precopy;
-use godwit_domain::progress::SourceReport;
+use godwit_domain::progress::{PostCopyReport, SourceReport};
 use godwit_domain::units::rate_of;
 use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, PAGE_BYTES, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
@@ -31,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{self, Output, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
 use render::{LabReport, Live, Move, millis};
+use scenes::Scene;
 use sweeper::Sweeper;
 
 /// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
@@ -49,14 +52,15 @@ pub struct LabArgs {
     /// Node processes; the first three (of five or more: five) vote in the control group
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=16))]
     nodes: u8,
-    /// Moves: to the next node each time, and round again
-    #[arg(long, default_value_t = 2)]
-    moves: u32,
+    /// Moves of one guest: to the next node each time, and round again. Without this and --bandwidth, three guests move in
+    /// three ways
+    #[arg(long)]
+    moves: Option<u32>,
     #[command(flatten)]
     workload: WorkloadArgs,
     /// Bytes per second that a migration may send; 0 for no limit
-    #[arg(long, default_value = "0")]
-    bandwidth: Quantity,
+    #[arg(long)]
+    bandwidth: Option<Quantity>,
     /// Switch over when the predicted downtime fits into this
     #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     max_downtime_ms: u64,
@@ -92,6 +96,11 @@ enum LabError {
          up; ask for less with --dirty-rate"
     )]
     Starved { target: NodeName, asked: String, achieved: String },
+    #[error(
+        "the guest should run at {target} with a quarter of its memory missing: {missing} bytes were, and it ticked \
+         {ticks} times meanwhile"
+    )]
+    NotPostCopy { target: NodeName, missing: u64, ticks: usize },
     #[error("interrupted")]
     Interrupted,
 }
@@ -184,34 +193,28 @@ fn talk(text: &str) {
 /// A lab whose options were checked.
 struct Lab {
     nodes: Vec<NodeName>,
-    moves: usize,
-    guest: GuestName,
-    spec: GuestSpec,
-    overrides: Overrides,
-    limit: Duration,
+    scenes: Vec<Scene>,
 }
+
+/// Moves of one guest, where a limit is given and not how many.
+const MOVES: u32 = 2;
 
 impl Lab {
     fn check(arguments: &LabArgs) -> Result<Self, LabError> {
         let option = |error: &dyn std::fmt::Display| LabError::Option(error.to_string());
         let workload = &arguments.workload;
-        let memory_bytes = workload.memory.bytes();
-        let working_set_bytes = workload.working_set_bytes();
         let overrides = Overrides {
-            bandwidth_per_migration: Some(arguments.bandwidth),
+            bandwidth_per_migration: Some(arguments.bandwidth.unwrap_or_default()),
             max_downtime_ms: Some(arguments.max_downtime_ms),
             ..Overrides::default()
         };
-        let settings = overrides.effective(memory_bytes);
-        let (bandwidth, limits) = (settings.bandwidth, settings.limits);
-        precopy::outruns(bandwidth, workload.dirty_rate.bytes(), working_set_bytes, &limits)?;
         let names = ('a'..='z').take(usize::from(arguments.nodes)).map(|letter| format!("node-{letter}"));
         let nodes =
             names.map(|name| name.parse()).collect::<Result<_, _>>().map_err(|error| option(&error))?;
-        let guest = "default/lab".parse().map_err(|error| option(&error))?;
+        let guest = |name: &str| name.parse::<GuestName>().map_err(|error| option(&error));
         let spec = GuestSpec {
-            memory_bytes,
-            working_set_bytes,
+            memory_bytes: workload.memory.bytes(),
+            working_set_bytes: workload.working_set_bytes(),
             dirty_rate_bytes_per_second: workload.dirty_rate.bytes(),
             pattern: workload.pattern.to_string(),
             zero_percent: workload.zero,
@@ -220,9 +223,17 @@ impl Lab {
             seed: workload.seed,
             tick_interval_ms: 1,
         };
-        let moves = usize::try_from(arguments.moves).unwrap_or(usize::MAX);
-        let limit = limits.completion_timeout.unwrap_or_default() + STEP_TIMEOUT;
-        Ok(Self { nodes, moves, guest, spec, overrides, limit })
+        let scenes = match (arguments.moves, arguments.bandwidth) {
+            (None, None) => {
+                let names = [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
+                scenes::three_ways(names, &spec, overrides)?
+            }
+            (moves, _) => {
+                let moves = usize::try_from(moves.unwrap_or(MOVES)).unwrap_or(usize::MAX);
+                vec![scenes::round_trip(guest("default/lab")?, spec, overrides, moves)?]
+            }
+        };
+        Ok(Self { nodes, scenes })
     }
 
     async fn moves(
@@ -248,23 +259,45 @@ impl Lab {
             talk(&format!("{node}: process {pid}, {part}"));
         }
         (report.leader, report.term) = (Some(leader.to_string()), term);
-        let outcome = self.moves_between(&mut cluster, report).await;
+        let outcome = self.play_all(&mut cluster, report).await;
         cluster.shut_down().await;
         outcome
     }
 
-    async fn moves_between(&self, cluster: &mut Cluster, report: &mut LabReport) -> Result<(), LabError> {
-        let Some(first) = self.nodes.first() else { return Ok(()) };
+    async fn play_all(&self, cluster: &mut Cluster, report: &mut LabReport) -> Result<(), LabError> {
+        for (from, scene) in self.scenes.iter().enumerate() {
+            // Each begins where the one before has ended.
+            let nodes: Vec<&NodeName> = self.nodes.iter().cycle().skip(from).take(self.nodes.len()).collect();
+            scene.play(cluster, &nodes, report).await?;
+            if self.scenes.len() > 1 {
+                cluster.delete_guest(&scene.guest).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scene {
+    async fn play(
+        &self,
+        cluster: &mut Cluster,
+        nodes: &[&NodeName],
+        report: &mut LabReport,
+    ) -> Result<(), LabError> {
+        let Some(first) = nodes.first() else { return Ok(()) };
         let memory = render::bytes(self.spec.memory_bytes);
         let rate = render::bytes(self.spec.dirty_rate_bytes_per_second);
+        if let Some(title) = self.title {
+            talk(title);
+        }
         talk(&format!("guest {}: {memory} of RAM on {first}, writing {rate}/s", self.guest));
         cluster.create_guest(&self.guest, first, self.spec.clone()).await?;
-        let round = self.nodes.iter().cycle();
+        let round = nodes.iter().cycle();
         for (source, target) in round.clone().zip(round.skip(1)).take(self.moves) {
             let moved = self.move_once(cluster, source, target).await?;
             report.migrations.push(moved.clone());
             report.node_rss_bytes_max = report.node_rss_bytes_max.max(cluster.rss_bytes_max());
-            judge(&moved, target)?;
+            judge(&moved, target, self.post_copy)?;
         }
         Ok(())
     }
@@ -287,28 +320,33 @@ impl Lab {
                 look = Some(first_look(cluster, &self.guest).await);
             }
         };
-        let moved = cluster.migrate(&self.guest, target, self.overrides, self.limit, watch).await?;
+        let moved = cluster.migrate(&self.guest, target, self.how, self.limit, watch).await?;
         drop(live);
-        let (measured, resume_us) = match moved {
-            Moved::Succeeded { source, resume_us, .. } => (source, resume_us),
+        let (measured, resume_us, post_copy) = match moved {
+            Moved::Succeeded { source, resume_us, post_copy } => (source, resume_us, post_copy),
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {
             Some(looked) => looked?,
             None => first_look(cluster, &self.guest).await?,
         };
-        let ticks = self.ticks_around(cluster, target, since_ns, asked_ns).await?;
-        Ok(self.entry(source, target, &Measured { before, after, measured, resume_us, ticks, verified }))
+        let took_us = post_copy.map_or(0, |report| report.took_us);
+        let (ticks, ticks_while_missing) =
+            self.ticks_around(cluster, target, since_ns, asked_ns, took_us).await?;
+        let seen = Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
+        Ok(self.entry(source, target, &seen))
     }
 
-    /// The ticks since the move began, once enough were written at the target.
+    /// The ticks since the move began, once enough were written at the target; and how many there were within so many
+    /// microseconds of the first one there.
     async fn ticks_around(
         &self,
         cluster: &Cluster,
         target: &NodeName,
         since_ns: u64,
         asked_ns: u64,
-    ) -> Result<ticks::TickReport, LabError> {
+        took_us: u64,
+    ) -> Result<(ticks::TickReport, usize), LabError> {
         let deadline = tokio::time::Instant::now() + STEP_TIMEOUT;
         loop {
             let all = all_ticks(cluster)?;
@@ -316,8 +354,10 @@ impl Lab {
             let times: Vec<u64> = there.map(|tick| tick.monotonic_ns).collect();
             if times.len() >= TICKS_AFTER {
                 // The gap of the move ends with the first tick there.
-                let until_ns = times.iter().min().copied().unwrap_or(0).max(asked_ns);
-                return Ok(ticks::report(&all, since_ns, until_ns));
+                let first_ns = times.iter().min().copied().unwrap_or(0);
+                let within = times.iter().filter(|at| **at - first_ns < took_us * 1000).count();
+                let missing = if took_us > 0 { within } else { 0 };
+                return Ok((ticks::report(&all, since_ns, first_ns.max(asked_ns)), missing));
             }
             if tokio::time::Instant::now() > deadline {
                 let what = format!("{TICKS_AFTER} ticks of the guest at {target}");
@@ -328,13 +368,13 @@ impl Lab {
     }
 
     fn entry(&self, source: &NodeName, target: &NodeName, seen: &Measured) -> Move {
-        let Measured { before, after, measured, resume_us, ticks, verified } = seen;
+        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } = seen;
         let written = (after.pages_written - before.pages_written) * PAGE_BYTES;
         let running = Duration::from_micros(after.running_us - before.running_us);
         let gap_ms = millis(ticks.gap_ns_max / 1000);
         Move {
             guest: self.guest.to_string(),
-            mode: "pre-copy",
+            mode: if post_copy.is_some() { "post-copy" } else { "pre-copy" },
             source: source.to_string(),
             target: target.to_string(),
             memory_bytes: self.spec.memory_bytes,
@@ -357,8 +397,14 @@ impl Lab {
             skipped_pages: measured.skipped_pages,
             dirty_rate_asked: self.spec.dirty_rate_bytes_per_second,
             dirty_rate_achieved: rate_of(written, running),
-            postcopy_missing_at_resume_bytes: 0,
-            faults: 0,
+            postcopy_missing_at_resume_bytes: post_copy.map_or(0, |report| report.missing_at_resume_bytes),
+            postcopy_ms: millis(post_copy.map_or(0, |report| report.took_us)),
+            ticks_while_missing: *ticks_while_missing,
+            faults: post_copy.map_or(0, |report| report.faults),
+            fault_p50_us_max: post_copy.map_or(0, |report| report.latency_percentile_us(50)),
+            fault_p99_us_max: post_copy.map_or(0, |report| report.latency_percentile_us(99)),
+            fault_latency_log2_us: post_copy.map(|report| report.latency_log2_us).unwrap_or_default(),
+            blocked_ms: millis(post_copy.map_or(0, |report| report.blocked_us)),
         }
     }
 }
@@ -390,12 +436,14 @@ struct Measured {
     after: Stats,
     measured: SourceReport,
     resume_us: u64,
+    post_copy: Option<PostCopyReport>,
     ticks: ticks::TickReport,
+    ticks_while_missing: usize,
     verified: Verified,
 }
 
 /// Whether a move was good.
-fn judge(moved: &Move, target: &NodeName) -> Result<(), LabError> {
+fn judge(moved: &Move, target: &NodeName, post_copy: bool) -> Result<(), LabError> {
     let target = || target.clone();
     if !moved.verified {
         let (wrong, pages) = (moved.pages_wrong, moved.pages_verified);
@@ -403,6 +451,12 @@ fn judge(moved: &Move, target: &NodeName) -> Result<(), LabError> {
     }
     if moved.ticks_lost > 0 {
         return Err(LabError::TicksLost { target: target(), lost: moved.ticks_lost });
+    }
+    if post_copy {
+        // A guest that waits for its pages writes less.
+        let (missing, ticks) = (moved.postcopy_missing_at_resume_bytes, moved.ticks_while_missing);
+        let shown = missing >= moved.memory_bytes / 4 && ticks > 0;
+        return if shown { Ok(()) } else { Err(LabError::NotPostCopy { target: target(), missing, ticks }) };
     }
     if moved.dirty_rate_achieved < moved.dirty_rate_asked / 100 * WRITTEN_PERCENT_MIN {
         return Err(LabError::Starved {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use godwit_domain::progress::Progress;
+use godwit_domain::progress::{LATENCY_BUCKETS, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
@@ -58,10 +58,22 @@ pub struct Move {
     pub dirty_rate_asked: u64,
     /// Dirty rate that the guest achieved during the move, bytes per second.
     pub dirty_rate_achieved: u64,
-    /// Post-copy is not part of this move.
+    /// Bytes of pages that were missing when the guest began to run at the target; 0 in pre-copy.
     pub postcopy_missing_at_resume_bytes: u64,
-    /// As above.
+    /// From then until the last page was there.
+    pub postcopy_ms: f64,
+    /// Ticks of the guest in that time.
+    pub ticks_while_missing: usize,
+    /// Times that the guest waited for a page.
     pub faults: u64,
+    /// Half of these waits took no longer than this.
+    pub fault_p50_us_max: u64,
+    /// 99 of 100 of them took no longer than this.
+    pub fault_p99_us_max: u64,
+    /// How many took 2^n to 2^(n+1) microseconds.
+    pub fault_latency_log2_us: [u64; LATENCY_BUCKETS],
+    /// All waits of all threads together.
+    pub blocked_ms: f64,
 }
 
 /// The whole lab, as `-o json` prints it.
@@ -120,6 +132,8 @@ pub fn table(moves: &[Move]) -> String {
         "state",
         "commit",
         "resume",
+        "missing at resume",
+        "faults",
         "ticks lost",
         "verified",
     ]);
@@ -129,6 +143,13 @@ pub fn table(moves: &[Move]) -> String {
             format!("all {} pages", moved.pages_verified)
         } else {
             format!("{} PAGES WRONG", moved.pages_wrong)
+        };
+        let (missing, faults) = match moved.mode {
+            "post-copy" => (
+                bytes(moved.postcopy_missing_at_resume_bytes),
+                format!("{}, p99 < {} us", moved.faults, moved.fault_p99_us_max),
+            ),
+            _ => ("-".to_owned(), "-".to_owned()),
         };
         table.add_row([
             format!("{} → {}", moved.source, moved.target),
@@ -140,6 +161,8 @@ pub fn table(moves: &[Move]) -> String {
             ms(moved.state_ms),
             ms(moved.commit_ms),
             ms(moved.resume_ms),
+            missing,
+            faults,
             moved.ticks_lost.to_string(),
             verified,
         ]);

@@ -116,7 +116,7 @@ impl Fabric {
         };
         let attempt = async {
             let (urgent, say, hear) = greet(&endpoints.urgent, Role::Migration).await?;
-            let (bulk, bulk_say, _) = greet(&endpoints.bulk, Role::Pages).await?;
+            let (bulk, bulk_say, _) = greet(endpoints.for_pages(), Role::Pages).await?;
             Ok(Lines { urgent, control: (say, hear), bulk, bulk_say })
         };
         within(DIAL_TIMEOUT, address, node, attempt).await

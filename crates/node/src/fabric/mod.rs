@@ -60,6 +60,20 @@ struct Migrating {
     bulk: Endpoint,
 }
 
+impl Migrating {
+    /// Where pages leave in bulk.
+    #[cfg(not(feature = "planted-bugs"))]
+    fn for_pages(&self) -> &Endpoint {
+        &self.bulk
+    }
+
+    /// The same; a benchmark compares it with one socket for all.
+    #[cfg(feature = "planted-bugs")]
+    fn for_pages(&self) -> &Endpoint {
+        if godwit_transfer::planted::is_on("one-socket") { &self.urgent } else { &self.bulk }
+    }
+}
+
 /// The endpoints of a node: its migration addresses and its control address.
 #[derive(Debug, Clone)]
 pub struct Fabric {

@@ -15,13 +15,16 @@
 use std::time::Duration;
 
 use godwit_domain::ownership::Side;
-use godwit_domain::precopy::{self, AtDeadline, GaveUp, Standing};
+use godwit_domain::precopy::{self, Allowed, AtDeadline, GaveUp, Standing};
 
 use super::{Action, SourceSession, Stage};
 
 /// How long a guest may stand still, beyond what was predicted, before its migration ends: as long as a lost link is
 /// waited for by default.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// So many times a link may be lost in pre-copy before post-copy is put off.
+const LOSSES_MAX: u32 = 2;
 
 impl SourceSession {
     /// Have time limits passed?
@@ -50,9 +53,16 @@ impl SourceSession {
         }
     }
 
+    /// What may be done now. Over a link that was lost again and again a guest does not go post-copy by itself: it would wait
+    /// for pages whenever that happens.
+    pub(super) fn allowed(&self) -> Allowed {
+        let allowed = self.setup.limits.allowed;
+        Allowed { post_copy: allowed.post_copy && self.losses < LOSSES_MAX, ..allowed }
+    }
+
     /// The deadline `limit` has passed.
     fn decide(&mut self, now: Duration, limit: Duration) {
-        let decision = precopy::at_deadline(self.setup.limits.allowed);
+        let decision = precopy::at_deadline(self.allowed());
         self.overdue_since.get_or_insert(now);
         match decision {
             AtDeadline::Cancel => self.give_up(GaveUp::CompletionTimeout(limit)),

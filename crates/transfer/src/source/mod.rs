@@ -171,6 +171,8 @@ pub struct SourceSession {
     throttle: Throttle,
     /// What the runner has confirmed, in percent.
     throttled: u8,
+    /// How often the link was lost while the guest was copied.
+    losses: u32,
     /// Pages that the target wants before all others.
     fetches: VecDeque<PageRun>,
     /// Batches of such pages that were planned.
@@ -198,6 +200,7 @@ impl SourceSession {
             heard_at: now,
             throttle: Throttle::default(),
             throttled: 0,
+            losses: 0,
             fetches: VecDeque::new(),
             fetched: 0,
             // A process that is gone may have left it throttled.
@@ -209,6 +212,9 @@ impl SourceSession {
 
     /// The connection is gone.
     pub fn link_lost(&mut self) {
+        if matches!(self.stage, Stage::Copying) && !matches!(self.link, Link::Down) {
+            self.losses += 1;
+        }
         self.link = Link::Down;
         self.fetches.clear();
         self.actions.retain(|action| !matches!(action, Action::Send(_)));

@@ -68,7 +68,7 @@ impl SourceSession {
     fn course(&self) -> Course {
         let decided = match self.stage {
             Stage::Copying if self.setup.mode == Mode::PostCopy => Some(AtDeadline::PostCopy),
-            Stage::Copying => self.overdue_since.map(|_| at_deadline(self.setup.limits.allowed)),
+            Stage::Copying => self.overdue_since.map(|_| at_deadline(self.allowed())),
             Stage::Stopping { .. } | Stage::Closing { .. } | Stage::HandedOver { .. } => self.finishing,
             Stage::Ending { .. } | Stage::Over => return Course::Ends,
         };

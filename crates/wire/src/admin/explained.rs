@@ -65,6 +65,10 @@ pub fn rows(resolved: &Resolved) -> BTreeMap<String, SettingRow> {
     resolved.entries().into_iter().map(|(key, entry)| (key.to_owned(), row(entry))).collect()
 }
 
+/// What post-copy costs, for whoever switches it on.
+pub const POST_COPY_PRICE: &str = "In post-copy a guest is slower until its last page has come, and lost if its source is lost \
+                                   for good meanwhile: not for critical data or unstable networks";
+
 /// What follows from settings and is easily overlooked.
 pub fn notes(resolved: &Resolved, critical: bool) -> Vec<String> {
     let mut notes = Vec::new();
@@ -83,8 +87,7 @@ pub fn notes(resolved: &Resolved, critical: bool) -> Vec<String> {
     );
     note(
         resolved.allow_post_copy.value && !critical,
-        "at the deadline the guest goes post-copy: it runs on at the target and its missing pages follow. It is slower until \
-         the last one has come, and lost if its source is lost for good meanwhile: not for critical data or unstable networks",
+        &format!("at the deadline the guest goes post-copy: it runs on at the target and its missing pages follow. {POST_COPY_PRICE}"),
     );
     note(
         resolved.allow_workload_disruption.value && !resolved.allow_post_copy.value,

@@ -284,6 +284,12 @@ impl Cluster {
         Ok(read_as(self.ask_any(act).await?)?)
     }
 
+    /// Ends a guest and waits until no node has anything of it.
+    pub async fn delete_guest(&self, guest: &GuestName) -> Result<(), ClusterError> {
+        self.ask_any(Act::GuestStop { guest: guest.clone() }).await?;
+        Ok(())
+    }
+
     /// One guest.
     pub async fn guest(&self, guest: &GuestName) -> Result<GuestDetail, ClusterError> {
         Ok(read_as(self.ask_any(Act::GuestShow { guest: guest.clone() }).await?)?)

@@ -13,7 +13,7 @@ use godwit_domain::machine::{Body, Machine};
 use godwit_domain::ownership::{Entry, Life, Side};
 use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Registry, Stamped, Wish};
 use godwit_domain::{ClusterSettings, GuestName, NodeName};
-use godwit_wire::admin::{Applied, Code, Problem};
+use godwit_wire::admin::{Applied, Code, POST_COPY_PRICE, Problem};
 use godwit_wire::manifest::{self, Kind, Manifest, MigrationWish, NameWish};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -138,7 +138,16 @@ async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Pro
         let command = Some(command).filter(|_| done != "unchanged");
         Plan { kind, name: full.clone(), done, command, makes: None, ends: None, notes: Vec::new() }
     };
-    let plan = match manifest {
+    let allows_post_copy = match &manifest {
+        Manifest::Settings { settings, .. } => settings.migration.allow_post_copy,
+        Manifest::Policy { policy, .. } => policy.overrides.allow_post_copy,
+        Manifest::Namespace { .. }
+        | Manifest::Node { .. }
+        | Manifest::Machine { .. }
+        | Manifest::Instance { .. }
+        | Manifest::Migration(_) => None,
+    };
+    let mut plan = match manifest {
         Manifest::Settings { settings, .. } => {
             let (there, same) = (true, settings.clone());
             let same = read(group, move |registry| registry.settings == same).await?;
@@ -180,6 +189,9 @@ async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Pro
         }
         Manifest::Migration(wish) => migration_plan(group, kind, wish, verb).await?,
     };
+    if allows_post_copy == Some(true) {
+        plan.notes.push(POST_COPY_PRICE.to_owned());
+    }
     let is_settings = matches!(kind, Kind::HyperConverged | Kind::KubeVirt);
     if verb.create && plan.done != "created" && !is_settings {
         let message = format!("{} {} exists", plan.kind, plan.name);
