@@ -31,8 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
-/// Of 24,576 pages, and writes half of them, the lower ones, faster than may be sent.
-pub(crate) fn busy() -> GuestSpec {
+fn busy() -> GuestSpec {
     guest_of(96, 96)
 }
 
@@ -44,7 +43,8 @@ fn at_once() -> How {
     How { overrides: allowed(), mode: Some(MoveMode::PostCopy) }
 }
 
-fn is_post_copy(seen: &Watched) -> bool {
+/// Whether the guest runs at its target, and pages may be missing.
+pub(crate) fn is_post_copy(seen: &Watched) -> bool {
     seen.row.detail.as_ref().is_some_and(|detail| detail.starts_with("PostCopy"))
 }
 

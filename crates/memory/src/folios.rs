@@ -26,9 +26,9 @@ const FOLIO_BYTES: usize = FOLIO_PAGES as usize * PAGE_SIZE;
 /// How often the kernel is asked: whoever reads or writes a page at the same moment keeps it from doing so.
 const TRIES_MAX: u32 = 1000;
 
-/// Makes one large folio of those 2 MiB of a memory file that hold this page; holes in it become zeros that are there.
-/// Errors: the kernel's, most likely `EINVAL` where it may not (somebody would wait for one of its holes, or they do not
-/// lie within the file) and `EAGAIN`, `EBUSY` or `ENOMEM` where it can not.
+/// Makes one large folio of those 2 MiB of a memory file that hold this page, of which at least one page must be there;
+/// holes in it become zeros that are there. Errors: the kernel's, most likely `EINVAL` where it may not (somebody would wait for one of its holes, nothing of it
+/// is there, it does not lie within the file) and `EAGAIN`, `EBUSY` or `ENOMEM` where it can not.
 pub fn make_large(file: impl AsFd, holding: PageIndex) -> io::Result<()> {
     let first = PageIndex(holding.0 / FOLIO_PAGES * FOLIO_PAGES);
     let window = Window::onto(file, first.offset_bytes())?;
