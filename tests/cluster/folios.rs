@@ -91,10 +91,13 @@ async fn a_guest_of_large_folios_arrives_whole_and_moves_on(world: &mut World) -
 /// Makes a large folio at this place and holds on to a page of it.
 fn pin(memory: &File, folio: u32) -> io::Result<Pin> {
     let page = PageIndex(folio * FOLIO_PAGES + 20);
-    if make_large(memory, page).is_err() {
-        // Nothing of it has come yet, and of nothing no folio is made: zeros are as good as a hole.
-        memory.write_all_at(&[0; PAGE_SIZE], page.offset_bytes())?;
-        make_large(memory, page)?;
+    match make_large(memory, page) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            // Nothing of it has come yet, and of nothing no folio is made: zeros are as good as a hole.
+            memory.write_all_at(&[0; PAGE_SIZE], page.offset_bytes())?;
+            make_large(memory, page)?;
+        }
+        other => other?,
     }
     Pin::on(memory, page)
 }

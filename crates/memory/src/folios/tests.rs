@@ -237,7 +237,6 @@ fn a_store_into_a_large_folio_is_seen_and_no_page_of_another() {
                 ram.write_page(page, &[version; PAGE_WORDS]);
             }
             let seen = scan();
-            eprintln!("{name}: {} pages were written, {} were seen", written.len().0, seen.len().0);
             for page in written.runs().flat_map(PageRun::pages) {
                 assert!(seen.contains(page), "{name}: page {} was written", page.0);
             }
