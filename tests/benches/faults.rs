@@ -149,7 +149,7 @@ async fn move_once(
     let wrong = cluster.verify(&guest).await?.wrong;
     cluster.delete_guest(&guest).await?;
     match moved {
-        Moved::Succeeded { post_copy: Some(report), .. } if wrong == 0 => Ok(report),
+        Moved::Succeeded { post_copy: Some(report), .. } if wrong == 0 => Ok(*report),
         other => Err(format!("not a good post-copy, {wrong} pages wrong: {other:?}").into()),
     }
 }

@@ -149,7 +149,7 @@ async fn a_changed_limit_is_in_force_within_a_second(world: &mut World) -> Outco
     };
     let moved = world
         .migrate("node-b", never(LIMITS[0]), async |cluster, seen| {
-            let (Some(progress), Some(stretch)) = (seen.progress, stretches.last_mut()) else { return };
+            let (Some(progress), Some(stretch)) = (&seen.progress, stretches.last_mut()) else { return };
             stretch.seen.push((Instant::now(), progress.wire_bytes));
             if !stretch.is_over() {
                 return;

@@ -44,7 +44,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// Whether a good part has arrived, and a good part is still to come.
 fn is_half_way(seen: &Watched, mode: MoveMode) -> bool {
     let runs_there = seen.row.detail.as_ref().is_some_and(|detail| detail.starts_with("PostCopy"));
-    seen.progress.is_some_and(|progress| {
+    seen.progress.as_ref().is_some_and(|progress| {
         let arrived = progress.wire_bytes > 20 * MIB;
         arrived && progress.left_bytes > 30 * MIB && (mode == MoveMode::PreCopy) != runs_there
     })
@@ -55,6 +55,8 @@ async fn is_cut(world: &mut World, mode: MoveMode, cut: Duration) -> Outcome {
     world.announce(&[
         "connection to the target lost",
         "connection to the source lost",
+        // A handshake that the cut met.
+        "peer refused",
         "stepped down",
         "sendmsg error",
     ]);

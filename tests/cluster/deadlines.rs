@@ -5,19 +5,23 @@
 //!     nothing allowed            Cancelled at the deadline, and the guest has not noticed
 //!     allowWorkloadDisruption    paused to finish: a long pause, and nothing lost
 //!     allowAutoConverge          throttled until it fits, and free again: at the target, or when its node comes back
+//!     more bandwidth             as much as the source said that it needs, and it completes
 //! ```
 
 use std::time::Duration;
 
 use godwit::lab::cluster::{Cluster, Moved};
 use godwit::lab::monotonic_ns;
+use godwit_domain::precopy::{Confidence, Did, Fits};
 use godwit_domain::progress::Course;
-use godwit_domain::{GuestSpec, Overrides};
+use godwit_domain::{GuestSpec, Overrides, Quantity};
+use godwit_wire::admin::Act;
 use libtest_mimic::Trial;
 
 use crate::support::world::{World, guest, guest_of, limited_to, node};
 use crate::support::{Outcome, stories};
 
+const MIB: u64 = 1 << 20;
 /// MiB per second that may be sent.
 const BANDWIDTH: u64 = 32;
 /// Seconds per GiB: 4 s for this guest.
@@ -30,6 +34,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         where_nothing_is_allowed_a_guest_that_writes_too_fast_stays_undisturbed,
         where_disruption_is_allowed_it_is_paused_to_finish,
         where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_target,
+        a_guest_that_can_not_fit_is_told_what_it_needs_and_completes_with_it,
         a_throttled_guest_whose_node_has_died_is_free_again_when_it_is_found
     ]
 }
@@ -74,7 +79,7 @@ async fn where_disruption_is_allowed_it_is_paused_to_finish(world: &mut World) -
     let mut courses = Vec::new();
     let moved = world
         .migrate("node-b", allowed, async |_, seen| {
-            courses.extend(seen.progress.map(|progress| progress.course))
+            courses.extend(seen.progress.as_ref().map(|progress| progress.course))
         })
         .await?;
     let Moved::Succeeded { source, .. } = moved else { return Err(format!("{moved:?}").into()) };
@@ -97,7 +102,7 @@ async fn where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_ta
     let (mut shown, mut felt) = (0, 0);
     let moved = world
         .migrate("node-b", allowed, async |cluster, seen| {
-            shown = seen.progress.map_or(0, |progress| progress.throttle_percent).max(shown);
+            shown = seen.progress.as_ref().map_or(0, |progress| progress.throttle_percent).max(shown);
             if shown > 0 && felt == 0 {
                 felt = cluster.stats(&guest()).await.map_or(0, |stats| stats.throttle_percent);
             }
@@ -115,6 +120,40 @@ async fn where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_ta
         longest < Duration::from_secs(1),
         "it was throttled so that it need not stand still: {longest:?}"
     );
+    Ok(())
+}
+
+async fn a_guest_that_can_not_fit_is_told_what_it_needs_and_completes_with_it(world: &mut World) -> Outcome {
+    world.three_with(busy()).await?;
+    let asked = world.ask_for("node-b", limited_to(BANDWIDTH)).await?;
+    let name = asked.row.name;
+    let said = world
+        .comes("it is told that it will not fit", async |cluster| {
+            let said = cluster.migration(&name).await.ok()?.progress?.prediction?;
+            (said.fits == Fits::No && said.confidence != Confidence::Early).then_some(said)
+        })
+        .await;
+    let needed = said.needed_bandwidth.ok_or("no bandwidth would do")?;
+    assert!(needed > BANDWIDTH * MIB, "it has as much as that: {said:?}");
+    assert!(said.left_bytes > 0 && said.downtime_ms > said.downtime_max_ms, "{said:?}");
+    let shown = godwit_admin::render::migration(&world.cluster.migration(&name).await?);
+    assert!(shown.contains("will not fit 300 ms: about ") && shown.contains("went on"), "{shown}");
+    let raised = Quantity::from_bytes(needed * 2);
+    let overrides = Overrides { bandwidth_per_migration: Some(raised), ..Overrides::default() };
+    world.cluster.ask_any(Act::MigrationSet { migration: name.clone(), overrides }).await?;
+    let measured = world
+        .comes("it is over and measured", async |cluster| {
+            let detail = cluster.migration(&name).await.ok()?;
+            (detail.row.phase == "Succeeded").then_some(detail.measured.source?)
+        })
+        .await;
+    let forecast = measured.forecast.as_ref().ok_or("nothing was said after round one")?;
+    assert_eq!(forecast.prediction.fits, Fits::No, "{measured:?}");
+    assert!(measured.downtime_error_us().is_some() && measured.total_error_us().is_none(), "{measured:?}");
+    let last = measured.steps.last().map(|step| step.did);
+    assert!(last == Some(Did::SwitchOver) && !measured.paused_to_finish, "{measured:?}");
+    assert_eq!(world.wrong_pages().await?, 0);
+    assert_eq!(world.owner().await?, Some(node("node-b")));
     Ok(())
 }
 

@@ -34,13 +34,13 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Whether a copy is in the middle of its first round.
 fn is_copying(seen: &Watched) -> bool {
-    seen.progress.is_some_and(|progress| {
+    seen.progress.as_ref().is_some_and(|progress| {
         progress.round == 1 && progress.wire_bytes > 16 * MIB && progress.left_bytes > 16 * MIB
     })
 }
 
 fn is_switching_over(seen: &Watched) -> bool {
-    seen.progress.is_some_and(|progress| progress.switching_over) && !seen.over
+    seen.progress.as_ref().is_some_and(|progress| progress.switching_over) && !seen.over
 }
 
 /// Waits until a hand-over to this node has committed, though nobody runs the guest there.

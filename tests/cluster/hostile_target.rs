@@ -39,10 +39,13 @@ async fn the_guest_never_stops_for_a_target_that_speaks_nonsense(world: &mut Wor
     for (number, (answer, why)) in (1..).zip(answers()?) {
         let migration = begin(&puppet, &endpoint, number)?;
         let connection = called(&endpoint).await??;
+        // The link's second connection, which hears nothing.
+        let pages = called(&endpoint).await??;
         let (mut send, mut receive) = connection.accept_bi().await?;
         control::hear_greeting(&mut receive).await?;
         send.write_all(&answer).await?;
         let reason = puppet.failure_of(&migration).await?;
+        drop(pages);
         assert!(reason.contains(why), "answer {number} should end the move with {why:?}: {reason}");
     }
     puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;

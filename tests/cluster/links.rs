@@ -81,7 +81,10 @@ async fn pages_come_after_their_guest_over_links_of_1_5_and_20_ms(world: &mut Wo
         let report = puppet.post_copy_and_prove(world, GUEST, to).await?;
         assert!(report.missing_at_resume_bytes > 16 * MIB && report.faults > 0, "{report:?}");
         // A page that nobody has sent yet comes no sooner than the link allows.
-        assert!(report.latency_percentile_us(99) >= u64::from(round_trip_ms) * 1000, "{round_trip_ms} ms: {report:?}");
+        assert!(
+            report.latency_percentile_us(99) >= u64::from(round_trip_ms) * 1000,
+            "{round_trip_ms} ms: {report:?}"
+        );
         assert!(relay.counts(Way::There).delivered > 0);
         puppet.runner_goes(from).await?;
         (from, to) = (to, from);

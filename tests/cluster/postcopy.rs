@@ -11,6 +11,7 @@
 use godwit::lab::cluster::{Cluster, How, Moved, Watched};
 use godwit::lab::monotonic_ns;
 use godwit_domain::progress::{Course, PostCopyReport, SourceReport};
+use godwit_domain::settings::PostCopyTrigger;
 use godwit_domain::{GuestSpec, Overrides};
 use godwit_wire::admin::MoveMode;
 use libtest_mimic::Trial;
@@ -24,6 +25,7 @@ const BANDWIDTH: u64 = 32;
 pub(crate) fn trials() -> Vec<Trial> {
     stories![
         at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target,
+        where_it_may_go_early_it_does_not_wait_for_a_deadline,
         asked_for_at_once_it_goes_with_nothing_copied,
         post_copy_is_refused_where_it_is_not_allowed,
         the_source_comes_back_and_sends_what_is_missing,
@@ -63,7 +65,7 @@ pub(crate) async fn goes(
     assert_eq!(seen.lost, 0, "ticks lost or written twice: {seen:?}");
     assert_eq!(world.owner().await?, Some(node("node-b")));
     world.runner_goes("node-a").await?;
-    Ok((source, post_copy))
+    Ok((source, *post_copy))
 }
 
 async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(world: &mut World) -> Outcome {
@@ -71,7 +73,7 @@ async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(worl
     let how = Overrides { completion_timeout_per_gib: Some(48), ..allowed() };
     let mut courses = Vec::new();
     let (source, post_copy) = goes(world, how.into(), async |_, seen| {
-        courses.extend(seen.progress.map(|progress| progress.course));
+        courses.extend(seen.progress.as_ref().map(|progress| progress.course));
     })
     .await?;
     assert!(courses.contains(&Course::PostCopy), "nobody could see it: {courses:?}");
@@ -83,13 +85,22 @@ async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(worl
     Ok(())
 }
 
+/// There is no deadline at all.
+async fn where_it_may_go_early_it_does_not_wait_for_a_deadline(world: &mut World) -> Outcome {
+    world.three_with(busy()).await?;
+    let how = Overrides { post_copy_trigger: Some(PostCopyTrigger::Early), ..allowed() };
+    let (source, post_copy) = goes(world, how.into(), async |_, _| {}).await?;
+    assert!(source.rounds > 1 && post_copy.missing_at_resume_bytes > 8 * MIB, "{source:?} {post_copy:?}");
+    Ok(())
+}
+
 async fn asked_for_at_once_it_goes_with_nothing_copied(world: &mut World) -> Outcome {
     world.three_with(busy()).await?;
     let mut ran_at = None;
     let (source, post_copy) = goes(world, at_once(), async |cluster, seen| {
         if is_post_copy(seen) && ran_at.is_none() {
             let ticks = cluster.stats(&guest()).await.map_or(0, |stats| stats.tick);
-            ran_at = Some((ticks, seen.progress.map_or(0, |progress| progress.left_bytes)));
+            ran_at = Some((ticks, seen.progress.as_ref().map_or(0, |progress| progress.left_bytes)));
         }
         if is_post_copy(seen) {
             // Faults of its own, all over the place, while pages come.
@@ -136,7 +147,7 @@ async fn dies_in_post_copy(
     world.three_with(busy()).await?;
     let mut killed = false;
     let (_, post_copy) = goes(world, at_once(), async |cluster, seen| {
-        let missing = seen.progress.map_or(0, |progress| progress.left_bytes);
+        let missing = seen.progress.as_ref().map_or(0, |progress| progress.left_bytes);
         if is_post_copy(seen) && missing > 32 * MIB && !std::mem::replace(&mut killed, true) {
             let before = cluster.stats(&guest()).await.map_or(0, |stats| stats.tick);
             cluster.kill_node(&node(victim)).await.expect("killed");

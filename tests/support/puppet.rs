@@ -21,8 +21,8 @@ use godwit::lab::cluster::NodeSpec;
 use godwit::lab::monotonic_ns;
 use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Permits, Phase};
-use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Refusal, Registry, Stamped, Wish};
 use godwit_domain::progress::PostCopyReport;
+use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Refusal, Registry, Stamped, Wish};
 use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides};
 use godwit_node::ca;
 use godwit_node::config::NodeConfig;
@@ -285,9 +285,8 @@ impl Puppet {
         self.apply(Command::Migrate { guest, migration: migration.clone(), wish })?;
         self.apply(Command::Admit { guest, migration: migration.clone(), target: node(target) })?;
         self.prove(world, guest, target, (&migration, since, epoch)).await?;
-        let measured = |registry: &Registry| {
-            registry.guests.get(&guest)?.migration(&migration)?.1.measured.post_copy
-        };
+        let measured =
+            |registry: &Registry| registry.guests.get(&guest)?.migration(&migration)?.1.measured.post_copy;
         Ok(self.until("the target has said what it measured", measured).await)
     }
 

@@ -260,7 +260,11 @@ fn migration_detail() -> Value {
             "round": 3, "switching_over": false, "waits_for_quorum": true, "left_bytes": 5_u64 << 20,
             "dirty_bytes": 6_u64 << 20, "wire_bytes": 7_u64 << 20, "send_rate": 8_u64 << 20,
             "dirty_rate": 9_u64 << 20, "predicted_downtime_ms": 77, "throttle_percent": 42,
-            "course": "throttled",
+            "course": "throttled", "steps": [],
+            "prediction": {
+                "fits": "no", "downtime_ms": 6_400, "left_bytes": 11_u64 << 20, "needed_bandwidth": 12_u64 << 20,
+                "send_rate": 13_u64 << 20, "downtime_max_ms": 302, "confidence": "varies",
+            },
         },
         "measured": {
             "source": {
@@ -268,6 +272,16 @@ fn migration_detail() -> Value {
                 "wire_bytes": 10_u64 << 20, "raw_pages": 1006, "zero_pages": 1007, "skipped_pages": 1008,
                 "last_round_pages": 1009, "predicted_downtime_us": 1010, "throttle_percent_max": 62,
                 "paused_to_finish": true,
+                "forecast": {
+                    "said_us": 1000, "prediction": {
+                        "fits": {"yes": {"in_ms": 7_700, "round": 19}}, "downtime_ms": 88, "left_bytes": 1,
+                        "needed_bandwidth": null, "send_rate": 1, "downtime_max_ms": 303, "confidence": "early",
+                    },
+                },
+                "steps": [{
+                    "from_round": 23, "round": 29, "did": {"throttle": 31}, "before_bytes": 14_u64 << 20,
+                    "left_bytes": 15_u64 << 20, "downtime_ms": 1,
+                }],
             },
             "resume_us": 1011,
         },
@@ -291,6 +305,10 @@ fn a_migration_is_shown_whole() {
         &["accelerator=gpu-1", "node-g", "fast-net", "an outbound permit of node-b", "move-4, move-6"],
     );
     holds(&text, &["2000-02-29T00:00:00.000Z", "policy-5 is in force"]);
+    holds(&text, &["will not fit 302 ms: about 11.0 MiB stay", "6.4 s", "12.0 MiB/s (has 13.0 MiB/s)"]);
+    holds(&text, &["will fit 303 ms in about 7.7 s, after round 19", "88 ms", "an early guess"]);
+    holds(&text, &["23 to 29", "throttled to 31 %", "left grew from 14.0 MiB to 15.0 MiB"]);
+    holds(&text, &["7.7 s shorter than expected", "84.991 ms shorter than expected"]);
     let lines: Vec<&str> = text.lines().collect();
     let line = |name: &str| *lines.iter().find(|line| line.contains(name)).expect(name);
     assert!(line("allowPostCopy").contains("true") && line("allowPostCopy").contains("policy"), "{text}");

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::precopy::{Fits, Prediction, Step};
+
 /// What is done about a guest that writes while its memory is copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -22,7 +24,7 @@ pub enum Course {
 }
 
 /// A running migration in numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The round, 1 is the first.
     pub round: u16,
@@ -46,10 +48,14 @@ pub struct Progress {
     pub throttle_percent: u8,
     /// What is done to bring it to an end.
     pub course: Course,
+    /// What is to be expected of it; `None`: it is not known yet, or rounds do not decide any more.
+    pub prediction: Option<Prediction>,
+    /// What was done about it so far, the newest steps.
+    pub steps: Vec<Step>,
 }
 
 /// What was measured of a migration that succeeded. Durations only: two hosts' clocks are never compared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// By its source.
     pub source: Option<SourceReport>,
@@ -109,7 +115,7 @@ impl PostCopyReport {
 }
 
 /// What the source measured.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceReport {
     /// From the order to the end, in microseconds.
     pub total_us: u64,
@@ -139,12 +145,96 @@ pub struct SourceReport {
     pub reconnects: u32,
     /// The guest was paused at the deadline though that took longer than `maxDowntimeMs`.
     pub paused_to_finish: bool,
+    /// What was expected after the first round, if anything was.
+    pub forecast: Option<Box<Forecast>>,
+    /// What was done about it, the newest steps.
+    pub steps: Vec<Step>,
+}
+
+/// What was expected of a copy after its first round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// When it was said, in microseconds since the order.
+    pub said_us: u64,
+    /// What was said.
+    pub prediction: Prediction,
+}
+
+impl Forecast {
+    /// How long the whole migration was expected to take, in microseconds; `None`: it was not expected to end.
+    pub fn total_us(&self) -> Option<u64> {
+        match self.prediction.fits {
+            Fits::Yes { in_ms, .. } => {
+                let more_ms = in_ms.saturating_add(self.prediction.downtime_ms);
+                Some(self.said_us.saturating_add(more_ms.saturating_mul(1000)))
+            }
+            Fits::No => None,
+        }
+    }
+}
+
+impl SourceReport {
+    /// How long the guest stood still as far as its source can see, in microseconds.
+    pub fn downtime_us(&self) -> u64 {
+        self.pause_us.saturating_add(self.state_us).saturating_add(self.commit_us)
+    }
+
+    /// By how much longer (or shorter: below 0) the migration took than was expected after its first round, in microseconds.
+    pub fn total_error_us(&self) -> Option<i64> {
+        self.forecast
+            .as_ref()
+            .and_then(|forecast| forecast.total_us())
+            .map(|said| difference(self.total_us, said))
+    }
+
+    /// The same of the downtime.
+    pub fn downtime_error_us(&self) -> Option<i64> {
+        let said =
+            self.forecast.as_ref().map(|forecast| forecast.prediction.downtime_ms.saturating_mul(1000));
+        said.map(|said| difference(self.downtime_us(), said))
+    }
+}
+
+fn difference(is: u64, said: u64) -> i64 {
+    let size = i64::try_from(is.abs_diff(said)).unwrap_or(i64::MAX);
+    if is < said { -size } else { size }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use super::*;
+    use crate::precopy::Confidence;
+
+    #[test]
+    fn an_error_is_what_came_less_what_was_said() {
+        let prediction = Prediction {
+            fits: Fits::Yes { in_ms: 500, round: 3 },
+            downtime_ms: 100,
+            left_bytes: 1,
+            needed_bandwidth: None,
+            send_rate: 1,
+            downtime_max_ms: 300,
+            confidence: Confidence::Firm,
+        };
+        let forecast = Forecast { said_us: 1_000_000, prediction };
+        let report = SourceReport {
+            total_us: 1_500_000,
+            pause_us: 10_000,
+            state_us: 90_000,
+            commit_us: 20_000,
+            forecast: Some(Box::new(forecast)),
+            ..SourceReport::default()
+        };
+        assert_eq!(report.total_error_us(), Some(-100_000), "1.6 s were expected");
+        assert_eq!(report.downtime_error_us(), Some(20_000));
+        let no = Prediction { fits: Fits::No, ..prediction };
+        let report =
+            SourceReport { forecast: Some(Box::new(Forecast { prediction: no, ..forecast })), ..report };
+        assert_eq!(report.total_error_us(), None, "no end was expected");
+        assert_eq!(SourceReport::default().downtime_error_us(), None);
+    }
 
     #[test]
     fn waits_are_counted_by_powers_of_two() {

@@ -83,7 +83,8 @@ pub async fn run(outbound: Outbound, mut told: mpsc::Receiver<Told>, tells: mpsc
         Err(reason) => {
             tracing::warn!(reason, "the migration did not begin");
             if errand == Errand::Copy {
-                let end = Entry::End { migration: migration.clone(), side: Side::Source, reason: reason.clone() };
+                let end =
+                    Entry::End { migration: migration.clone(), side: Side::Source, reason: reason.clone() };
                 let _ = tells.send(Tells::Proposal(end)).await;
                 until_over(&migration, &mut told).await;
             } else {

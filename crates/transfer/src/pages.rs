@@ -256,10 +256,12 @@ mod tests {
         for page in [1, 2, 5, 40] {
             source.write(PageIndex(page), &[u8::try_from(page).expect("small"); PAGE_SIZE]).expect("write");
         }
-        let encoded =
-            Reader::new(Arc::new(Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup")), SessionId(1))
-                .read(&plan(1, vec![PageRun::new(0, 64)]))
-                .expect("read");
+        let encoded = Reader::new(
+            Arc::new(Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup")),
+            SessionId(1),
+        )
+        .read(&plan(1, vec![PageRun::new(0, 64)]))
+        .expect("read");
         let (head_bytes, table) = encoded.head.split_first_chunk().expect("a head");
         let head = godwit_wire::batch::Head::decode(head_bytes).expect("a head");
         let batch = head.complete(head_bytes, table, &encoded.payload, PAGES.0).expect("a batch");

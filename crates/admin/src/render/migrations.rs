@@ -4,6 +4,7 @@ use godwit_domain::Overrides;
 use godwit_domain::settings::Origin;
 use godwit_wire::admin::{ChangeRow, MigrationDetail, MigrationExplained, MigrationRow, StepRow};
 
+use super::outlook::steps_of;
 use super::progress::{in_short, measured_of, progress_of};
 use super::units::utc;
 use super::verdicts::{settings_of, verdicts_of};
@@ -58,6 +59,9 @@ pub fn migration(detail: &MigrationDetail) -> String {
     let steps = list("", ["time", "phase", "reason"], &[], steps.iter().map(step));
     let obstacles = obstacles.iter().map(|(node, why)| [node.to_string(), why.clone()]);
     let change = |ChangeRow { time_ms, what }: &ChangeRow| [utc(*time_ms), what.clone()];
+    // When it is over, its source has said all of it.
+    let done = measured.source.as_ref().map(|report| &report.steps);
+    let done = done.or(progress.as_ref().map(|progress| &progress.steps)).map_or(&[][..], Vec::as_slice);
     let set = settings.iter().filter(|(_, row)| row.origin != Origin::Default);
     sections(
         facts(facts_of(detail)),
@@ -67,6 +71,7 @@ pub fn migration(detail: &MigrationDetail) -> String {
             ("settings that somebody has set", settings_of(set)),
             ("changes of its settings", list("", ["time", "change"], &[], changes.iter().map(change))),
             ("progress, as its source said last", progress.as_ref().map_or_else(String::new, progress_of)),
+            ("what was done about it, round by round", steps_of(done)),
             ("measured", measured_of(measured)),
         ],
     )

@@ -15,6 +15,7 @@ mod guests;
 mod migrations;
 mod nodes;
 mod objects;
+mod outlook;
 mod progress;
 pub mod units;
 mod verdicts;
@@ -29,6 +30,7 @@ pub use guests::{guest, guests, stats, verified};
 pub use migrations::{migration, migration_explained, migration_line, migrations};
 pub use nodes::{drain_line, fenced, node, nodes, stuck};
 pub use objects::{Watched, applied, objects};
+pub use outlook::expected;
 pub use progress::in_short;
 pub use verdicts::{explained, verdicts};
 

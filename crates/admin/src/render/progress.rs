@@ -2,6 +2,7 @@
 
 use godwit_domain::progress::{Course, Measured, PostCopyReport, Progress, SourceReport};
 
+use super::outlook::{expected, hindsight};
 use super::units::{bytes, micros, millis, rate};
 use super::{NOTHING, facts};
 
@@ -13,8 +14,10 @@ pub fn in_short(progress: &Progress) -> String {
         0 => "not known yet".to_owned(),
         _ => millis(progress.predicted_downtime_ms),
     };
+    let expected =
+        progress.prediction.as_ref().map_or_else(String::new, |said| format!(", {}", expected(said)));
     format!(
-        "round {}, {} left, {} out, {} written, downtime now {downtime}",
+        "round {}, {} left, {} out, {} written, downtime now {downtime}{expected}",
         progress.round,
         bytes(left),
         rate(progress.send_rate),
@@ -36,6 +39,9 @@ pub(super) fn progress_of(progress: &Progress) -> String {
         predicted_downtime_ms,
         throttle_percent,
         course,
+        prediction,
+        // These have a table of their own.
+        steps: _,
     } = progress;
     let stands = match (switching_over, waits_for_quorum, course) {
         (_, _, Course::Ends) => "was given up; the group has not agreed to that yet",
@@ -60,6 +66,7 @@ pub(super) fn progress_of(progress: &Progress) -> String {
         ("the guest writes at", rate(*dirty_rate)),
         ("predicted downtime", predicted),
         ("throttle", format!("{throttle_percent} %")),
+        ("expected", prediction.as_ref().map_or_else(|| NOTHING.to_owned(), expected)),
     ])
 }
 
@@ -97,6 +104,9 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             throttle_percent_max,
             reconnects,
             paused_to_finish,
+            forecast: _,
+            // These have a table of their own.
+            steps: _,
         } = report;
         all = vec![
             ("total", micros(*total_us)),
@@ -114,6 +124,7 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             ("link lost and regained", reconnects.to_string()),
             ("paused to finish", if *paused_to_finish { "yes" } else { "no" }.to_owned()),
         ];
+        all.extend(hindsight(report));
     }
     all.extend(resume_us.map(|us| ("resume", micros(us))));
     all.extend(post_copy.as_ref().map(post_copy_facts).into_iter().flatten());

@@ -247,9 +247,9 @@ impl Ownership {
     /// Whether this instance runs, or is about to run, in post-copy: pages may be missing there.
     pub fn may_lack_pages(&self, instance: InstanceId) -> bool {
         match self.attempt.as_ref().map(|attempt| &attempt.phase) {
-            Some(
-                Phase::PostCopy { target, .. } | Phase::HandedOver { mode: Mode::PostCopy, target, .. },
-            ) => target.instance == instance,
+            Some(Phase::PostCopy { target, .. } | Phase::HandedOver { mode: Mode::PostCopy, target, .. }) => {
+                target.instance == instance
+            }
             _ => false,
         }
     }

@@ -12,6 +12,8 @@
 //! Always true: no verdict looks at a clock; time comes in as a [`Duration`] since the copy began.
 
 mod deadline;
+pub mod predict;
+pub mod record;
 pub mod throttle;
 
 use std::time::Duration;
@@ -21,6 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Bandwidth, Round, time_for};
 
 pub use deadline::{AtDeadline, GaveUp, at_deadline, judge_pause, judge_time, pause_fits};
+pub use predict::{Confidence, Fits, Prediction, Predictor};
+pub use record::{Did, Record, Step};
 pub use throttle::Throttle;
 
 /// The limits in force for one migration. They may change while it runs.

@@ -194,7 +194,7 @@ pub enum Command {
         /// The migration.
         migration: MigrationId,
         /// The numbers.
-        measured: Measured,
+        measured: Box<Measured>,
     },
     /// Grant a waiting migration its target and all its permits.
     Admit {

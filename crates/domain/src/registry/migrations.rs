@@ -71,7 +71,10 @@ impl Registry {
         if wish.post_copy_at_once {
             let allowed = self.in_force_with(guest, &wish.overrides).resolved.allow_post_copy.value;
             if guest.body.critical {
-                return Err(Refusal::PostCopy { guest: guest.name.clone(), rule: "it is critical (godwit.dev/critical)" .into()});
+                return Err(Refusal::PostCopy {
+                    guest: guest.name.clone(),
+                    rule: "it is critical (godwit.dev/critical)".into(),
+                });
             }
             if !allowed {
                 let rule = "allowPostCopy is not in force for it; allow it by a policy, the cluster's settings, or with the \
@@ -164,7 +167,7 @@ impl Registry {
                 None => guest.record.as_mut(),
             };
             if let Some(Record { measured, .. }) = record {
-                measured.source = measured.source.or(new.source);
+                measured.source = measured.source.take().or(new.source);
                 measured.resume_us = measured.resume_us.or(new.resume_us);
                 measured.post_copy = measured.post_copy.or(new.post_copy);
             }

@@ -262,7 +262,7 @@ impl Registry {
             Command::Reached { migration, milestone } => self.reached(&migration, milestone),
             Command::Placeable { migration, is } => self.note_placeable(&migration, is),
             Command::ForgetMigration { migration } => self.forget_migration(&migration),
-            Command::Measured { migration, measured } => self.measured(&migration, measured),
+            Command::Measured { migration, measured } => self.measured(&migration, *measured),
             Command::Admit { guest, migration, target } => self.admit(guest, migration, target),
             Command::Guest { guest, entry } => self.guest_entry(guest, entry),
             Command::Fence { node, boot, instances } => self.fence(&node, boot, &instances),

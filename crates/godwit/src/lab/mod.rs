@@ -32,7 +32,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
-use render::{LabReport, Live, Move, millis};
+use render::{LabReport, Live, Move, millis, millis_apart};
 use scenes::Scene;
 use sweeper::Sweeper;
 
@@ -225,7 +225,8 @@ impl Lab {
         };
         let scenes = match (arguments.moves, arguments.bandwidth) {
             (None, None) => {
-                let names = [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
+                let names =
+                    [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
                 scenes::three_ways(names, &spec, overrides)?
             }
             (moves, _) => {
@@ -323,7 +324,9 @@ impl Scene {
         let moved = cluster.migrate(&self.guest, target, self.how, self.limit, watch).await?;
         drop(live);
         let (measured, resume_us, post_copy) = match moved {
-            Moved::Succeeded { source, resume_us, post_copy } => (source, resume_us, post_copy),
+            Moved::Succeeded { source, resume_us, post_copy } => {
+                (source, resume_us, post_copy.map(|report| *report))
+            }
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
         let (after, asked_ns, verified) = match look {
@@ -333,7 +336,8 @@ impl Scene {
         let took_us = post_copy.map_or(0, |report| report.took_us);
         let (ticks, ticks_while_missing) =
             self.ticks_around(cluster, target, since_ns, asked_ns, took_us).await?;
-        let seen = Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
+        let seen =
+            Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
         Ok(self.entry(source, target, &seen))
     }
 
@@ -368,7 +372,8 @@ impl Scene {
     }
 
     fn entry(&self, source: &NodeName, target: &NodeName, seen: &Measured) -> Move {
-        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } = seen;
+        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } =
+            seen;
         let written = (after.pages_written - before.pages_written) * PAGE_BYTES;
         let running = Duration::from_micros(after.running_us - before.running_us);
         let gap_ms = millis(ticks.gap_ns_max / 1000);
@@ -387,6 +392,15 @@ impl Scene {
             commit_ms: millis(measured.commit_us),
             resume_ms: millis(*resume_us),
             predicted_downtime_ms: millis(measured.predicted_downtime_us),
+            prediction: measured.forecast.as_ref().map(|forecast| forecast.prediction),
+            predicted_total_ms: measured
+                .forecast
+                .as_ref()
+                .and_then(|forecast| forecast.total_us())
+                .map(millis),
+            predicted_total_error_ms: measured.total_error_us().map(millis_apart),
+            predicted_downtime_error_ms: measured.downtime_error_us().map(millis_apart),
+            steps: measured.steps.clone(),
             ticks_lost: ticks.lost,
             tick_gap_max_ms: gap_ms,
             verified: verified.wrong == 0,

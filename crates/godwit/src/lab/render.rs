@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use godwit_domain::precopy::{Prediction, Step};
 use godwit_domain::progress::{LATENCY_BUCKETS, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -38,6 +39,16 @@ pub struct Move {
     pub resume_ms: f64,
     /// Downtime as it was predicted when the guest was stopped.
     pub predicted_downtime_ms: f64,
+    /// What was expected after the first round, if anything was.
+    pub prediction: Option<Prediction>,
+    /// How long the whole move was expected to take then; null: it was not expected to end.
+    pub predicted_total_ms: Option<f64>,
+    /// By how much longer it took, below 0: shorter.
+    pub predicted_total_error_ms: Option<f64>,
+    /// The same of the downtime, as the source saw it.
+    pub predicted_downtime_error_ms: Option<f64>,
+    /// What was done about it, round by round.
+    pub steps: Vec<Step>,
     /// Gaps and repeats in the guest's ticks.
     pub ticks_lost: u64,
     /// As `downtime_ms`.
@@ -102,6 +113,11 @@ pub struct LabReport {
 /// Microseconds as milliseconds with three digits.
 pub fn millis(micros: u64) -> f64 {
     // Exact below 2^53 µs, that is 285 years.
+    micros as f64 / 1000.0
+}
+
+/// The same of a difference.
+pub fn millis_apart(micros: i64) -> f64 {
     micros as f64 / 1000.0
 }
 
@@ -199,8 +215,11 @@ impl Live {
             0 => "not known yet".to_owned(),
             _ => format!("{} ms", progress.predicted_downtime_ms),
         };
+        let expected = progress.prediction.as_ref();
+        let expected =
+            expected.map_or_else(String::new, |said| format!(", {}", godwit_admin::render::expected(said)));
         self.bar.set_message(format!(
-            "round {}, {} left, {}/s out, {}/s written, downtime now {downtime}",
+            "round {}, {} left, {}/s out, {}/s written, downtime now {downtime}{expected}",
             progress.round,
             bytes(left),
             bytes(progress.send_rate),

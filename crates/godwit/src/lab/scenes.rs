@@ -87,7 +87,9 @@ pub(super) fn three_ways(
             ..round_trip(limited, limited_spec, limited_overrides, 1)?
         },
         Scene {
-            title: Some("a guest that can not converge: 200 MiB/s written, 128 MiB/s sent, post-copy allowed"),
+            title: Some(
+                "a guest that can not converge: 200 MiB/s written, 128 MiB/s sent, post-copy allowed",
+            ),
             guest: busy,
             spec: busy_spec,
             how: busy_overrides.into(),

@@ -29,9 +29,9 @@ use super::{NodeActor, Transfer};
 use crate::files;
 use crate::local::{Handle, OwnedRole};
 use crate::outbound::{self, Errand, Outbound, Reach};
-use crate::resumed;
 use crate::owed::free_memory_bytes;
 use crate::records::About;
+use crate::resumed;
 
 /// Memory that stays free beside an arriving guest, so that the host itself can go on.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -346,7 +346,10 @@ impl NodeActor {
         self.share_bandwidth();
         match report {
             Report::Source(report) => {
-                self.tell_measured(migration.clone(), Measured { source: Some(report), ..Measured::default() });
+                self.tell_measured(
+                    migration.clone(),
+                    Measured { source: Some(report), ..Measured::default() },
+                );
             }
             Report::Target { resume_us, post_copy } => {
                 let measured = Measured { source: None, resume_us: Some(resume_us), post_copy };

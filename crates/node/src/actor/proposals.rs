@@ -79,7 +79,7 @@ impl NodeActor {
     pub(super) fn tell_measured(&self, migration: MigrationId, measured: Measured) {
         let leader = self.leader.clone();
         tokio::spawn(async move {
-            let command = Command::Measured { migration, measured };
+            let command = Command::Measured { migration, measured: Box::new(measured) };
             until_answered(&leader, command, Some(MEASURED_PATIENCE)).await;
         });
     }

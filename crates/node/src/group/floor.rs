@@ -115,7 +115,7 @@ impl Floor {
 
     /// How a migration did when it was last heard.
     pub fn progress(&self, migration: &MigrationId) -> Option<Progress> {
-        self.lock().progress.get(migration).copied()
+        self.lock().progress.get(migration).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -455,8 +455,8 @@ pub(super) fn migration_detail(
             .collect(),
         obstacles: obstacles.into_iter().map(|(node, why): (_, Obstacle)| (node, why.to_string())).collect(),
         steps: record.steps.iter().map(step_row).collect(),
-        progress: beside.progress.get(name).copied(),
-        measured: record.measured,
+        progress: beside.progress.get(name).cloned(),
+        measured: record.measured.clone(),
     })
 }
 

@@ -20,13 +20,13 @@ use super::stream::SharedLimiter;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
 use crate::limiter::Limiter;
-use crate::pages::Reader;
 use crate::pages::Encoded;
-use crate::source::{Action, OutOfTurn, Plan, Room, Setup, SourceSession};
+use crate::pages::Reader;
+use crate::source::{Action, OutOfTurn, Plan, Setup, SourceSession};
 use crate::target::Lane;
 use hands::{MemoryWorker, command, planted};
-use link::{FetchWorker, Link, Redial};
 pub use link::{Dial, Lines};
+use link::{FetchWorker, Link, Redial};
 use telling::{Times, why_paused};
 
 /// Plans that are being read or wait to be sent: one is read, one waits, one is sent.
@@ -37,9 +37,6 @@ const FETCHES_OPEN_MAX: usize = 16;
 const EVENTS_MAX: usize = 32;
 /// Jobs that may wait for the runner: every step of a throttle, and pause, save, let run freely, resume.
 const RUNNER_JOBS_MAX: usize = 12;
-/// How long the log is waited for when the target says that the migration is over.
-const OVER_PATIENCE: Duration = Duration::from_secs(2);
-
 /// Everything a source is made of.
 #[derive(Debug)]
 pub struct Source<R, D> {
@@ -83,6 +80,8 @@ enum Event {
     },
     /// This link broke. What it means depends on where the session stands.
     Broke(u64, String),
+    /// The target broke a rule over this link.
+    Broken(u64, String),
     /// Guest memory could not be read or scanned.
     Unreadable(String),
     /// The runner did not do what it must.
@@ -189,7 +188,9 @@ impl<D: Dial> Driver<D> {
         let worker = MemoryWorker { reader, tracker, written };
         let memory_threads = vec![
             on_a_thread(events.clone(), move |events| worker.work(jobs, events)),
-            on_a_thread(events.clone(), move |events| FetchWorker { reader: fetch_reader }.work(fetches, events)),
+            on_a_thread(events.clone(), move |events| {
+                FetchWorker { reader: fetch_reader }.work(fetches, events)
+            }),
         ];
         let mut tasks = JoinSet::new();
         tasks.spawn(command(runner, orders, events.clone()).in_current_span());
@@ -302,7 +303,7 @@ impl<D: Dial> Driver<D> {
                     self.times.complete.get_or_insert(now);
                 }
                 if let Some(problem) = broke {
-                    self.broke(&OutOfTurn::to_string(&problem));
+                    self.protocol_broken(&OutOfTurn::to_string(&problem));
                 }
             }
             Event::Scanned(written) => {
@@ -331,87 +332,11 @@ impl<D: Dial> Driver<D> {
                 self.redial.failed(now);
             }
             Event::Broke(link, reason) if link == self.links => self.broke(&reason),
+            Event::Broken(link, rule) if link == self.links => self.protocol_broken(&rule),
             // Of a link that is gone.
-            Event::Frame(..) | Event::Broke(..) => {}
+            Event::Frame(..) | Event::Broke(..) | Event::Broken(..) => {}
             Event::Unreadable(reason) => self.session.fail(reason),
             Event::RunnerBroke(reason) => self.session.fail(format!("runner at the source: {reason}")),
-        }
-    }
-
-    fn room(&self) -> Room {
-        let linked = self.link.is_some();
-        Room {
-            batch: linked && self.plans_open < PLANS_OPEN_MAX,
-            fetched: linked && self.fetches_open < FETCHES_OPEN_MAX,
-        }
-    }
-
-    fn linked(&mut self, lines: Lines) {
-        self.links += 1;
-        self.redial.came_back();
-        let link = Link::new(lines, self.links, &self.limiter, &self.events, &mut self.tasks);
-        tracing::info!(link = self.links, target = %link.urgent.remote_address(), "connected to the target");
-        self.link = Some(link);
-    }
-
-    /// The link is of no use any more. As long as that helps, another is dialed. A guest that stands still here and was not
-    /// handed over runs on here; when the target has said that it has everything and the hand-over is proposed, only the
-    /// log knows.
-    fn broke(&mut self, reason: &str) {
-        let Some(link) = self.link.take() else { return };
-        let it_is_over = link.says_that_it_is_over();
-        link.close(reason);
-        let now = self.clock.now();
-        self.session.link_lost();
-        if self.session.wants_a_link() && it_is_over {
-            // The log is about to say so, too.
-            self.redial.lost(now + OVER_PATIENCE);
-        } else if self.session.wants_a_link() {
-            tracing::warn!(reason, "connection to the target lost; it is dialed again");
-            self.redial.lost(now);
-        } else if self.session.is_target_complete() {
-            tracing::debug!(reason, "the target has everything and closed first");
-        } else if self.session.is_handed_over() {
-            tracing::warn!(
-                reason,
-                "connection lost after the hand-over; waiting for the target to say that it runs"
-            );
-        } else {
-            self.session.fail(format!("connection to the target lost: {reason}"));
-        }
-    }
-
-    /// Dials a lost link again when it is time. Returns when to look again.
-    fn dial_again(&mut self) -> Duration {
-        let now = self.clock.now();
-        let later = now + Duration::from_secs(1);
-        let Some(lost_at) = self.redial.lost_at.filter(|_| self.session.wants_a_link()) else { return later };
-        let passed = self.recovery_timeout.filter(|limit| now >= lost_at.saturating_add(*limit));
-        if let Some(limit) = passed.filter(|_| !self.session.is_handed_over()) {
-            let limit = limit.as_secs();
-            self.session.fail(format!("recoveryTimeout: the target could not be reached for {limit} s"));
-            return now;
-        }
-        match self.redial.due(now) {
-            Ok(()) => {
-                self.redial.under_way = true;
-                let (dial, events, link) = (Arc::clone(&self.dial), self.events.clone(), self.links + 1);
-                let dialing = async move {
-                    let dialed = dial.dial(link).await.map(Box::new);
-                    let _ = events.send(Event::Dialed(dialed)).await;
-                };
-                self.tasks.spawn(dialing.in_current_span());
-                later
-            }
-            Err(when) => when.unwrap_or(later),
-        }
-    }
-
-    fn fetch(&mut self, plan: Plan) {
-        let Some(link) = &self.link else { return };
-        self.fetches_open += 1;
-        if self.fetch_jobs.try_send((plan, link.fetched.clone())).is_err() {
-            self.session.fail("the thread that reads fetched pages has stopped".into());
         }
     }
 

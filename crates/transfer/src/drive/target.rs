@@ -2,6 +2,7 @@
 
 mod hands;
 mod link;
+mod placing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::{Clock, Report, Runner, Tells, Told, chain, micros};
 use crate::control;
 use crate::target::{Action, Lane, TargetSession, Violation, Write};
 pub use hands::ServeFaults;
-use hands::{MemoryWorker, command, hear_faults, place, planted};
+use hands::{MemoryWorker, command, place, planted};
 use link::Link;
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
@@ -266,22 +267,6 @@ impl Driver {
         driver
     }
 
-    /// Faults are heard and answered from now on.
-    fn serve(&mut self, faults: Arc<Faults>) {
-        let (heard, events, span) = (Arc::clone(&faults), self.outs.faults.clone(), Span::current());
-        match std::io::pipe() {
-            Ok((until, hearing)) => {
-                self.hearing = Some(hearing);
-                self.tasks.spawn_blocking(move || {
-                    let _in_span = span.enter();
-                    hear_faults(&heard, &until, &events);
-                });
-            }
-            Err(error) => return self.session.fail(format!("faults can not be heard: {error}")),
-        }
-        self.ask_place(PlaceJob::Serve(faults));
-    }
-
     async fn drive(&mut self, told: &mut mpsc::Receiver<Told>, ears: &mut Ears) -> Report {
         loop {
             while let Some(action) = self.session.poll() {
@@ -461,15 +446,6 @@ impl Driver {
         }
     }
 
-    /// This is tried again in a while.
-    fn again(&mut self, event: Event) {
-        let events = self.outs.events.clone();
-        self.again.spawn(async move {
-            tokio::time::sleep(RUN_AGAIN_AFTER).await;
-            let _ = events.send(event).await;
-        });
-    }
-
     async fn propose(&self, entry: Entry) {
         let _ = self.tells.send(Tells::Proposal(entry)).await;
     }
@@ -478,19 +454,6 @@ impl Driver {
         // Waits for room: the memory thread always makes progress, since its answers have room of their own.
         if self.memory_jobs.send(job).await.is_err() {
             self.session.fail("the memory thread has stopped".into());
-        }
-    }
-
-    async fn ask_place_when_there_is_room(&mut self, job: PlaceJob) {
-        // As with the memory thread.
-        if self.place_jobs.send(job).await.is_err() {
-            tracing::error!("the thread that places pages has stopped");
-        }
-    }
-
-    fn ask_place(&mut self, job: PlaceJob) {
-        if self.place_jobs.try_send(job).is_err() {
-            self.session.fail("the thread that places pages has stopped".into());
         }
     }
 

@@ -15,7 +15,7 @@
 use std::time::Duration;
 
 use godwit_domain::ownership::Side;
-use godwit_domain::precopy::{self, Allowed, AtDeadline, GaveUp, Standing};
+use godwit_domain::precopy::{self, Allowed, AtDeadline, Did, GaveUp, Limits, Standing};
 
 use super::{Action, SourceSession, Stage};
 
@@ -27,6 +27,26 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const LOSSES_MAX: u32 = 2;
 
 impl SourceSession {
+    /// Other limits hold from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.setup.limits = limits;
+        self.outlook.limits_changed();
+        if !limits.allowed.throttle {
+            if self.throttle.percent() > 0 {
+                self.note(Did::LetFree, &self.standing(self.rounds.last_scan()));
+            }
+            self.unthrottle();
+        }
+    }
+
+    /// The runner takes so many percent of its time from the guest.
+    pub fn throttled(&mut self, percent: u8) {
+        if percent != self.throttled {
+            self.outlook.guest_changed(self.rounds.last_scan());
+        }
+        self.throttled = percent;
+    }
+
     /// Have time limits passed?
     pub(super) fn check_time(&mut self, now: Duration) {
         match self.stage {
@@ -37,7 +57,7 @@ impl SourceSession {
     }
 
     fn check_copy(&mut self, now: Duration) {
-        if self.setup.at_once && self.setup.limits.allowed.post_copy {
+        if self.is_to_go_before_the_deadline() {
             return self.switch_to_post_copy(now);
         }
         let limits = self.setup.limits;
@@ -58,6 +78,15 @@ impl SourceSession {
     pub(super) fn allowed(&self) -> Allowed {
         let allowed = self.setup.limits.allowed;
         Allowed { post_copy: allowed.post_copy && self.losses < LOSSES_MAX, ..allowed }
+    }
+
+    /// Asked for at once, or `postCopyTrigger: early` and rounds are in vain.
+    fn is_to_go_before_the_deadline(&self) -> bool {
+        let Allowed { post_copy, post_copy_early, .. } = self.setup.limits.allowed;
+        let in_vain = || post_copy_early && self.convergence_is_impossible();
+        post_copy
+            && (self.setup.at_once
+                || in_vain() && precopy::at_deadline(self.allowed()) == AtDeadline::PostCopy)
     }
 
     /// The deadline `limit` has passed.
@@ -94,7 +123,9 @@ impl SourceSession {
             (Some(AtDeadline::PauseAndFinish), Some(limit)) => {
                 precopy::pause_fits(&self.standing(now), limit, self.overdue(now))
             }
-            (Some(AtDeadline::PauseAndFinish | AtDeadline::PostCopy | AtDeadline::Cancel) | None, _) => Ok(()),
+            (Some(AtDeadline::PauseAndFinish | AtDeadline::PostCopy | AtDeadline::Cancel) | None, _) => {
+                Ok(())
+            }
         }
     }
 
@@ -121,6 +152,7 @@ impl SourceSession {
 
     /// A time limit ends it: Cancelled, not Failed.
     pub(super) fn give_up(&mut self, why: GaveUp) {
+        self.note(Did::GiveUp, &self.standing(self.rounds.last_scan()));
         self.end(Side::Deadline, why.to_string());
     }
 
@@ -128,7 +160,10 @@ impl SourceSession {
     pub(super) fn adjust_throttle(&mut self, standing: &Standing) {
         let before = self.throttle.percent();
         self.throttle = self.throttle.after_round(&self.setup.limits, standing);
-        if self.throttle.percent() != before {
+        if self.throttle.percent() == before {
+            self.note(Did::GoOn, standing);
+        } else {
+            self.note(Did::Throttle(self.throttle.percent()), standing);
             self.actions.push_back(Action::Throttle(self.throttle.percent()));
         }
     }

@@ -25,6 +25,7 @@
 mod closing;
 mod deadline;
 mod ending;
+mod outlook;
 mod postcopy;
 mod rounds;
 mod standing;
@@ -33,12 +34,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use godwit_domain::ownership::Side;
-use godwit_domain::precopy::{self, AtDeadline, GaveUp, Limits, Standing, Throttle, Verdict};
+use godwit_domain::precopy::{self, AtDeadline, Did, GaveUp, Limits, Standing, Throttle, Verdict};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
 use godwit_memory::PageSet;
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
+use outlook::Outlook;
 pub use rounds::Plan;
 use rounds::Rounds;
 pub use standing::Snapshot;
@@ -152,6 +154,7 @@ pub struct SourceSession {
     stage: Stage,
     link: Link,
     rounds: Rounds,
+    outlook: Outlook,
     /// Scans asked for and not yet answered; at most one, and one more at the pause.
     scans_due: u8,
     final_round: Option<Round>,
@@ -185,6 +188,7 @@ impl SourceSession {
     pub fn new(now: Duration, setup: Setup) -> Self {
         Self {
             rounds: Rounds::new(now, setup.pages),
+            outlook: Outlook::new(now, setup.pages),
             setup,
             stage: Stage::Copying,
             link: Link::Down,
@@ -245,7 +249,8 @@ impl SourceSession {
     pub fn scanned(&mut self, now: Duration, written: &PageSet) {
         self.scans_due = self.scans_due.saturating_sub(1);
         let round_was_over = self.rounds.is_over();
-        self.rounds.written(now, written);
+        let scan = self.rounds.written(now, written);
+        self.look_ahead(now, &scan, round_was_over);
         match &mut self.stage {
             Stage::Copying => {
                 if round_was_over && self.is_up() {
@@ -283,19 +288,6 @@ impl SourceSession {
         self.quorum_asked = self.quorum_asked.max(Some(asked));
     }
 
-    /// Other limits hold from now on.
-    pub fn set_limits(&mut self, limits: Limits) {
-        self.setup.limits = limits;
-        if !limits.allowed.throttle {
-            self.unthrottle();
-        }
-    }
-
-    /// The runner takes so many percent of its time from the guest.
-    pub fn throttled(&mut self, percent: u8) {
-        self.throttled = percent;
-    }
-
     // ---- what to do next -----------------------------------------------------------------------------------
 
     /// The next thing to do. `room`: what the driver can take now.
@@ -304,7 +296,9 @@ impl SourceSession {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        if room.fetched && let Some(fetched) = self.next_fetched() {
+        if room.fetched
+            && let Some(fetched) = self.next_fetched()
+        {
             return Some(fetched);
         }
         if let Some(plan) = self.next_batch(now, room.batch) {
@@ -457,7 +451,10 @@ impl SourceSession {
         let verdict = precopy::judge_round(&self.setup.limits, &standing);
         self.waits_for_quorum = verdict == Verdict::SwitchOver && !self.quorum_is_there(now);
         match verdict {
-            _ if self.waits_for_quorum => self.begin_round(now),
+            _ if self.waits_for_quorum => {
+                self.note(Did::WaitForQuorum, &standing);
+                self.begin_round(now);
+            }
             Verdict::AnotherRound => {
                 self.adjust_throttle(&standing);
                 self.begin_round(now);
@@ -471,6 +468,7 @@ impl SourceSession {
     fn stop(&mut self, now: Duration, standing: &Standing) {
         self.predicted_downtime = standing.predicted_downtime();
         self.stopped_at = now;
+        self.note_stop(standing);
         self.waits_for_quorum = false;
         self.stage = Stage::Stopping { scanned: false, state: None };
         self.actions.push_back(Action::Pause(self.setup.epoch));

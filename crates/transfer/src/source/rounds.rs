@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use godwit_domain::precopy::Progress;
+use godwit_domain::precopy::predict::Scan;
 use godwit_domain::units::rate_of;
 use godwit_domain::{PAGE_BYTES, PageCount, PageIndex, PageRun, Round};
 use godwit_memory::PageSet;
@@ -68,6 +69,8 @@ pub(super) struct Rounds {
     begun_with: PageCount,
     left_before_bytes: u64,
     last_scan: Duration,
+    /// The last scan before the present round.
+    scan_before: Duration,
     dirty_rate: u64,
     skipped_pages: u64,
     meter: Meter,
@@ -91,6 +94,7 @@ impl Rounds {
             begun_with: PageCount(0),
             left_before_bytes: pages.bytes(),
             last_scan: now,
+            scan_before: now,
             dirty_rate: 0,
             skipped_pages: 0,
             meter: Meter::new(now),
@@ -157,6 +161,7 @@ impl Rounds {
         self.cursor = 0;
         self.begun_with = self.queue.len();
         self.began = now;
+        self.scan_before = self.last_scan;
         self.progress.round_begins(self.begun_with.bytes());
         Some((self.round, self.begun_with))
     }
@@ -207,7 +212,9 @@ impl Rounds {
         let mut at = wanted.first.0;
         while let Some(run) = self.queue.run_from(at, wanted.count) {
             let end = run.end().min(wanted.end());
-            let Some(count) = end.checked_sub(u64::from(run.first.0)).filter(|count| *count > 0) else { break };
+            let Some(count) = end.checked_sub(u64::from(run.first.0)).filter(|count| *count > 0) else {
+                break;
+            };
             let run = PageRun::new(run.first.0, u32::try_from(count).unwrap_or(u32::MAX));
             self.take(run);
             runs.push(run);
@@ -230,8 +237,17 @@ impl Rounds {
         u64::from(self.queue.len().0.div_ceil(BATCH_PAGES_MAX))
     }
 
+    pub(super) fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.began)
+    }
+
+    pub(super) fn last_scan(&self) -> Duration {
+        self.last_scan
+    }
+
     /// A scan reported these pages.
-    pub(super) fn written(&mut self, now: Duration, written: &PageSet) {
+    pub(super) fn written(&mut self, now: Duration, written: &PageSet) -> Scan {
+        let unique_before = u64::from(self.next.len().0);
         let elapsed = now.saturating_sub(self.last_scan);
         if elapsed >= ROUND_MIN {
             self.dirty_rate = rate_of(written.len().bytes(), elapsed);
@@ -248,6 +264,14 @@ impl Rounds {
             self.skipped_pages += u64::from(before - self.queue.len().0);
         }
         self.next.insert_all(written);
+        Scan {
+            since_last: elapsed,
+            written: u64::from(written.len().0),
+            since_round_began: now.saturating_sub(self.scan_before),
+            unique_before,
+            unique: u64::from(self.next.len().0),
+            send_rate: self.send_rate(now),
+        }
     }
 
     /// At the end of a round, and within a long one every now and then.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use godwit_domain::precopy::{AtDeadline, Standing, at_deadline};
+use godwit_domain::precopy::{AtDeadline, Prediction, Standing, at_deadline};
 use godwit_domain::progress::Course;
 use godwit_domain::{PageCount, Round};
 
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub throttle_percent: u8,
     /// What is done to bring it to an end.
     pub course: Course,
+    /// What is to be expected of it, while rounds decide.
+    pub prediction: Option<Prediction>,
 }
 
 impl SourceSession {
@@ -62,6 +64,7 @@ impl SourceSession {
             },
             throttle_percent: self.throttled,
             course: self.course(),
+            prediction: self.prediction(),
         }
     }
 

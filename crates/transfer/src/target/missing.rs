@@ -218,7 +218,11 @@ mod tests {
         assert_eq!(fault(&mut missing, 10), Some(Answer::Fetch(PageRun::new(10, 1))));
         assert_eq!(fault(&mut missing, 10), Some(Answer::Comes), "asked for once");
         assert_eq!(fault(&mut missing, 11), Some(Answer::Fetch(PageRun::new(11, 2))), "a walk");
-        assert_eq!(fault(&mut missing, 13), Some(Answer::Fetch(PageRun::new(13, 1))), "to the end of what is absent");
+        assert_eq!(
+            fault(&mut missing, 13),
+            Some(Answer::Fetch(PageRun::new(13, 1))),
+            "to the end of what is absent"
+        );
         assert!(missing.comes(PageIndex(10)) && !missing.comes(PageIndex(10)));
         assert_eq!(fault(&mut missing, 10), Some(Answer::Comes), "it is being written");
         assert_eq!(fault(&mut missing, 9), Some(Answer::Zeros(PageRun::new(9, 1))));

@@ -260,7 +260,9 @@ impl TargetSession {
             Lane::Urgent => self.placing.pop_front(),
         };
         let Some(Writing { connection, pages, runs }) = written else { return Ok(()) };
-        if let Some(link) = self.link.as_mut().filter(|link| link.connection == connection && lane == Lane::Bulk) {
+        if let Some(link) =
+            self.link.as_mut().filter(|link| link.connection == connection && lane == Lane::Bulk)
+        {
             link.written += 1;
             link.written_pages += pages;
         }
@@ -385,7 +387,8 @@ impl TargetSession {
                 Some(write) if write.placed == placed => write.run.count.0 += 1,
                 _ => {
                     writes.extend(open.take());
-                    let (run, payload_page) = (PageRun { first: page, count: PageCount(1) }, base.map(|base| base + at));
+                    let (run, payload_page) =
+                        (PageRun { first: page, count: PageCount(1) }, base.map(|base| base + at));
                     open = Some(Write { run, payload_page, placed });
                 }
             }

@@ -4,6 +4,9 @@
 //!   Scene: SourceSession ─ Action ─▶ a guest that writes a lot, a link of 100 MiB/s, a log that agrees when told to
 //! ```
 
+mod postcopy;
+mod throttled;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -13,7 +16,6 @@ use godwit_domain::progress::Course;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageRun};
 use godwit_memory::PageSet;
 use godwit_transfer::source::{Action, Room, Setup, SourceSession};
-use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
 /// Batches that the link holds.
@@ -211,7 +213,10 @@ impl Scene {
 }
 
 fn is_of_a_copy(action: &Action) -> bool {
-    matches!(action, Action::Batch(_) | Action::Fetched(_) | Action::Scan | Action::Send(_) | Action::Pause(_))
+    matches!(
+        action,
+        Action::Batch(_) | Action::Fetched(_) | Action::Scan | Action::Send(_) | Action::Pause(_)
+    )
 }
 
 fn resumes(actions: &[Action]) -> Vec<Epoch> {
@@ -283,87 +288,15 @@ fn where_a_pause_is_allowed_it_finishes_by_one() {
     scene.until("the state is sent", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
     scene.until("the hand-over is proposed", |a| matches!(a, Action::ProposeHandOver(_, Mode::StopAndCopy)));
     let migration = scene.migration.clone();
-    scene.agree(Entry::HandOver { migration: migration.clone(), epoch: Epoch(1), mode: EntryMode::StopAndCopy });
+    scene.agree(Entry::HandOver {
+        migration: migration.clone(),
+        epoch: Epoch(1),
+        mode: EntryMode::StopAndCopy,
+    });
     scene.rest();
     scene.agree(Entry::Running { migration, epoch: Epoch(2) });
     assert_eq!(scene.rest(), [Action::Finish(Ok(()))]);
     assert!(resumes(&scene.seen).is_empty(), "it went on at the source, too");
-}
-
-// ---- post-copy -------------------------------------------------------------------------------------------------
-
-#[test]
-fn where_post_copy_is_allowed_the_guest_goes_and_its_pages_follow() {
-    for at_once in [false, true] {
-        let mut scene = if at_once { Scene::at_once(POST_COPY) } else { Scene::new(POST_COPY) };
-        scene.until_paused();
-        let begun = if at_once { Duration::ZERO } else { DEADLINE };
-        assert!(scene.now >= begun && scene.now < begun + at(150), "{:?}", scene.now);
-        assert_eq!(scene.course(), Course::PostCopy);
-        let closed = scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
-        assert!(matches!(closed, Action::Send(SourceFrame::Final(closed)) if closed.mode == Mode::PostCopy));
-        assert!(!scene.go_on_to(scene.now + at(200)).iter().any(is_of_a_copy), "nothing travels unasked");
-        let before = scene.arrived.1;
-        // The target lacks what the source wrote last; it says so, and is ready.
-        scene.session.frame(scene.now, held_nothing()).expect("in turn");
-        let complete = TargetFrame::Complete { epoch: Epoch(1) };
-        scene.session.frame(scene.now, complete).expect("in turn");
-        scene.until("it is proposed", |a| matches!(a, Action::ProposeHandOver(_, Mode::PostCopy)));
-        let migration = scene.migration.clone();
-        let epoch = Epoch(1);
-        scene.agree(Entry::HandOver { migration: migration.clone(), epoch, mode: EntryMode::PostCopy });
-        scene.agree(Entry::Running { migration: migration.clone(), epoch: Epoch(2) });
-        // No time limit applies any more, and no permission.
-        scene.change(NOTHING, Some(at(1)));
-        assert!(scene.rest().iter().all(|a| matches!(a, Action::Batch(_))));
-        scene.go_on_to(scene.now + DEADLINE * 3);
-        assert_eq!(scene.arrived.1 - before, u64::from(PAGES.0), "every page went once");
-        scene.agree(Entry::AllPages { migration, epoch: Epoch(2) });
-        assert_eq!(scene.rest(), [Action::Finish(Ok(()))]);
-        assert!(resumes(&scene.seen).is_empty(), "it went on at the source, too");
-    }
-}
-
-#[test]
-fn what_is_fetched_goes_first_then_what_is_hot() {
-    let mut scene = Scene::new(POST_COPY);
-    scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
-    scene.session.frame(scene.now, held_nothing()).expect("in turn");
-    for (first, pages) in [(4000, 3), (4001, 1), (7, 1)] {
-        scene.session.frame(scene.now, TargetFrame::Fetch { first, pages }).expect("in turn");
-    }
-    let runs = |action: Action| match action {
-        Action::Fetched(plan) | Action::Batch(plan) => plan.runs,
-        other => panic!("{other:?}"),
-    };
-    let is_of_pages = |a: &Action| matches!(a, Action::Fetched(_) | Action::Batch(_));
-    let next = |scene: &mut Scene| runs(scene.until("pages go", is_of_pages));
-    assert_eq!(next(&mut scene), [PageRun::new(4000, 3)]);
-    assert_eq!(next(&mut scene), [PageRun::new(7, 1)], "a page that is on the way is not sent again");
-    // The guest wrote the first half again and again.
-    let sent: Vec<u32> =
-        std::iter::from_fn(|| Some(next(&mut scene))).take(7).flatten().map(|run| run.first.0).collect();
-    assert!(sent.iter().all(|first| *first < HOT_PAGES), "{sent:?}");
-    assert!(next(&mut scene).last().expect("pages").first.0 >= HOT_PAGES);
-}
-
-#[test]
-fn a_fetch_that_can_not_be_is_refused() {
-    let mut scene = Scene::new(POST_COPY);
-    let fetch = |first, pages| TargetFrame::Fetch { first, pages };
-    assert!(scene.session.frame(scene.now, fetch(0, 1)).is_err(), "nothing is missing yet");
-    scene.until("it is closed", |a| matches!(a, Action::Send(SourceFrame::Final(_))));
-    for (first, pages) in [(0, 0), (0, 257), (PAGES.0, 1), (PAGES.0 - 1, 2), (u32::MAX, u32::MAX)] {
-        assert!(scene.session.frame(scene.now, fetch(first, pages)).is_err(), "{first} {pages}");
-    }
-    for _ in 0..100_000 {
-        scene.session.frame(scene.now, fetch(0, 1)).expect("too many are forgotten, not kept");
-    }
-}
-
-/// The target has no page of the guest.
-fn held_nothing() -> TargetFrame {
-    TargetFrame::Held { segment: 0, stamps: Blob(vec![0; PAGES.0 as usize * 2]), last: true }
 }
 
 #[test]
@@ -501,81 +434,4 @@ fn a_raised_deadline_takes_a_waiting_pause_back() {
     scene.quorum = true;
     scene.until_paused();
     assert!(scene.now >= DEADLINE * 4, "{:?}", scene.now);
-}
-
-// ---- throttled -------------------------------------------------------------------------------------------------
-
-fn throttles(actions: &[Action]) -> Vec<u8> {
-    let percent =
-        |action: &Action| if let Action::Throttle(percent) = action { Some(*percent) } else { None };
-    actions.iter().filter_map(percent).collect()
-}
-
-/// A scene in which the guest is throttled to 40 %.
-fn throttled(allowed: Allowed, deadline: Option<Duration>) -> Scene {
-    let mut scene = Scene::with(limits(allowed, deadline));
-    scene.until("40 %", |action| *action == Action::Throttle(40));
-    scene.seen.clear();
-    scene
-}
-
-#[test]
-fn a_throttle_goes_up_in_steps_and_is_seen() {
-    let mut scene = Scene::with(limits(THROTTLE, None));
-    scene.go_on_to(DEADLINE * 3);
-    assert_eq!(throttles(&scene.seen), [0, 20, 30, 40, 50, 60, 70, 80], "0 at first, for what was before");
-    let snapshot = scene.session.snapshot(scene.now);
-    assert_eq!((snapshot.throttle_percent, snapshot.course), (80, Course::Throttled));
-}
-
-#[test]
-fn nobody_is_throttled_without_permission() {
-    let mut scene = Scene::with(limits(NOTHING, None));
-    scene.go_on_to(DEADLINE * 3);
-    assert_eq!(throttles(&scene.seen), [0]);
-}
-
-#[test]
-fn every_ending_lets_the_guest_run_freely() {
-    // The deadline passes: at once, though the log says nothing.
-    let mut scene = throttled(THROTTLE, None);
-    scene.change(THROTTLE, Some(at(1)));
-    scene.until_given_up();
-    assert_eq!(throttles(&scene.seen), [0], "a time limit");
-
-    let mut scene = throttled(THROTTLE, None);
-    scene.session.fail("the link is lost".into());
-    scene.rest();
-    assert_eq!(throttles(&scene.seen), [0], "a failure");
-
-    let mut scene = throttled(THROTTLE, None);
-    scene.agree_to_the_end(Side::Operator);
-    let rest: Vec<_> = scene.rest().into_iter().filter(|action| !matches!(action, Action::Send(_))).collect();
-    let over = Action::Finish(Err("agreed".into()));
-    assert_eq!(rest, [Action::Throttle(0), Action::Resume(Epoch(2)), over], "an operator");
-
-    let mut scene = throttled(THROTTLE, None);
-    scene.change(NOTHING, None);
-    scene.go_on_to(scene.now + DEADLINE);
-    assert_eq!(throttles(&scene.seen), [0], "a permission that is withdrawn");
-    assert_eq!(scene.course(), Course::Rounds);
-}
-
-#[test]
-fn a_paused_guest_is_not_throttled_wherever_it_goes_on() {
-    let mut scene = throttled(Allowed { throttle: true, ..PAUSE }, None);
-    scene.change(Allowed { throttle: true, ..PAUSE }, Some(scene.now));
-    scene.until("the hand-over is proposed", |a| matches!(a, Action::ProposeHandOver(..)));
-    let of_the_runner: Vec<_> = scene
-        .seen
-        .iter()
-        .filter(|a| matches!(a, Action::Pause(_) | Action::Save | Action::Throttle(_)))
-        .cloned()
-        .collect();
-    assert_eq!(
-        of_the_runner,
-        [Action::Pause(Epoch(1)), Action::Save, Action::Throttle(0)],
-        "behind the state, so that the pause gets no longer"
-    );
-    assert_eq!(scene.session.snapshot(scene.now).throttle_percent, 0);
 }

@@ -15,6 +15,7 @@
 #![expect(clippy::print_stdout, reason = "what a test prints is for its reader")]
 
 mod deadlines;
+mod outlook;
 mod world;
 
 use std::collections::{BTreeMap, HashSet};

@@ -87,7 +87,9 @@ pub fn notes(resolved: &Resolved, critical: bool) -> Vec<String> {
     );
     note(
         resolved.allow_post_copy.value && !critical,
-        &format!("at the deadline the guest goes post-copy: it runs on at the target and its missing pages follow. {POST_COPY_PRICE}"),
+        &format!(
+            "at the deadline the guest goes post-copy: it runs on at the target and its missing pages follow. {POST_COPY_PRICE}"
+        ),
     );
     note(
         resolved.allow_workload_disruption.value && !resolved.allow_post_copy.value,

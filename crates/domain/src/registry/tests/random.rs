@@ -160,7 +160,8 @@ fn command(registry: &Registry, dice: Dice, step: u64) -> Command {
         },
         27 => Command::ForgetMigration { migration },
         28 => {
-            Command::Measured { migration, measured: Measured { resume_us: Some(x), ..Measured::default() } }
+            let measured = Measured { resume_us: Some(x), ..Measured::default() };
+            Command::Measured { migration, measured: Box::new(measured) }
         }
         29..=36 => match registry.next_admission(&reachable(x)) {
             Some((guest, migration, target)) => Command::Admit { guest, migration, target },

@@ -24,7 +24,7 @@ pub enum Moved {
         /// From "complete and licensed" to "runs" at the target, in microseconds.
         resume_us: u64,
         /// What the target measured while pages were missing, if it ended as post-copy.
-        post_copy: Option<PostCopyReport>,
+        post_copy: Option<Box<PostCopyReport>>,
     },
     /// It runs where it ran, for this reason.
     Failed(String),
@@ -124,7 +124,10 @@ impl Cluster {
                 Ok(MigrationDetail {
                     measured: Measured { source: Some(source), resume_us: Some(resume_us), post_copy },
                     ..
-                }) => return Ok(Moved::Succeeded { source, resume_us, post_copy }),
+                }) => {
+                    let post_copy = post_copy.map(Box::new);
+                    return Ok(Moved::Succeeded { source, resume_us, post_copy });
+                }
                 Ok(_) => {}
                 Err(ClusterError::Ask(AskError::Problem(problem)))
                     if problem.code == Code::Unavailable || problem.code == Code::Unknown => {}

@@ -28,7 +28,11 @@ async fn migrations_travel_in_the_network_that_they_name() {
             assert_eq!(inbound.connection.local_ip(), Some(theirs.ip()), "where it came in");
             let came_from = inbound.connection.remote_address();
             assert_eq!(came_from.ip(), ours.ip());
-            assert_eq!(came_from.port() == ours.port(), inbound.lane == Lane::Urgent, "pages have a port of their own");
+            assert_eq!(
+                came_from.port() == ours.port(),
+                inbound.lane == Lane::Urgent,
+                "pages have a port of their own"
+            );
             lanes.push(inbound.lane);
         }
         assert!(lanes.contains(&Lane::Urgent) && lanes.contains(&Lane::Bulk), "{lanes:?}");

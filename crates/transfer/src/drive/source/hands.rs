@@ -69,12 +69,13 @@ pub(super) async fn hear_frames(
     loop {
         let event = match control::hear_target(&mut stream).await {
             Ok(frame) => Event::Frame(link, frame),
+            Err(control::ControlError::Frame(error)) => Event::Broken(link, chain(&error)),
             // Why the whole connection went tells more than that a stream of it did.
             Err(error) => {
                 Event::Broke(link, connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
             }
         };
-        let over = matches!(event, Event::Broke(..));
+        let over = matches!(event, Event::Broke(..) | Event::Broken(..));
         if events.send(event).await.is_err() || over {
             return;
         }
@@ -88,16 +89,21 @@ pub(super) async fn send_batches(
     mut batches: mpsc::Receiver<Encoded>,
     events: mpsc::Sender<Event>,
 ) {
-    let sent = match lane {
-        Lane::Bulk => stream::send(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-            Event::Sent { lane: Lane::Bulk, raw_pages, zero_pages }
-        })
-        .await,
-        Lane::Urgent => stream::send_urgent(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-            Event::Sent { lane: Lane::Urgent, raw_pages, zero_pages }
-        })
-        .await,
-    };
+    let sent =
+        match lane {
+            Lane::Bulk => {
+                stream::send(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
+                    Event::Sent { lane: Lane::Bulk, raw_pages, zero_pages }
+                })
+                .await
+            }
+            Lane::Urgent => {
+                stream::send_urgent(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
+                    Event::Sent { lane: Lane::Urgent, raw_pages, zero_pages }
+                })
+                .await
+            }
+        };
     let Err(error) = sent else { return };
     let why = connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why));
     let _ = events.send(Event::Broke(link, why)).await;

@@ -8,6 +8,7 @@
 //! Always true: every batch that was handed to a link is accounted for by one `Sent`, whether it went or not; what is left
 //! of a link that is gone ends by itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
@@ -16,10 +17,11 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::hands::{hear_frames, send_batches};
-use super::Event;
+use super::{Driver, Event, FETCHES_OPEN_MAX, PLANS_OPEN_MAX};
 use crate::drive::chain;
 use crate::drive::stream::SharedLimiter;
 use crate::pages::Encoded;
+use crate::source::{Plan, Room};
 use crate::target::Lane;
 
 /// The first pause before a lost link is dialed again; doubled each time, up to the longest.
@@ -27,6 +29,9 @@ const DIAL_AGAIN_FIRST: Duration = Duration::from_millis(100);
 const DIAL_AGAIN_MAX: Duration = Duration::from_secs(2);
 /// Batches that somebody waits for and that wait to be sent.
 const URGENT_MAX: usize = 8;
+
+/// How long the log is waited for when the target says that the migration is over.
+const OVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Two connections to the target, both greeted.
 #[derive(Debug)]
@@ -142,6 +147,93 @@ impl Redial {
     }
 }
 
+impl<D: Dial> Driver<D> {
+    pub(super) fn room(&self) -> Room {
+        let linked = self.link.is_some();
+        Room {
+            batch: linked && self.plans_open < PLANS_OPEN_MAX,
+            fetched: linked && self.fetches_open < FETCHES_OPEN_MAX,
+        }
+    }
+
+    pub(super) fn linked(&mut self, lines: Lines) {
+        self.links += 1;
+        self.redial.came_back();
+        let link = Link::new(lines, self.links, &self.limiter, &self.events, &mut self.tasks);
+        tracing::info!(link = self.links, target = %link.urgent.remote_address(), "connected to the target");
+        self.link = Some(link);
+    }
+
+    /// The link is of no use any more. As long as that helps, another is dialed. A guest that stands still here and was not
+    /// handed over runs on here; when the target has said that it has everything and the hand-over is proposed, only the
+    /// log knows.
+    pub(super) fn broke(&mut self, reason: &str) {
+        let Some(link) = self.link.take() else { return };
+        let it_is_over = link.says_that_it_is_over();
+        link.close(reason);
+        let now = self.clock.now();
+        self.session.link_lost();
+        if self.session.wants_a_link() && it_is_over {
+            // The log is about to say so, too.
+            self.redial.lost(now + OVER_PATIENCE);
+        } else if self.session.wants_a_link() {
+            tracing::warn!(reason, "connection to the target lost; it is dialed again");
+            self.redial.lost(now);
+        } else if self.session.is_target_complete() {
+            tracing::debug!(reason, "the target has everything and closed first");
+        } else if self.session.is_handed_over() {
+            tracing::warn!(
+                reason,
+                "connection lost after the hand-over; waiting for the target to say that it runs"
+            );
+        } else {
+            self.session.fail(format!("connection to the target lost: {reason}"));
+        }
+    }
+
+    /// A peer that breaks the protocol will break it again: that ends a copy. In post-copy there is no other to turn to.
+    pub(super) fn protocol_broken(&mut self, rule: &str) {
+        self.broke(rule);
+        if !self.session.is_handed_over() {
+            self.session.fail(format!("connection to the target lost: {rule}"));
+        }
+    }
+
+    /// Dials a lost link again when it is time. Returns when to look again.
+    pub(super) fn dial_again(&mut self) -> Duration {
+        let now = self.clock.now();
+        let later = now + Duration::from_secs(1);
+        let Some(lost_at) = self.redial.lost_at.filter(|_| self.session.wants_a_link()) else { return later };
+        let passed = self.recovery_timeout.filter(|limit| now >= lost_at.saturating_add(*limit));
+        if let Some(limit) = passed.filter(|_| !self.session.is_handed_over()) {
+            let limit = limit.as_secs();
+            self.session.fail(format!("recoveryTimeout: the target could not be reached for {limit} s"));
+            return now;
+        }
+        match self.redial.due(now) {
+            Ok(()) => {
+                self.redial.under_way = true;
+                let (dial, events, link) = (Arc::clone(&self.dial), self.events.clone(), self.links + 1);
+                let dialing = async move {
+                    let dialed = dial.dial(link).await.map(Box::new);
+                    let _ = events.send(Event::Dialed(dialed)).await;
+                };
+                self.tasks.spawn(dialing.in_current_span());
+                later
+            }
+            Err(when) => when.unwrap_or(later),
+        }
+    }
+
+    pub(super) fn fetch(&mut self, plan: Plan) {
+        let Some(link) = &self.link else { return };
+        self.fetches_open += 1;
+        if self.fetch_jobs.try_send((plan, link.fetched.clone())).is_err() {
+            self.session.fail("the thread that reads fetched pages has stopped".into());
+        }
+    }
+}
+
 /// Reads pages that somebody waits for, beside the thread that reads all others.
 pub(super) struct FetchWorker {
     pub(super) reader: crate::pages::Reader,
@@ -150,7 +242,7 @@ pub(super) struct FetchWorker {
 impl FetchWorker {
     pub(super) fn work(
         mut self,
-        mut jobs: mpsc::Receiver<(crate::source::Plan, mpsc::Sender<Encoded>)>,
+        mut jobs: mpsc::Receiver<(Plan, mpsc::Sender<Encoded>)>,
         events: &mpsc::Sender<Event>,
     ) {
         while let Some((plan, to)) = jobs.blocking_recv() {

@@ -50,6 +50,8 @@ impl<D: Dial> Driver<D> {
             predicted_downtime_ms: u64::try_from(snapshot.predicted_downtime.as_millis()).unwrap_or(u64::MAX),
             throttle_percent: snapshot.throttle_percent,
             course: snapshot.course,
+            prediction: snapshot.prediction,
+            steps: self.session.steps().to_vec(),
         };
         // Only the newest is worth anything: what does not fit is left out.
         let _ = self.tells.try_send(Tells::Progress(progress));
@@ -83,7 +85,9 @@ impl<D: Dial> Driver<D> {
             reconnects: self.redial.times,
             skipped_pages: snapshot.skipped_pages,
             last_round_pages: u64::from(snapshot.last_round_pages.0),
-            ..self.report
+            forecast: self.session.forecast().map(Box::new),
+            steps: self.session.steps().to_vec(),
+            ..self.report.clone()
         })
     }
 
