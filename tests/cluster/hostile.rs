@@ -157,6 +157,13 @@ async fn nonsense_after_a_good_preamble_ends_the_migration_by_name(world: &mut W
         (OnAPageStream(batch(u32::MAX - 7, 4)), "it lies outside the guest's memory"),
         (OnAPageStream(batch(u32::try_from(MEMORY)? * 256, 1)), "it lies outside the guest's memory"),
         (OnAPageStream(spoilt), "checksum"),
+        (OnAPageStream(packed_batch(&[0xaa; 100])), "no LZ4 block of exactly 4096 bytes"),
+        // One byte, repeated 25,000 times.
+        (
+            OnAPageStream(packed_batch(&[&[0x1f, 0xdd, 1, 0][..], &[0xff; 100]].concat())),
+            "of exactly 4096 bytes",
+        ),
+        (OnAPageStream(packed_batch(&[0xdd; 4096])), "a packed payload must be shorter"),
         (OnTheControlStream(vec![0xff; 64]), "frame of 4294967295 bytes; at most 65536 are allowed here"),
         (OnTheControlStream(vec![4, 0, 0, 0, 9, 9, 9, 9]), "malformed source frame"),
         (
@@ -189,7 +196,15 @@ fn batch(first: u32, count: u32) -> Vec<u8> {
     let runs = vec![ClassedRun { run: PageRun::new(first, count), class: Class::Raw }];
     let batch = Batch { session: SessionId(1), round: Round::FIRST, sequence: 0, runs };
     let payload = vec![0xdd; count as usize * 4096];
-    [batch.encode(&payload), payload].concat()
+    [batch.encode(&payload, None), payload].concat()
+}
+
+/// A batch of one page, with this behind it in the page's place.
+fn packed_batch(block: &[u8]) -> Vec<u8> {
+    let runs = vec![ClassedRun { run: PageRun::new(0, 1), class: Class::Raw }];
+    let batch = Batch { session: SessionId(1), round: Round::FIRST, sequence: 0, runs };
+    let packed_bytes = u32::try_from(block.len()).unwrap_or(u32::MAX);
+    [&batch.encode(&[0xdd; 4096], Some(packed_bytes)), block].concat()
 }
 
 fn final_frame(state_bytes: u32) -> SourceFrame {

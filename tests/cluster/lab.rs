@@ -27,12 +27,13 @@ const ATTEMPTS_MAX: usize = 4;
 /// The user without any rights, on every Linux.
 const NOBODY: u32 = 65_534;
 /// A lab that is still copying when somebody looks.
-const SLOW: [&str; 6] = ["--memory", "128Mi", "--bandwidth", "32Mi", "--dirty-rate", "8Mi"];
+const SLOW: [&str; 8] =
+    ["--memory", "128Mi", "--bandwidth", "32Mi", "--dirty-rate", "8Mi", "--compressible", "0"];
 
 /// What the whole report has.
 const REPORT: [&str; 4] = ["ok", "nodes", "node_rss_bytes_max", "migrations"];
 /// What each of its moves has.
-const MOVE: [&str; 18] = [
+const MOVE: [&str; 24] = [
     "guest",
     "mode",
     "source",
@@ -49,6 +50,12 @@ const MOVE: [&str; 18] = [
     "ticks_lost",
     "tick_gap_max_ms",
     "verified",
+    "raw_pages",
+    "raw_bytes",
+    "zero_pages",
+    "packed_pages",
+    "packed_bytes",
+    "packing_ms",
     "postcopy_missing_at_resume_bytes",
     "faults",
 ];

@@ -45,7 +45,7 @@ async fn wrong_pages_with(world: &mut World, bug: Option<&str>) -> Result<u64, B
     world.create(spec).await?;
     let overrides = Overrides { max_downtime_ms: Some(200), ..limited_to(90) };
     let report = world.move_to("node-b", overrides).await?;
-    let again = (report.raw_pages + report.zero_pages + report.skipped_pages).saturating_sub(40_960);
+    let again = (report.pages() + report.skipped_pages).saturating_sub(40_960);
     assert!(again > 30_000, "too few pages were found dirty for the bug to bite: {report:?}");
     Ok(world.wrong_pages().await?)
 }

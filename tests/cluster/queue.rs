@@ -39,7 +39,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 fn small() -> GuestSpec {
-    GuestSpec { tick_interval_ms: 20, ..GuestSpec::idle(GUEST_BYTES) }
+    GuestSpec { tick_interval_ms: 20, compressible_percent: 0, ..GuestSpec::idle(GUEST_BYTES) }
 }
 
 fn name_of(number: usize) -> String {

@@ -85,7 +85,8 @@ fn machine(memory: &str, dirty_rate: &str, working_set: &str) -> String {
     format!(
         "apiVersion: kubevirt.io/v1\nkind: VirtualMachine\nmetadata: {{name: {VM}}}\nspec:\n  runStrategy: Always\n  \
          template:\n    metadata:\n      annotations: {{godwit.dev/dirty-rate: {dirty_rate}, godwit.dev/working-set: \
-         {working_set}, godwit.dev/threads: \"2\"}}\n    spec:\n      nodeSelector: {{}}\n      domain: {{memory: \
+         {working_set}, godwit.dev/threads: \"2\", godwit.dev/compressible-percent: \"0\"}}\n    spec:\n      \
+         nodeSelector: {{}}\n      domain: {{memory: \
          {{guest: {memory}}}}}\n"
     )
 }

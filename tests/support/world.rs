@@ -262,12 +262,14 @@ pub(crate) fn guest() -> GuestName {
     "default/vm1".parse().expect("a guest's name")
 }
 
-/// A guest of so many MiB that writes half of them, so many MiB in a second.
+/// A guest of so many MiB that writes half of them, so many MiB in a second. Its pages do not shrink: how long it takes
+/// follows from the limit alone.
 pub(crate) fn guest_of(memory: u64, dirty_rate: u64) -> GuestSpec {
     GuestSpec {
         working_set_bytes: memory * MIB / 2,
         dirty_rate_bytes_per_second: dirty_rate * MIB,
         zero_percent: 10,
+        compressible_percent: 0,
         threads: 2,
         seed: 7,
         ..GuestSpec::idle(memory * MIB)

@@ -1,5 +1,7 @@
 //! A migration in numbers: how it does while it runs, and what was measured of it.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::precopy::{Fits, Prediction, Step};
@@ -129,10 +131,16 @@ pub struct SourceReport {
     pub rounds: u16,
     /// Bytes of UDP payload sent.
     pub wire_bytes: u64,
-    /// Pages sent with their bytes.
+    /// Pages sent with their bytes, 4096 each.
     pub raw_pages: u64,
-    /// Pages sent as zeros.
+    /// Pages sent as zeros, without bytes.
     pub zero_pages: u64,
+    /// Pages whose bytes were sent packed.
+    pub packed_pages: u64,
+    /// Bytes that those were packed into.
+    pub packed_bytes: u64,
+    /// Time that the source spent on trying whether pages shrink, and on packing them, in microseconds.
+    pub packing_us: u64,
     /// Pages that a round left out because they had been written again.
     pub skipped_pages: u64,
     /// Pages of the last round, sent while the guest stood still.
@@ -200,12 +208,67 @@ fn difference(is: u64, said: u64) -> i64 {
     if is < said { -size } else { size }
 }
 
+impl SourceReport {
+    /// Some pages more were sent.
+    pub fn count(&mut self, sent: &SentPages) {
+        let SentPages { raw, zero, packed, packed_bytes, packing } = sent;
+        self.raw_pages += raw;
+        self.zero_pages += zero;
+        self.packed_pages += packed;
+        self.packed_bytes += packed_bytes;
+        self.packing_us += u64::try_from(packing.as_micros()).unwrap_or(u64::MAX);
+    }
+
+    /// Pages that were sent, each as often as it was, whatever they were sent as.
+    pub fn pages(&self) -> u64 {
+        self.raw_pages + self.zero_pages + self.packed_pages
+    }
+}
+
+/// Pages that were sent, by what went in their place. Each is of one class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SentPages {
+    /// With their bytes, 4096 each.
+    pub raw: u64,
+    /// As zeros, without bytes.
+    pub zero: u64,
+    /// Packed.
+    pub packed: u64,
+    /// Bytes that the packed ones were packed into.
+    pub packed_bytes: u64,
+    /// How long trying and packing took.
+    pub packing: Duration,
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::precopy::Confidence;
+
+    #[test]
+    fn what_was_sent_is_counted_by_class() {
+        let mut report = SourceReport::default();
+        let packed = SentPages {
+            zero: 2,
+            packed: 3,
+            packed_bytes: 700,
+            packing: Duration::from_micros(5),
+            ..SentPages::default()
+        };
+        for sent in [packed, SentPages { raw: 10, zero: 1, ..SentPages::default() }, packed] {
+            report.count(&sent);
+        }
+        let want = SourceReport {
+            raw_pages: 10,
+            zero_pages: 5,
+            packed_pages: 6,
+            packed_bytes: 1400,
+            packing_us: 10,
+            ..SourceReport::default()
+        };
+        assert_eq!(report.pages(), 21);
+        assert_eq!(report, want);
+    }
 
     #[test]
     fn an_error_is_what_came_less_what_was_said() {

@@ -14,6 +14,7 @@
 
 pub mod actor;
 pub mod admit;
+mod compress;
 pub mod control;
 pub mod drive;
 pub mod limiter;

@@ -1,17 +1,21 @@
 //! Pages out of a guest's memory into a batch, and out of a batch into a guest's memory.
 //!
 //! Always true: a page is read once per batch, after it was planned; a page that is all zeros, or a hole, takes no
-//! payload; writes happen in the order in which they were asked for.
+//! payload; what is packed is packed after that; writes happen in the order in which they were asked for.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use godwit_domain::progress::SentPages;
 use godwit_domain::{PAGE_SIZE, PageCount, PageIndex, PageRun, Round};
 use godwit_memory::{Faults, Memfd};
 use godwit_wire::batch::{Batch, Class, ClassedRun};
 use godwit_wire::migration::SessionId;
 
+use crate::compress::link::LinkRate;
+use crate::compress::packer::{Packer, Packing};
 use crate::source::Plan;
 use crate::target::Write;
 
@@ -20,12 +24,12 @@ use crate::target::Write;
 pub(crate) struct Encoded {
     /// Head and run table.
     pub(crate) head: Bytes,
-    /// The raw pages.
+    /// The raw pages, or the block that they were packed into.
     pub(crate) payload: Bytes,
-    /// Pages with their bytes.
-    pub(crate) raw_pages: u64,
-    /// Pages that are zeros.
-    pub(crate) zero_pages: u64,
+    /// What its pages go as.
+    pub(crate) sent: SentPages,
+    /// Where whoever sends it tells how fast the link is.
+    pub(crate) link: Arc<LinkRate>,
 }
 
 /// Reads planned pages out of a guest's memory.
@@ -36,16 +40,18 @@ pub(crate) struct Reader {
     /// Up to where data is known to follow without a hole. Only ever used within the first round: a page that
     /// a scan reported was written, and is read without asking.
     data: PageRun,
+    packer: Packer,
 }
 
 impl Reader {
     /// A reader for one page session.
     pub(crate) fn new(memory: Arc<Memfd>, session: SessionId) -> Self {
-        Self { memory, session, data: PageRun::new(0, 0) }
+        Self { memory, session, data: PageRun::new(0, 0), packer: Packer::new() }
     }
 
     /// Reads a plan's pages and classes them.
     pub(crate) fn read(&mut self, plan: &Plan) -> io::Result<Encoded> {
+        let begun = Instant::now();
         let mut payload = Vec::with_capacity(plan.pages().0 as usize * PAGE_SIZE);
         let mut runs = Vec::with_capacity(plan.runs.len());
         for run in &plan.runs {
@@ -55,12 +61,23 @@ impl Reader {
                 self.read_run(*run, &mut payload, &mut runs)?;
             }
         }
+        self.packer.read(payload.len(), begun.elapsed());
         planted::make_stale(plan.round, &runs, &mut payload);
         let batch = Batch { session: self.session, round: plan.round, sequence: plan.sequence, runs };
-        let raw_pages = (payload.len() / PAGE_SIZE) as u64;
-        let zero_pages = batch.pages() - raw_pages;
-        let head = batch.encode(&payload);
-        Ok(Encoded { head: head.into(), payload: payload.into(), raw_pages, zero_pages })
+        Ok(self.packed(&batch, payload))
+    }
+
+    /// A batch as it goes: packed, if that is worth it.
+    fn packed(&mut self, batch: &Batch, payload: Vec<u8>) -> Encoded {
+        let pages = (payload.len() / PAGE_SIZE) as u64;
+        let Packing { block, took } = self.packer.pack(&payload);
+        let packed_bytes = block.as_ref().and_then(|block| u32::try_from(block.len()).ok());
+        let head = batch.encode(&payload, packed_bytes).into();
+        let zero = batch.pages() - pages;
+        let (raw, packed) = if block.is_some() { (0, pages) } else { (pages, 0) };
+        let packed_bytes = u64::from(packed_bytes.unwrap_or(0));
+        let sent = SentPages { raw, zero, packed, packed_bytes, packing: took };
+        Encoded { head, payload: block.unwrap_or_else(|| payload.into()), sent, link: self.packer.link() }
     }
 
     fn read_around_holes(
@@ -210,7 +227,7 @@ mod tests {
     }
 
     fn classes(encoded: &Encoded) -> (u64, u64, usize) {
-        (encoded.raw_pages, encoded.zero_pages, encoded.payload.len() / PAGE_SIZE)
+        (encoded.sent.raw, encoded.sent.zero, encoded.payload.len() / PAGE_SIZE)
     }
 
     #[test]
@@ -250,30 +267,46 @@ mod tests {
 
     #[test]
     fn what_is_read_is_what_is_written() {
+        // Unknown link: as it is. A slow one: packed, and the same at the other end.
+        for (link_rate, is_packed) in [(None, false), (Some(1), true)] {
+            assert_eq!(read_and_write(link_rate), is_packed, "{link_rate:?}");
+        }
+    }
+
+    /// Whether the batch was packed.
+    fn read_and_write(link_rate: Option<u64>) -> bool {
         let source = Memfd::create("source", PAGES).expect("memfd");
         let target = Memfd::create("target", PAGES).expect("memfd");
         target.write(PageIndex(0), &[9; 64 * PAGE_SIZE]).expect("old contents");
         for page in [1, 2, 5, 40] {
             source.write(PageIndex(page), &[u8::try_from(page).expect("small"); PAGE_SIZE]).expect("write");
         }
-        let encoded = Reader::new(
-            Arc::new(Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup")),
-            SessionId(1),
-        )
-        .read(&plan(1, vec![PageRun::new(0, 64)]))
-        .expect("read");
+        let duplicate = Memfd::from_handed_over(rustix_dup(&source), PAGES).expect("dup");
+        let mut reader = Reader::new(Arc::new(duplicate), SessionId(1));
+        reader.packer.link().set(link_rate);
+        let encoded = reader.read(&plan(1, vec![PageRun::new(0, 64)])).expect("read");
         let (head_bytes, table) = encoded.head.split_first_chunk().expect("a head");
         let head = godwit_wire::batch::Head::decode(head_bytes).expect("a head");
-        let batch = head.complete(head_bytes, table, &encoded.payload, PAGES.0).expect("a batch");
+        let payload = match head.packed_bytes() {
+            None => encoded.payload.to_vec(),
+            Some(bytes) => {
+                assert_eq!(bytes, encoded.payload.len());
+                assert_eq!((encoded.sent.packed, encoded.sent.packed_bytes), (4, bytes as u64));
+                crate::compress::unpack(&encoded.payload, head.payload_bytes()).expect("a block")
+            }
+        };
+        let batch = head.complete(head_bytes, table, &payload, PAGES.0).expect("a batch");
         let migration = "m1".parse().expect("a name");
         let instance = godwit_domain::InstanceId::from_random([1; 16]);
         let mut session = crate::target::TargetSession::new(migration, instance, PAGES);
         session.linked(1, SessionId(1));
         let writes = session.batch(1, crate::target::Lane::Bulk, &batch).expect("of this connection");
-        write(&target, None, &writes, &encoded.payload).expect("write");
+        write(&target, None, &writes, &payload).expect("write");
         let (mut want, mut got) = (vec![0; 64 * PAGE_SIZE], vec![0; 64 * PAGE_SIZE]);
         source.read(PageIndex(0), &mut want).expect("read");
         target.read(PageIndex(0), &mut got).expect("read");
         assert!(want == got);
+        assert_eq!((encoded.sent.raw + encoded.sent.packed, encoded.sent.zero), (4, 60));
+        head.packed_bytes().is_some()
     }
 }

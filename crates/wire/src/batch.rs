@@ -3,21 +3,24 @@
 //! ```text
 //!   head, 48 bytes, little endian          run table, 8 bytes a run      payload
 //!   magic "GWPB"        u32                first page    u32             the bytes of the raw runs,
-//!   run count           u16                page count    u16             in the order of the table
-//!   round               u16                class         u8
+//!   run count           u16                page count    u16             in the order of the table;
+//!   round               u16                class         u8              packed: as one LZ4 block
 //!   session             u64                0             u8
 //!   sequence            u64
-//!   payload bytes       u32
-//!   0                   u32
-//!   digest              u64   xxh3 of head (digest 0), table and payload
+//!   payload bytes       u32   of the raw runs, as they are in memory
+//!   packed bytes        u32   0: the payload follows as it is; else that block's length, below the payload's
+//!   digest              u64   xxh3 of head (digest 0), table and the payload as it is in memory
 //!   0                   u64
 //! ```
+//!
+//! Whoever packs and unpacks is elsewhere: here is only how long it may be, before and after.
 //!
 //! Self-contained, so any stream may carry it and any order will do: it names its session and round, and a
 //! target ignores what is older than what it has.
 //!
 //! Always true of a [`Batch`] that was decoded: runs ascend and do not touch backwards, none is empty, all lie
-//! inside the guest, the payload is as long as the raw runs say, and the digest fits.
+//! inside the guest, the payload is as long as the raw runs say, and the digest fits. It covers what is written to
+//! memory, so that what packing or unpacking broke is found too.
 
 use godwit_domain::{PAGE_SIZE, PageRun, Round};
 use xxhash_rust::xxh3::Xxh3;
@@ -83,6 +86,16 @@ pub enum BatchError {
         /// The rule.
         rule: &'static str,
     },
+    /// The packed payload is no block that gives exactly the payload.
+    #[error("batch {sequence} of round {round}: the packed payload is no LZ4 block of exactly {want} bytes")]
+    Packed {
+        /// The batch's number.
+        sequence: u64,
+        /// Its round.
+        round: Round,
+        /// Bytes that it must give.
+        want: u32,
+    },
     /// The bytes are not those that were sent.
     #[error("batch {sequence} of round {round}: checksum {got:#018x}, expected {want:#018x}")]
     Digest {
@@ -105,6 +118,7 @@ pub struct Head {
     session: SessionId,
     sequence: u64,
     payload_bytes: u32,
+    packed_bytes: u32,
     digest: u64,
 }
 
@@ -114,8 +128,9 @@ impl Batch {
         self.runs.iter().map(|run| u64::from(run.run.count.0)).sum()
     }
 
-    /// Head and table for a payload that was read for these runs.
-    pub fn encode(&self, payload: &[u8]) -> Vec<u8> {
+    /// Head and table for a payload that was read for these runs. `packed` is how long the block is that follows in
+    /// its place, if one does: shorter than the payload, not empty.
+    pub fn encode(&self, payload: &[u8], packed: Option<u32>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + RUN_BYTES * self.runs.len());
         bytes.extend_from_slice(&MAGIC.to_le_bytes());
         let run_count = u16::try_from(self.runs.len()).unwrap_or(u16::MAX);
@@ -125,6 +140,7 @@ impl Batch {
         bytes.extend_from_slice(&self.sequence.to_le_bytes());
         let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         bytes.extend_from_slice(&payload_bytes.to_le_bytes());
+        bytes.extend_from_slice(&packed.unwrap_or(0).to_le_bytes());
         bytes.resize(HEAD_BYTES, 0);
         for ClassedRun { run, class } in &self.runs {
             bytes.extend_from_slice(&run.first.0.to_le_bytes());
@@ -156,6 +172,7 @@ impl Head {
             session: SessionId(u64_at(8)),
             sequence: u64_at(16),
             payload_bytes: u32_at(24),
+            packed_bytes: u32_at(28),
             digest: u64_at(DIGEST_AT),
         };
         if head.run_count == 0 || u32::from(head.run_count) > BATCH_PAGES_MAX {
@@ -167,7 +184,10 @@ impl Head {
         if head.payload_bytes > BATCH_PAGES_MAX * 4096 || !head.payload_bytes.is_multiple_of(4096) {
             return Err(BatchError::Head("its payload must be whole pages, at most 256"));
         }
-        if u32_at(28) != 0 || u64_at(40) != 0 {
+        if head.packed_bytes != 0 && head.packed_bytes >= head.payload_bytes {
+            return Err(BatchError::Head("a packed payload must be shorter than it is unpacked"));
+        }
+        if u64_at(40) != 0 {
             return Err(BatchError::Head("reserved bytes must be 0"));
         }
         Ok(head)
@@ -178,14 +198,26 @@ impl Head {
         usize::from(self.run_count) * RUN_BYTES
     }
 
-    /// Bytes of the payload that follows the table.
+    /// Bytes of the payload as it is in memory: whole pages, at most 1 MiB.
     pub fn payload_bytes(&self) -> usize {
         usize::try_from(self.payload_bytes).unwrap_or(usize::MAX)
     }
 
+    /// Bytes of the block that follows the table in place of the payload, at most as long; `None`: the payload
+    /// itself follows.
+    pub fn packed_bytes(&self) -> Option<usize> {
+        (self.packed_bytes != 0).then(|| usize::try_from(self.packed_bytes).unwrap_or(usize::MAX))
+    }
+
+    /// Says that the block was not what the head promised: `packed_bytes` that unpack to the payload's length.
+    pub fn not_unpacked(&self) -> BatchError {
+        let (sequence, round) = (self.sequence, self.round);
+        BatchError::Packed { sequence, round, want: self.payload_bytes }
+    }
+
     /// Checks the table and the digest: the batch is then what was sent.
     ///
-    /// `pages` is the guest's size.
+    /// `payload` is as it is in memory, unpacked; `pages` is the guest's size.
     pub fn complete(
         &self,
         head: &[u8; HEAD_BYTES],
@@ -278,14 +310,14 @@ mod tests {
     #[test]
     fn a_batch_reads_back() {
         let (batch, payload) = sample();
-        assert_eq!(decode(&batch.encode(&payload), &payload, PAGES), Ok(batch.clone()));
+        assert_eq!(decode(&batch.encode(&payload, None), &payload, PAGES), Ok(batch.clone()));
         assert_eq!(batch.pages(), 4);
     }
 
     #[test]
     fn any_changed_bit_is_found() {
         let (batch, payload) = sample();
-        let bytes = batch.encode(&payload);
+        let bytes = batch.encode(&payload, None);
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
@@ -302,7 +334,7 @@ mod tests {
         let broken = |change: &dyn Fn(&mut Batch)| {
             let mut batch = good.clone();
             change(&mut batch);
-            decode(&batch.encode(&payload), &payload, PAGES).expect_err("broken").to_string()
+            decode(&batch.encode(&payload, None), &payload, PAGES).expect_err("broken").to_string()
         };
         for (message, change) in [
             ("outside", &(|b: &mut Batch| b.runs[2].run = PageRun::new(1000, 1)) as &dyn Fn(&mut Batch)),
@@ -313,6 +345,33 @@ mod tests {
             ("round 0", &|b| b.round = Round::NONE),
         ] {
             assert!(broken(change).contains(message), "{message}: {}", broken(change));
+        }
+    }
+
+    #[test]
+    fn a_packed_payload_is_covered_as_it_is_in_memory() {
+        let (batch, payload) = sample();
+        let bytes = batch.encode(&payload, Some(77));
+        let head = Head::decode(bytes.first_chunk().expect("a head")).expect("a head");
+        assert_eq!((head.payload_bytes(), head.packed_bytes()), (payload.len(), Some(77)));
+        assert_eq!(decode(&bytes, &payload, PAGES), Ok(batch.clone()));
+        let plain = batch.encode(&payload, None);
+        assert_eq!(Head::decode(plain.first_chunk().expect("a head")).expect("a head").packed_bytes(), None);
+        let mut changed = plain;
+        changed[28] = 77;
+        assert!(matches!(decode(&changed, &payload, PAGES), Err(BatchError::Digest { .. })));
+    }
+
+    #[test]
+    fn packing_never_lengthens() {
+        let (batch, payload) = sample();
+        let whole = u32::try_from(payload.len()).expect("small");
+        for (packed, fits) in
+            [(1, true), (whole - 1, true), (whole, false), (whole + 1, false), (u32::MAX, false)]
+        {
+            let bytes = batch.encode(&payload, Some(packed));
+            let head = Head::decode(bytes.first_chunk().expect("a head"));
+            assert_eq!(head.is_ok(), fits, "{packed} bytes for {whole}");
         }
     }
 

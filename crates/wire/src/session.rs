@@ -98,7 +98,6 @@ pub struct GuestView {
 }
 
 /// A node's question.
-#[expect(clippy::large_enum_variant, reason = "one at a time, on its way to the wire")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
     /// Agree on this.

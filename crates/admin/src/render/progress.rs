@@ -1,5 +1,6 @@
 //! How a migration goes, and what was measured of it.
 
+use godwit_domain::PAGE_BYTES;
 use godwit_domain::progress::{Course, Measured, PostCopyReport, Progress, SourceReport};
 
 use super::outlook::{expected, hindsight};
@@ -98,6 +99,9 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             wire_bytes,
             raw_pages,
             zero_pages,
+            packed_pages,
+            packed_bytes,
+            packing_us,
             skipped_pages,
             last_round_pages,
             predicted_downtime_us,
@@ -116,8 +120,10 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             ("predicted downtime", micros(*predicted_downtime_us)),
             ("rounds", rounds.to_string()),
             ("bytes on the wire", bytes(*wire_bytes)),
-            ("pages sent", raw_pages.to_string()),
+            ("pages sent as they are", raw_pages.to_string()),
             ("pages sent as zeros", zero_pages.to_string()),
+            ("pages sent packed", packed(*packed_pages, *packed_bytes)),
+            ("spent on packing", micros(*packing_us)),
             ("pages left out, written again", skipped_pages.to_string()),
             ("pages of the last round", last_round_pages.to_string()),
             ("highest throttle", format!("{throttle_percent_max} %")),
@@ -129,4 +135,12 @@ pub(super) fn measured_of(measured: &Measured) -> String {
     all.extend(resume_us.map(|us| ("resume", micros(us))));
     all.extend(post_copy.as_ref().map(post_copy_facts).into_iter().flatten());
     if all.is_empty() { String::new() } else { facts(all) }
+}
+
+/// Pages that were packed, and what is left of them.
+fn packed(pages: u64, bytes_left: u64) -> String {
+    match pages {
+        0 => "0".to_owned(),
+        _ => format!("{pages}, {} of {}", bytes(bytes_left), bytes(pages.saturating_mul(PAGE_BYTES))),
+    }
 }

@@ -35,6 +35,7 @@ use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
 use render::{LabReport, Live, Move, millis, millis_apart};
 use scenes::Scene;
 use sweeper::Sweeper;
+pub use ticks::monotonic_ns;
 
 /// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
 /// guest that is starved proves little.
@@ -407,7 +408,11 @@ impl Scene {
             pages_verified: verified.pages,
             pages_wrong: verified.wrong,
             raw_pages: measured.raw_pages,
+            raw_bytes: measured.raw_pages * PAGE_BYTES,
             zero_pages: measured.zero_pages,
+            packed_pages: measured.packed_pages,
+            packed_bytes: measured.packed_bytes,
+            packing_ms: millis(measured.packing_us),
             skipped_pages: measured.skipped_pages,
             dirty_rate_asked: self.spec.dirty_rate_bytes_per_second,
             dirty_rate_achieved: rate_of(written, running),
@@ -490,11 +495,4 @@ fn all_ticks(cluster: &Cluster) -> Result<Vec<Tick>, LabError> {
         all.extend(ticks.map_err(|source| LabError::Ticks { path: dir.clone(), source })?);
     }
     Ok(all)
-}
-
-/// This host's monotonic clock, the one that ticks carry.
-pub fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }

@@ -61,8 +61,16 @@ pub struct Move {
     pub pages_wrong: u64,
     /// Pages sent with their bytes.
     pub raw_pages: u64,
-    /// Pages sent as zeros.
+    /// Those bytes.
+    pub raw_bytes: u64,
+    /// Pages sent as zeros, without bytes.
     pub zero_pages: u64,
+    /// Pages sent packed.
+    pub packed_pages: u64,
+    /// Bytes that those were packed into.
+    pub packed_bytes: u64,
+    /// What the source spent on trying and packing.
+    pub packing_ms: f64,
     /// Pages that rounds left out because they had been written again.
     pub skipped_pages: u64,
     /// Dirty rate that was asked for, bytes per second.

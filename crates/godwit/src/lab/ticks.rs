@@ -38,6 +38,13 @@ pub fn report(ticks: &[Tick], since_ns: u64, until_ns: u64) -> TickReport {
     TickReport { lost: (span - distinct) + (written - distinct), gap_ns_max, count: written }
 }
 
+/// This host's monotonic clock, the one that ticks carry.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase};
-use godwit_domain::progress::{Course, SourceReport};
+use godwit_domain::progress::{Course, SentPages, SourceReport};
 use godwit_domain::{InstanceId, MigrationId, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
@@ -73,11 +73,7 @@ enum Event {
     /// So many percent of its time are taken from the guest.
     Throttled(u8),
     /// A batch is accounted for: it went, or never will (with no pages).
-    Sent {
-        lane: Lane,
-        raw_pages: u64,
-        zero_pages: u64,
-    },
+    Sent(Lane, SentPages),
     /// This link broke. What it means depends on where the session stands.
     Broke(u64, String),
     /// The target broke a rule over this link.
@@ -91,7 +87,7 @@ enum Event {
 impl Event {
     /// A batch that never goes.
     fn unsent(lane: Lane) -> Self {
-        Self::Sent { lane, raw_pages: 0, zero_pages: 0 }
+        Self::Sent(lane, SentPages::default())
     }
 }
 
@@ -316,14 +312,13 @@ impl<D: Dial> Driver<D> {
                 self.session.throttled(percent);
                 self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
             }
-            Event::Sent { lane, raw_pages, zero_pages } => {
+            Event::Sent(lane, sent) => {
                 let open = match lane {
                     Lane::Bulk => &mut self.plans_open,
                     Lane::Urgent => &mut self.fetches_open,
                 };
                 *open = open.saturating_sub(1);
-                self.report.raw_pages += raw_pages;
-                self.report.zero_pages += zero_pages;
+                self.report.count(&sent);
             }
             Event::Dialed(Ok(lines)) if self.session.wants_a_link() => self.linked(*lines),
             Event::Dialed(Ok(lines)) => lines.urgent.close(0_u32.into(), b"not wanted any more"),

@@ -1,15 +1,19 @@
 //! Batches onto page streams under the rate limit, and off them with every check.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use godwit_domain::Bandwidth;
+use godwit_domain::progress::SentPages;
 use godwit_wire::batch::{Batch, BatchError, HEAD_BYTES, Head};
 use quinn::{Connection, ConnectionError, ReadExactError, RecvStream, SendStream, WriteError};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::Clock;
+use crate::compress;
+use crate::compress::link::LinkMeter;
 use crate::limiter::Limiter;
 use crate::pages::Encoded;
 use crate::target::Lane;
@@ -87,6 +91,11 @@ impl SharedLimiter {
         self.with(|limited, _| limited.counter())
     }
 
+    /// Bytes per second; `None` without a limit.
+    fn limit(&self) -> Option<u64> {
+        self.with(|limited, _| limited.limiter.bandwidth().bytes_per_second())
+    }
+
     fn chunk_bytes(&self) -> usize {
         self.with(|limited, _| limited.limiter.chunk_bytes())
     }
@@ -119,29 +128,35 @@ impl SharedLimiter {
     }
 }
 
-/// Sends batches in bulk until there are no more, then finishes the streams. `events` hears of each, with the pages that
-/// went as bytes and as zeros.
+/// Sends batches in bulk until there are no more, then finishes the streams. `events` hears of each, and what its pages
+/// went as.
 pub(super) async fn send<E>(
     connection: &Connection,
     limiter: &SharedLimiter,
     batches: &mut mpsc::Receiver<Encoded>,
     events: &mpsc::Sender<E>,
-    sent: fn(u64, u64) -> E,
+    tell: fn(SentPages) -> E,
 ) -> Result<(), WriteError> {
     let mut streams: Vec<SendStream> = Vec::with_capacity(PAGE_STREAMS);
     let mut next = 0;
-    while let Some(Encoded { head, payload, raw_pages, zero_pages }) = batches.recv().await {
+    let mut meter = LinkMeter::default();
+    while let Some((encoded, starved)) = next_of(batches).await {
+        let Encoded { head, payload, sent, link } = encoded;
         if streams.len() < PAGE_STREAMS {
             streams.push(connection.open_uni().await?);
         }
         let count = streams.len();
         let Some(stream) = streams.get_mut(next % count) else { break };
         next += 1;
+        let bytes = (head.len() + payload.len()) as u64;
+        let begun = Instant::now();
         for piece in [head, payload] {
             send_piece(connection, limiter, stream, piece).await?;
         }
+        let limit = limiter.limit();
+        link.set(meter.sent(bytes, begun.elapsed(), starved, limit));
         // A driver that has ended hears nothing.
-        let _ = events.send(sent(raw_pages, zero_pages)).await;
+        let _ = events.send(tell(sent)).await;
     }
     for mut stream in streams {
         // The other end may have closed it: everything was sent all the same.
@@ -150,16 +165,25 @@ pub(super) async fn send<E>(
     Ok(())
 }
 
+/// The next batch, and whether it had to be waited for: then it is not the link that holds up the rest.
+async fn next_of(batches: &mut mpsc::Receiver<Encoded>) -> Option<(Encoded, bool)> {
+    match batches.try_recv() {
+        Ok(encoded) => Some((encoded, false)),
+        Err(TryRecvError::Empty) => batches.recv().await.map(|encoded| (encoded, true)),
+        Err(TryRecvError::Disconnected) => None,
+    }
+}
+
 /// Sends batches that somebody waits for: charged to the limit, and never held up by it.
 pub(super) async fn send_urgent<E>(
     connection: &Connection,
     limiter: &SharedLimiter,
     batches: &mut mpsc::Receiver<Encoded>,
     events: &mpsc::Sender<E>,
-    sent: fn(u64, u64) -> E,
+    tell: fn(SentPages) -> E,
 ) -> Result<(), WriteError> {
     let mut stream: Option<SendStream> = None;
-    while let Some(Encoded { head, payload, raw_pages, zero_pages }) = batches.recv().await {
+    while let Some(Encoded { head, payload, sent, link: _ }) = batches.recv().await {
         let stream = match &mut stream {
             Some(stream) => stream,
             none => none.insert(connection.open_uni().await?),
@@ -167,7 +191,7 @@ pub(super) async fn send_urgent<E>(
         let bytes = (head.len() + payload.len()) as u64;
         stream.write_all_chunks(&mut [head, payload]).await?;
         limiter.charge(bytes);
-        let _ = events.send(sent(raw_pages, zero_pages)).await;
+        let _ = events.send(tell(sent)).await;
     }
     if let Some(mut stream) = stream {
         let _ = stream.finish();
@@ -221,8 +245,11 @@ pub(super) async fn receive(
         let head = Head::decode(&head_bytes)?;
         let mut table = vec![0; head.table_bytes()];
         stream.read_exact(&mut table).await.map_err(PageStreamError::Torn)?;
-        let mut payload = vec![0; head.payload_bytes()];
+        let mut payload = vec![0; head.packed_bytes().unwrap_or(head.payload_bytes())];
         stream.read_exact(&mut payload).await.map_err(PageStreamError::Torn)?;
+        if head.packed_bytes().is_some() {
+            payload = compress::unpack(&payload, head.payload_bytes()).ok_or_else(|| head.not_unpacked())?;
+        }
         let batch = head.complete(&head_bytes, &table, &payload, guest_pages)?;
         if batches.send((link, lane, batch, payload)).await.is_err() {
             return Ok(());

@@ -89,21 +89,16 @@ pub(super) async fn send_batches(
     mut batches: mpsc::Receiver<Encoded>,
     events: mpsc::Sender<Event>,
 ) {
-    let sent =
-        match lane {
-            Lane::Bulk => {
-                stream::send(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-                    Event::Sent { lane: Lane::Bulk, raw_pages, zero_pages }
-                })
+    let sent = match lane {
+        Lane::Bulk => {
+            stream::send(&connection, &limiter, &mut batches, &events, |sent| Event::Sent(Lane::Bulk, sent))
                 .await
-            }
-            Lane::Urgent => {
-                stream::send_urgent(&connection, &limiter, &mut batches, &events, |raw_pages, zero_pages| {
-                    Event::Sent { lane: Lane::Urgent, raw_pages, zero_pages }
-                })
-                .await
-            }
-        };
+        }
+        Lane::Urgent => {
+            let tell = |sent| Event::Sent(Lane::Urgent, sent);
+            stream::send_urgent(&connection, &limiter, &mut batches, &events, tell).await
+        }
+    };
     let Err(error) = sent else { return };
     let why = connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why));
     let _ = events.send(Event::Broke(link, why)).await;
