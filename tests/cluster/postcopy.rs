@@ -48,12 +48,13 @@ fn at_once() -> How {
     How { overrides: allowed(), mode: Some(MoveMode::PostCopy) }
 }
 
-fn is_post_copy(seen: &Watched) -> bool {
+/// Whether the guest runs at its target, and pages may be missing.
+pub(crate) fn is_post_copy(seen: &Watched) -> bool {
     seen.row.detail.as_ref().is_some_and(|detail| detail.starts_with("PostCopy"))
 }
 
 /// Moves the guest to `node-b`, which must go post-copy and be whole in the end.
-async fn goes(
+pub(crate) async fn goes(
     world: &mut World,
     how: How,
     watch: impl AsyncFnMut(&mut Cluster, &Watched),
@@ -81,6 +82,7 @@ async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(worl
     assert!(courses.contains(&Course::PostCopy), "nobody could see it: {courses:?}");
     assert!(source.rounds > 2 && !source.paused_to_finish, "{source:?}");
     assert!(post_copy.missing_at_resume_bytes > 8 * MIB, "{post_copy:?}");
+    assert_eq!(post_copy.stuck_pages, 0, "nobody holds a page of it: {post_copy:?}");
     // It can move on, and is tracked as ever.
     world.move_and_prove("node-c").await?;
     Ok(())
