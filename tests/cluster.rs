@@ -10,6 +10,7 @@
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
+//!   folios      guest memory of large folios, a page of which is held by somebody else
 //!   seed        an operator's day at the command line, with the manifests that people start from
 //!   rules       policies, settings, networks: what changes while a guest moves
 //!   drain       a node is emptied; a request is repeated
@@ -39,6 +40,8 @@ mod deadlines;
 mod deaths;
 #[path = "cluster/drain.rs"]
 mod drain;
+#[path = "cluster/folios.rs"]
+mod folios;
 #[path = "cluster/hostile.rs"]
 mod hostile;
 #[path = "cluster/hostile_target.rs"]
@@ -91,6 +94,7 @@ fn main() {
         postcopy::trials(),
         audit::trials(),
         cuts::trials(),
+        folios::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

@@ -211,6 +211,10 @@ impl TargetSession {
         let held = held && known;
         if !held {
             self.stamps = Stamps::none(self.pages);
+            // A pause was called off, and what was punched for it with it. Once it is licensed, what is missing still is.
+            if self.licence.is_none() && !self.has_started() {
+                self.missing = None;
+            }
             if matches!(self.stage, Stage::Loading(_) | Stage::Loaded(_)) && self.missing.is_none() {
                 self.stage = Stage::Receiving;
             }

@@ -85,6 +85,8 @@ pub(crate) struct World {
     written: BTreeSet<u32>,
     comparing: Option<(PageRun, Vec<u64>)>,
     faults_left: u32,
+    /// The source's process will be started again while its guest stands still.
+    calls_off: bool,
 }
 
 fn id(n: u8) -> InstanceId {
@@ -182,6 +184,7 @@ impl World {
             written: BTreeSet::new(),
             comparing: None,
             faults_left: random.u32(0..5),
+            calls_off: random.u32(0..6) == 0,
             proposals: Vec::new(),
             trace: DefaultHasher::new(),
             is_replay: std::env::var_os("GODWIT_SEED").is_some(),
@@ -201,6 +204,11 @@ impl World {
     /// One random thing happens.
     pub(crate) fn step(&mut self) {
         self.now += Duration::from_micros(self.random.u64(1..400));
+        // A pause is short: at some moment of it.
+        if self.calls_off && !self.source_runs && self.random.u32(0..25) == 0 {
+            self.calls_off = false;
+            self.call_off();
+        }
         let choice = self.random.u32(0..100);
         let mark =
             (choice, self.batches.len(), self.writes.len(), self.to_target.len(), self.to_source.len());

@@ -95,6 +95,9 @@ impl MemoryWorker {
     }
 
     fn arm(&mut self) -> Result<(), String> {
+        if self.faults.is_some() {
+            return Err("faults are served, by the same userfaultfd".into());
+        }
         let track = self.track.as_ref().ok_or("this guest can not be tracked")?;
         let begun = Instant::now();
         self.tracker = Some((track.0)().map_err(|error| chain(&error))?);
@@ -110,9 +113,15 @@ impl MemoryWorker {
     fn punch(&mut self, runs: &[PageRun]) -> io::Result<(Vec<PageRun>, Arc<Faults>)> {
         // Tracked for a stop-and-copy that was taken back: faults are served by the same userfaultfd.
         self.disarm();
+        // Before it is looked whether they are holes: until somebody would wait for a hole, the kernel may put zeros there by
+        // itself, where it makes large folios of small ones.
+        let faults = match (&self.faults, self.serve.take()) {
+            // For a pause that was called off.
+            (Some(faults), _) => Arc::clone(faults),
+            (None, Some(serve)) => Arc::new(serve().map_err(io::Error::other)?),
+            (None, None) => return Err(io::Error::other("nobody can serve faults")),
+        };
         let stayed = self.memory.punch_and_check(runs)?;
-        let serve = self.serve.take().ok_or_else(|| io::Error::other("faults are served already"))?;
-        let faults = Arc::new(serve().map_err(io::Error::other)?);
         self.faults = Some(Arc::clone(&faults));
         Ok((stayed, faults))
     }
@@ -294,5 +303,35 @@ pub(super) mod planted {
             );
             (writes, payload)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use godwit_domain::{PAGE_SIZE, PageCount, PageIndex};
+    use godwit_memory::{Ram, Userfaultfd, folios};
+
+    #[test]
+    fn what_is_punched_and_not_told_to_have_stayed_is_a_hole_whatever_the_kernel_makes_of_its_folio() {
+        let pages = PageCount(folios::FOLIO_PAGES);
+        let memory = Arc::new(Memfd::create("test", pages).expect("memfd"));
+        memory.write(PageIndex(0), &vec![1; PAGE_SIZE * pages.0 as usize]).expect("write");
+        let ram = Ram::map(&memory).expect("map");
+        let (uffd, _) = Userfaultfd::open_for_builtin().expect("userfaultfd");
+        let (of, address) = (Arc::clone(&memory), ram.address());
+        let serve = move || {
+            // At the latest moment at which it may.
+            folios::make_large(&*of, PageIndex(0)).expect("a large folio");
+            Faults::register(uffd, address, pages.bytes())
+        };
+        let mut worker = MemoryWorker { memory, serve: Some(Box::new(serve)), faults: None, track: None, tracker: None };
+        let punched = PageRun::new(3, 2);
+        let Event::Punched(stayed, _) = worker.done(MemoryJob::Punch(vec![punched])) else {
+            panic!("it can not be punched");
+        };
+        let holes: Vec<_> = worker.memory.holes().expect("seek").runs().collect();
+        assert_eq!((stayed, holes), (vec![], vec![punched]));
     }
 }

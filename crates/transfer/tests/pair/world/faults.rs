@@ -39,6 +39,17 @@ impl World {
         }
     }
 
+    /// The source's process is started again beside a guest that it has sealed, and takes the pause back, if the log agrees.
+    pub(super) fn call_off(&mut self) {
+        let entry = Entry::CallOff { migration: self.migration.clone(), epoch: self.log.epoch };
+        if self.log.apply(entry).is_ok() {
+            self.note(|| "source: restarted, and the pause called off".into());
+            (self.source_runs, self.pausing, self.target_link) = (true, false, None);
+            self.target.link_lost();
+            self.restart_source();
+        }
+    }
+
     pub(super) fn restart_source(&mut self) {
         self.session += 1;
         self.source_link = None;
@@ -49,7 +60,7 @@ impl World {
         self.dirty = PageSet::empty(PAGES);
         self.gave_up = false;
         let limits = limits(&mut self.random);
-        let setup = setup(&self.migration, self.session, (self.mode, self.audit), Epoch::FIRST, limits);
+        let setup = setup(&self.migration, self.session, (self.mode, self.audit), self.log.epoch, limits);
         self.source = SourceSession::new(self.now, setup);
     }
 
