@@ -326,7 +326,8 @@ mod tests {
             folios::make_large(&*of, PageIndex(0)).expect("a large folio");
             Faults::register(uffd, address, pages.bytes())
         };
-        let mut worker = MemoryWorker { memory, serve: Some(Box::new(serve)), faults: None, track: None, tracker: None };
+        let mut worker =
+            MemoryWorker { memory, serve: Some(Box::new(serve)), faults: None, track: None, tracker: None };
         let punched = PageRun::new(3, 2);
         let Event::Punched(stayed, _) = worker.done(MemoryJob::Punch(vec![punched])) else {
             panic!("it can not be punched");
