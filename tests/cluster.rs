@@ -10,6 +10,7 @@
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
+//!   folios      guest memory of large folios, a page of which is held by somebody else
 //!   seed        an operator's day at the command line, with the manifests that people start from
 //!   rules       policies, settings, networks: what changes while a guest moves
 //!   drain       a node is emptied; a request is repeated
@@ -18,12 +19,15 @@
 //!   hostile     what happens to those who may and speak nonsense; hostile_target: the same for those who are spoken to
 //!   links       a guest moves, and a group agrees, over links that delay, swap, repeat and lose
 //!   commands    configs and the command line
+//!   audit       what arrived is compared with what left, while the guest runs on
 //!   lab         `godwit lab` from outside: what it prints and what it leaves behind
 //! ```
 //!
 //! `cargo test -p godwit --test cluster [PART OF A NAME]`; one after another unless `--test-threads` says otherwise,
 //! since time is part of what they look at. A test that can not run here is shown as ignored, with the reason.
 
+#[path = "cluster/audit.rs"]
+mod audit;
 #[path = "cluster/bandwidth.rs"]
 mod bandwidth;
 #[path = "cluster/commands.rs"]
@@ -36,6 +40,8 @@ mod deadlines;
 mod deaths;
 #[path = "cluster/drain.rs"]
 mod drain;
+#[path = "cluster/folios.rs"]
+mod folios;
 #[path = "cluster/hostile.rs"]
 mod hostile;
 #[path = "cluster/hostile_target.rs"]
@@ -86,7 +92,9 @@ fn main() {
         bandwidth::trials(),
         deadlines::trials(),
         postcopy::trials(),
+        audit::trials(),
         cuts::trials(),
+        folios::trials(),
         seed::trials(),
         rules::trials(),
         drain::trials(),

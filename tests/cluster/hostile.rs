@@ -209,6 +209,7 @@ fn packed_batch(block: &[u8]) -> Vec<u8> {
 
 fn final_frame(state_bytes: u32) -> SourceFrame {
     SourceFrame::Final(Final {
+        audit: false,
         epoch: Epoch::FIRST,
         round: Round::FIRST,
         state_bytes,

@@ -177,6 +177,11 @@ fn good_report(report: &Value) {
         assert_eq!(moved["memory_bytes"], Value::from(128 << 20));
         assert_eq!(moved["downtime_ms"], moved["tick_gap_max_ms"]);
     }
+    for moved in &moves[..2] {
+        assert!(moved["audit_checked_pages"].as_u64() > Some(0), "{moved}");
+        assert_eq!(moved["audit_mismatched_pages"], Value::from(0), "{moved}");
+    }
+    assert!(moves[2]["audit_checked_pages"].is_null(), "post-copy is not audited: {}", moves[2]);
     let ways = moves.iter().map(|moved| (moved["source"].as_str(), moved["target"].as_str()));
     let (a, b, c) = (Some("node-a"), Some("node-b"), Some("node-c"));
     assert_eq!(ways.collect::<Vec<_>>(), [(a, b), (b, c), (c, a)]);

@@ -32,7 +32,7 @@ fn refusal(asked: Result<serde_json::Value, ClusterError>) -> Result<Problem, Bo
 }
 
 /// Kills the runner process of this instance, as the death of its host would.
-async fn kill_runner(instance: InstanceId) -> Outcome {
+pub(crate) async fn kill_runner(instance: InstanceId) -> Outcome {
     let name = instance.to_string();
     let pids = || {
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -13,11 +13,12 @@ use godwit::lab::monotonic_ns;
 use godwit_domain::progress::{Course, PostCopyReport, SourceReport};
 use godwit_domain::settings::PostCopyTrigger;
 use godwit_domain::{GuestSpec, Overrides};
-use godwit_wire::admin::MoveMode;
+use godwit_wire::admin::{Act, MoveMode};
 use libtest_mimic::Trial;
 
+use crate::ownership::kill_runner;
 use crate::support::world::{MIB, World, guest, guest_of, limited_to, node};
-use crate::support::{Outcome, stories};
+use crate::support::{LOOK_INTERVAL, Outcome, stories};
 
 /// MiB per second that may be sent.
 const BANDWIDTH: u64 = 32;
@@ -28,6 +29,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         where_it_may_go_early_it_does_not_wait_for_a_deadline,
         asked_for_at_once_it_goes_with_nothing_copied,
         post_copy_is_refused_where_it_is_not_allowed,
+        a_changed_timeout_makes_it_later_or_earlier,
+        a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros,
         the_source_comes_back_and_sends_what_is_missing,
         the_target_comes_back_and_asks_for_what_is_missing
     ]
@@ -45,12 +48,13 @@ fn at_once() -> How {
     How { overrides: allowed(), mode: Some(MoveMode::PostCopy) }
 }
 
-fn is_post_copy(seen: &Watched) -> bool {
+/// Whether the guest runs at its target, and pages may be missing.
+pub(crate) fn is_post_copy(seen: &Watched) -> bool {
     seen.row.detail.as_ref().is_some_and(|detail| detail.starts_with("PostCopy"))
 }
 
 /// Moves the guest to `node-b`, which must go post-copy and be whole in the end.
-async fn goes(
+pub(crate) async fn goes(
     world: &mut World,
     how: How,
     watch: impl AsyncFnMut(&mut Cluster, &Watched),
@@ -78,6 +82,7 @@ async fn at_the_deadline_a_guest_that_writes_too_fast_runs_on_at_its_target(worl
     assert!(courses.contains(&Course::PostCopy), "nobody could see it: {courses:?}");
     assert!(source.rounds > 2 && !source.paused_to_finish, "{source:?}");
     assert!(post_copy.missing_at_resume_bytes > 8 * MIB, "{post_copy:?}");
+    assert_eq!(post_copy.stuck_pages, 0, "nobody holds a page of it: {post_copy:?}");
     // It can move on, and is tracked as ever.
     world.move_and_prove("node-c").await?;
     Ok(())
@@ -124,6 +129,82 @@ async fn post_copy_is_refused_where_it_is_not_allowed(world: &mut World) -> Outc
     let refused = world.migrate("node-b", how, async |_, _| {}).await.expect_err("refused").to_string();
     assert!(refused.contains("allowPostCopy is not in force"), "{refused}");
     Ok(())
+}
+
+async fn a_changed_timeout_makes_it_later_or_earlier(world: &mut World) -> Outcome {
+    world.three_with(busy()).await?;
+    // 96 MiB: 10 s per GiB are 0.94 s, 64 are 6 s.
+    for (to, first, then, least_ms, most_ms) in
+        [("node-b", Some(10), 64, 6_000, u64::MAX), ("node-c", None, 10, 0, 6_000)]
+    {
+        let begun = Overrides { completion_timeout_per_gib: Some(first.unwrap_or(0)), ..allowed() };
+        let asked = world.ask_for(to, begun).await?;
+        let changed = Overrides { completion_timeout_per_gib: Some(then), ..Overrides::default() };
+        let set = Act::MigrationSet { migration: asked.row.name.clone(), overrides: changed };
+        world.cluster.ask_any(set).await?;
+        let ended = world
+            .comes("it is over", async |cluster| {
+                let detail = cluster.migration(&asked.row.name).await.ok()?;
+                (detail.over && !detail.permits_held).then_some(detail)
+            })
+            .await;
+        assert_eq!(ended.row.phase, "Succeeded", "{ended:?}");
+        // Replicated time, of one group: from the first page to the hand-over.
+        let at = |phase: &str| {
+            ended.steps.iter().find(|step| step.phase.starts_with(phase)).map(|step| step.time_ms)
+        };
+        let (began, went) =
+            (at("TargetReady").ok_or("it never began")?, at("PostCopy").ok_or("no post-copy")?);
+        let copied_ms = went - began;
+        assert!(copied_ms >= least_ms && copied_ms < most_ms, "{copied_ms} ms, set to {then}: {ended:?}");
+        assert_eq!(world.wrong_pages().await?, 0);
+    }
+    Ok(())
+}
+
+/// Nobody has the missing pages any more. Whoever touches one waits; what is there is whole.
+async fn a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros(world: &mut World) -> Outcome {
+    world.announce(&["connection to the source lost", "gone for good", "fenced", "the guest was deleted"]);
+    world.three_with(busy()).await?;
+    let source = world.guest().await?.instance.ok_or("no owner")?;
+    let asked = world.ask_post_copy("node-b", allowed()).await?;
+    world
+        .comes("it runs without most of its pages", async |cluster| {
+            let detail = cluster.migration(&asked.row.name).await.ok()?;
+            let missing = detail.progress.as_ref().is_some_and(|progress| progress.left_bytes > 32 * MIB);
+            (is_post_copy(&detail) && missing).then_some(())
+        })
+        .await;
+    world.cluster.kill_node(&node("node-a")).await?;
+    kill_runner(source).await?;
+    world
+        .comes("node-a is unreachable", async |cluster| {
+            let detail = cluster.node_detail(&node("node-a")).await.ok()?;
+            (detail.row.state == "unreachable").then_some(())
+        })
+        .await;
+    world.cluster.ask_any(Act::NodeFence { node: node("node-a"), although_reachable: false }).await?;
+    let said = world
+        .comes("it is said", async |cluster| {
+            let detail = cluster.migration(&asked.row.name).await.ok()?.row.detail?;
+            detail.contains("gone for good").then_some(detail)
+        })
+        .await;
+    assert!(said.contains("whoever touches a missing page waits"), "{said}");
+    world.logs("node-b", "the source is gone for good and pages are missing").await;
+    // Its threads wait: nothing of it is written to where zeros would stand in for a page.
+    let before = world.cluster.stats(&guest()).await?.pages_written;
+    world
+        .comes("every thread waits", async |cluster| {
+            let first = cluster.stats(&guest()).await.ok()?.pages_written;
+            tokio::time::sleep(10 * LOOK_INTERVAL).await;
+            (cluster.stats(&guest()).await.ok()?.pages_written == first).then_some(())
+        })
+        .await;
+    assert!(world.cluster.stats(&guest()).await?.pages_written >= before);
+    // It can be ended all the same.
+    world.cluster.ask_any(Act::GuestStop { guest: guest() }).await?;
+    world.runner_goes("node-b").await
 }
 
 // ---- a node dies ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ use godwit::lab::ticks::{self, TickReport};
 use godwit_domain::progress::SourceReport;
 use godwit_domain::{GuestName, GuestSpec, Labels, NodeName, Overrides, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
-use godwit_wire::admin::{Act, GuestDetail, MigrationDetail};
+use godwit_wire::admin::{Act, GuestDetail, MigrationDetail, MoveMode};
 use godwit_wire::handoff::RunState;
 
 use super::place::{Place, logs_in};
@@ -110,6 +110,24 @@ impl World {
         target: &str,
         overrides: Overrides,
     ) -> Result<MigrationDetail, Box<dyn Error>> {
+        self.ask_in(target, overrides, None).await
+    }
+
+    /// The same, in post-copy at once.
+    pub(crate) async fn ask_post_copy(
+        &self,
+        target: &str,
+        overrides: Overrides,
+    ) -> Result<MigrationDetail, Box<dyn Error>> {
+        self.ask_in(target, overrides, Some(MoveMode::PostCopy)).await
+    }
+
+    async fn ask_in(
+        &self,
+        target: &str,
+        overrides: Overrides,
+        mode: Option<MoveMode>,
+    ) -> Result<MigrationDetail, Box<dyn Error>> {
         let (guest, to) = (guest(), Some(node(target)));
         let asked = self
             .cluster
@@ -119,7 +137,7 @@ impl World {
                 to,
                 selector: Labels::new(),
                 overrides,
-                mode: None,
+                mode,
                 dry_run: false,
             })
             .await?;

@@ -65,6 +65,21 @@ pub struct Measured {
     pub resume_us: Option<u64>,
     /// By its target, of a migration that ended as post-copy.
     pub post_copy: Option<PostCopyReport>,
+    /// By its target, of a migration that ended as stop-and-copy and was to be audited.
+    pub audit: Option<AuditReport>,
+}
+
+/// What came of comparing the target's pages with the source's after a stop-and-copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditReport {
+    /// Pages that were compared and that the guest had not written since it ran at the target.
+    pub checked_pages: u64,
+    /// Of them, those that were not alike: 0, or what was sent is not what was there.
+    pub mismatched_pages: u64,
+    /// Pages that the guest had written before it was their turn: nobody can say how they arrived.
+    pub written_pages: u64,
+    /// Every page had its turn. Else time was up, or the link or one of the two sides was gone.
+    pub complete: bool,
 }
 
 /// How many powers of two of a microsecond the latency of a fault is counted in: the last is 8.4 s and more.

@@ -7,6 +7,7 @@
 //!   faults   pages that are not here yet: who waits for them, and filling them in
 //!   tracker  which pages were written since the last look (write-protect + PAGEMAP_SCAN)
 //!   ram      the runner's own mapping, where the guest stores
+//!   folios   large folios, made and held fast on purpose: for tests
 //!   probe    does this kernel have what we need?
 //!   sys      the raw ioctls, nothing else
 //! ```
@@ -23,6 +24,8 @@
 //! Never here: a clock, a network, a thread of its own.
 
 pub mod faults;
+#[cfg(any(test, feature = "folios"))]
+pub mod folios;
 pub mod memfd;
 pub mod pages;
 pub mod probe;

@@ -177,6 +177,14 @@ impl Memfd {
     }
 }
 
+#[cfg(test)]
+impl Memfd {
+    /// A file that can not be sealed, as those of a mounted file system are.
+    pub(crate) fn of(file: OwnedFd, pages: PageCount) -> Self {
+        Self { file, pages }
+    }
+}
+
 fn outside(first: PageIndex, pages: PageCount) -> io::Error {
     let message = format!("page {} lies outside a memory of {} pages", first.0, pages.0);
     io::Error::new(io::ErrorKind::InvalidInput, message)

@@ -66,9 +66,22 @@ impl Tracker {
     }
 
     /// Reports every run written since the last scan (or since arming), and protects it again.
-    pub fn scan(&mut self, mut each: impl FnMut(PageRun)) -> Result<(), TrackerError> {
-        let end = self.address + self.bytes;
-        let mut at = self.address;
+    pub fn scan(&mut self, each: impl FnMut(PageRun)) -> Result<(), TrackerError> {
+        self.scan_between(self.address, self.address + self.bytes, each)
+    }
+
+    /// The same for the pages of one run, and of the others nothing is forgotten.
+    pub fn scan_within(&mut self, run: PageRun, each: impl FnMut(PageRun)) -> Result<(), TrackerError> {
+        let inside = |pages: u64| self.address + (pages * PAGE_BYTES).min(self.bytes);
+        self.scan_between(inside(u64::from(run.first.0)), inside(run.end()), each)
+    }
+
+    fn scan_between(
+        &mut self,
+        mut at: u64,
+        end: u64,
+        mut each: impl FnMut(PageRun),
+    ) -> Result<(), TrackerError> {
         while at < end {
             let (filled, walk_end) = sys::pagemap_scan_written(&self.pagemap, at, end, &mut self.regions)
                 .map_err(TrackerError::Scan)?;
@@ -142,6 +155,23 @@ mod tests {
         ram.write_page(PageIndex(0), &[2; PAGE_WORDS]);
         let found: Vec<_> = scan(&mut tracker).runs().collect();
         assert_eq!(found, [PageRun::new(0, 1), PageRun::new(299_999, 1)]);
+    }
+
+    #[test]
+    fn a_scan_of_a_part_forgets_nothing_of_the_rest() {
+        let (_memory, ram, mut tracker) = armed();
+        for page in [10, 19, 20, 299_999].map(PageIndex) {
+            ram.write_page(page, &[1; PAGE_WORDS]);
+        }
+        let mut found = Vec::new();
+        tracker.scan_within(PageRun::new(10, 10), |run| found.push(run)).expect("scan");
+        assert_eq!(found, [PageRun::new(10, 1), PageRun::new(19, 1)]);
+        tracker.scan_within(PageRun::new(10, 10), |run| panic!("{run:?} twice")).expect("scan");
+        tracker
+            .scan_within(PageRun::new(299_999, 5), |run| found.push(run))
+            .expect("the end of memory is the end");
+        assert_eq!(found.last(), Some(&PageRun::new(299_999, 1)));
+        assert_eq!(scan(&mut tracker).runs().collect::<Vec<_>>(), [PageRun::new(20, 1)]);
     }
 
     #[test]

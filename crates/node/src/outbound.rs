@@ -136,6 +136,7 @@ async fn prepare(outbound: Outbound) -> Result<Source<Handle, Dialer>, String> {
         commit_estimate,
         mode: Mode::StopAndCopy,
         at_once,
+        audit: settings.audit,
     };
     Ok(Source { setup, settings, memory, begins, runner, dial })
 }

@@ -40,7 +40,17 @@ pub(crate) async fn run(
     };
     tracing::warn!(missing_bytes = holes.len().bytes(), "found in post-copy; its pages are asked for again");
     let begins = Begins::Resumed(epoch, Arc::new(faults), holes);
-    let target = Target { migration, instance, memory: Arc::new(memory), begins, runner, recovery_timeout };
+    let memory = Arc::new(memory);
+    let target = Target {
+        migration,
+        instance,
+        memory,
+        begins,
+        track: None,
+        track_now: false,
+        runner,
+        recovery_timeout,
+    };
     target::run(target, told, tells).await;
 }
 

@@ -4,6 +4,7 @@
 //!   source ─ session, decides ─┐                      ┌─ target ─ session, decides
 //!   drive::source ─ does ──────┴── QUIC connection ───┴─ drive::target ─ does
 //!        │ batches: memory thread ▶ limiter ▶ page streams ▶ memory thread
+//!   audit ─ afterwards: digests of both sides, compared
 //!   actor ─ one per migration and side: orders in, facts out
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 pub mod actor;
 pub mod admit;
+pub mod audit;
 mod compress;
 pub mod control;
 pub mod drive;

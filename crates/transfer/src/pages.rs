@@ -49,6 +49,11 @@ impl Reader {
         Self { memory, session, data: PageRun::new(0, 0), packer: Packer::new() }
     }
 
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &Memfd {
+        &self.memory
+    }
+
     /// Reads a plan's pages and classes them.
     pub(crate) fn read(&mut self, plan: &Plan) -> io::Result<Encoded> {
         let begun = Instant::now();

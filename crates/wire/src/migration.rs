@@ -10,6 +10,8 @@
 //!   State …, Digests …, Final ─────────────▶
 //!            ◀────────── Complete | Failed
 //!            ◀────────── Fetch …            post-copy: pages that somebody waits for
+//!   Audit    ──────────▶                     stop-and-copy, once the guest runs at the target: piece by piece
+//!            ◀────────── Audited | NotAudited
 //! ```
 //!
 //! Always true: the greeting's layout never changes, so any version can refuse any other by name; no frame's
@@ -35,6 +37,9 @@ pub const PIECE_BYTES_MAX: usize = 32 << 10;
 
 /// Pages whose stamps are digested and compared together: 16 KiB of stamps, 32 MiB of guest.
 pub const SEGMENT_PAGES: u32 = 8192;
+
+/// Most pages whose digests are compared at once: 16 MiB of guest.
+pub const AUDIT_PAGES_MAX: u32 = 4096;
 
 /// Most pages that are fetched at once: one batch.
 pub const FETCH_PAGES_MAX: u32 = crate::batch::BATCH_PAGES_MAX;
@@ -185,6 +190,14 @@ pub enum SourceFrame {
         /// Two bytes a page.
         stamps: Blob,
     },
+    /// Digests of pages as they stood when the guest stopped here, one a page, from `first` on: at most
+    /// [`AUDIT_PAGES_MAX`], in order, each frame after the answer to the one before.
+    Audit {
+        /// The first page.
+        first: u32,
+        /// One digest a page, [`page_digest`].
+        digests: Vec<u64>,
+    },
     /// The guest stands still, sealed. Nothing can be started without this frame.
     Final(Final),
 }
@@ -204,6 +217,8 @@ pub struct Final {
     pub batches: u64,
     /// How the missing pages come.
     pub mode: Mode,
+    /// Digests will follow once the guest runs at the target: what it writes there is to be known.
+    pub audit: bool,
 }
 
 /// What the target says.
@@ -249,6 +264,20 @@ pub enum TargetFrame {
         /// How many, 1 to [`FETCH_PAGES_MAX`].
         pages: u32,
     },
+    /// The pages that the last [`SourceFrame::Audit`] was about were compared.
+    Audited {
+        /// The first of them.
+        first: u32,
+        /// Pages that the guest had not written.
+        checked: u32,
+        /// Of them, those that are not alike.
+        mismatched: u32,
+    },
+    /// There is nothing to compare with here.
+    NotAudited {
+        /// Why, for people.
+        message: String,
+    },
     /// It can not go on.
     Failed {
         /// Why, for people.
@@ -259,6 +288,11 @@ pub enum TargetFrame {
 /// Digest of one segment's stamps (xxh3, 64 bits, over two little-endian bytes a page).
 pub fn stamps_digest(stamps: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(stamps)
+}
+
+/// Digest of a page, to find what was sent or tracked wrong; no defence against anybody.
+pub fn page_digest(page: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(page)
 }
 
 /// Digest of a device state.
@@ -293,9 +327,12 @@ mod tests {
     fn the_largest_pieces_fit_into_a_frame() {
         let piece = Blob(vec![0xff; PIECE_BYTES_MAX]);
         let digests = vec![u64::MAX; PIECE_BYTES_MAX / 8];
-        for frame in
-            [SourceFrame::State(piece.clone()), SourceFrame::Digests { first_segment: u32::MAX, digests }]
-        {
+        let pages = vec![u64::MAX; AUDIT_PAGES_MAX as usize];
+        for frame in [
+            SourceFrame::State(piece.clone()),
+            SourceFrame::Digests { first_segment: u32::MAX, digests },
+            SourceFrame::Audit { first: u32::MAX, digests: pages },
+        ] {
             codec::encode_frame("frame", &frame, FRAME_BYTES_MAX).expect("fits");
         }
         assert!(SEGMENT_PAGES as usize * 2 <= PIECE_BYTES_MAX);

@@ -215,6 +215,7 @@ fn the_projects_objects_have_these_values() {
         post_copy_trigger: Some(PostCopyTrigger::Early),
         allow_auto_converge: Some(false),
         allow_workload_disruption: Some(false),
+        audit: Some(true),
         priority: Some(Priority::High),
     };
     assert_eq!(policy.overrides, overrides);

@@ -1,7 +1,7 @@
 //! How a migration goes, and what was measured of it.
 
 use godwit_domain::PAGE_BYTES;
-use godwit_domain::progress::{Course, Measured, PostCopyReport, Progress, SourceReport};
+use godwit_domain::progress::{AuditReport, Course, Measured, PostCopyReport, Progress, SourceReport};
 
 use super::outlook::{expected, hindsight};
 use super::units::{bytes, micros, millis, rate};
@@ -85,9 +85,23 @@ fn post_copy_facts(report: &PostCopyReport) -> [(&'static str, String); 6] {
     ]
 }
 
+/// What came of comparing both sides afterwards.
+fn audit_facts(report: &AuditReport) -> [(&'static str, String); 2] {
+    let AuditReport { checked_pages, mismatched_pages, written_pages, complete } = report;
+    let found = match mismatched_pages {
+        0 => "all alike".to_owned(),
+        count => format!("{count} PAGES ARE NOT ALIKE"),
+    };
+    let end = if *complete { "" } else { "; it ended before every page had its turn" };
+    [
+        ("audit", format!("{found}{end}")),
+        ("pages compared", format!("{checked_pages}, and {written_pages} that the guest had written since")),
+    ]
+}
+
 /// What was measured; nothing before there is something.
 pub(super) fn measured_of(measured: &Measured) -> String {
-    let Measured { source, resume_us, post_copy } = measured;
+    let Measured { source, resume_us, post_copy, audit } = measured;
     let mut all = Vec::new();
     if let Some(report) = source {
         let SourceReport {
@@ -134,6 +148,7 @@ pub(super) fn measured_of(measured: &Measured) -> String {
     }
     all.extend(resume_us.map(|us| ("resume", micros(us))));
     all.extend(post_copy.as_ref().map(post_copy_facts).into_iter().flatten());
+    all.extend(audit.as_ref().map(audit_facts).into_iter().flatten());
     if all.is_empty() { String::new() } else { facts(all) }
 }
 

@@ -170,6 +170,7 @@ impl Registry {
                 measured.source = measured.source.take().or(new.source);
                 measured.resume_us = measured.resume_us.or(new.resume_us);
                 measured.post_copy = measured.post_copy.or(new.post_copy);
+                measured.audit = measured.audit.or(new.audit);
             }
             Ok(())
         })?;

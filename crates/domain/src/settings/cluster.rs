@@ -53,7 +53,8 @@ impl ClusterSettings {
             | Setting::PostCopyTrigger(_)
             | Setting::AllowAutoConverge(_)
             | Setting::AllowWorkloadDisruption(_)
-            | Setting::MaxDowntimeMs(_)) => self.migration.put(other, "the cluster")?,
+            | Setting::MaxDowntimeMs(_)
+            | Setting::Audit(_)) => self.migration.put(other, "the cluster")?,
         }
         Ok(())
     }

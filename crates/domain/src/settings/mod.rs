@@ -47,6 +47,8 @@ pub struct Settings {
     pub recovery_timeout: Option<Duration>,
     /// Bytes per second that all migrations that leave the source's node share.
     pub node_bandwidth: Bandwidth,
+    /// After a stop-and-copy the target's pages are compared with the source's.
+    pub audit: bool,
 }
 
 /// When post-copy begins, where it is allowed.
@@ -96,6 +98,8 @@ pub struct Overrides {
     pub allow_auto_converge: Option<bool>,
     /// Pause the guest to finish.
     pub allow_workload_disruption: Option<bool>,
+    /// After a stop-and-copy compare the target's pages with the source's.
+    pub audit: Option<bool>,
     /// Class of the queue.
     pub priority: Option<Priority>,
 }
@@ -118,6 +122,7 @@ pub enum Setting {
     Network(String),
     NodeBandwidth(Quantity),
     RecoveryTimeout(u64),
+    Audit(bool),
     Priority(Priority),
 }
 
@@ -193,7 +198,7 @@ pub enum SettingError {
 }
 
 /// Keys that a policy and a migration may set.
-pub const OVERRIDABLE: [&str; 9] = [
+pub const OVERRIDABLE: [&str; 10] = [
     "bandwidthPerMigration",
     "completionTimeoutPerGiB",
     "progressTimeout",
@@ -202,6 +207,7 @@ pub const OVERRIDABLE: [&str; 9] = [
     "allowAutoConverge",
     "allowWorkloadDisruption",
     "maxDowntimeMs",
+    "audit",
     "priority",
 ];
 /// Keys that only the cluster's settings object has.
@@ -242,6 +248,7 @@ impl Setting {
             "network" => Self::Network(network(given)?),
             "nodeBandwidth" => Self::NodeBandwidth(quantity("nodeBandwidth", given)?),
             "recoveryTimeout" => Self::RecoveryTimeout(whole("recoveryTimeout", given, 0, SECONDS_MAX)?),
+            "audit" => Self::Audit(truth("audit", given)?),
             "priority" => Self::Priority(word("priority", given, "low, normal or high")?),
             other => {
                 let known = OVERRIDABLE.iter().chain(&CLUSTER_ONLY).copied().collect::<Vec<_>>().join(", ");
@@ -271,6 +278,7 @@ impl Overrides {
             Setting::AllowAutoConverge(value) => self.allow_auto_converge = Some(value),
             Setting::AllowWorkloadDisruption(value) => self.allow_workload_disruption = Some(value),
             Setting::MaxDowntimeMs(value) => self.max_downtime_ms = Some(value),
+            Setting::Audit(value) => self.audit = Some(value),
             Setting::Priority(value) => self.priority = Some(value),
             Setting::ParallelMigrationsPerCluster(_) => return not_here("parallelMigrationsPerCluster"),
             Setting::ParallelOutboundMigrationsPerNode(_) => {
@@ -314,6 +322,7 @@ impl Overrides {
             post_copy_trigger: self.post_copy_trigger.or(before.post_copy_trigger),
             allow_auto_converge: self.allow_auto_converge.or(before.allow_auto_converge),
             allow_workload_disruption: self.allow_workload_disruption.or(before.allow_workload_disruption),
+            audit: self.audit.or(before.audit),
             priority: self.priority.or(before.priority),
         }
     }
@@ -329,6 +338,7 @@ impl Overrides {
             post_copy_trigger,
             allow_auto_converge,
             allow_workload_disruption,
+            audit,
             priority,
         } = self;
         let text = |word: &dyn ToString| Shown::Text(word.to_string());
@@ -341,6 +351,7 @@ impl Overrides {
             ("allowAutoConverge", allow_auto_converge.map(Shown::Truth)),
             ("allowWorkloadDisruption", allow_workload_disruption.map(Shown::Truth)),
             ("maxDowntimeMs", max_downtime_ms.map(Shown::Whole)),
+            ("audit", audit.map(Shown::Truth)),
             ("priority", priority.map(|value| text(&value))),
         ];
         all.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()

@@ -63,6 +63,7 @@ pub struct Resolved {
     pub allow_auto_converge: Sourced<bool>,
     pub allow_workload_disruption: Sourced<bool>,
     pub max_downtime_ms: Sourced<u64>,
+    pub audit: Sourced<bool>,
     pub priority: Sourced<Priority>,
     pub network: Sourced<Option<String>>,
     pub node_bandwidth: Sourced<Quantity>,
@@ -114,6 +115,7 @@ pub fn resolve(layers: Layers<'_>) -> Resolved {
         allow_auto_converge: pick.of(false, |layer| layer.allow_auto_converge),
         allow_workload_disruption: disruption,
         max_downtime_ms: pick.of(300, |layer| layer.max_downtime_ms),
+        audit: pick.of(false, |layer| layer.audit),
         priority: pick.of(Priority::Normal, |layer| layer.priority),
         network: Sourced { value: network.clone(), origin: of_cluster(network.is_some()) },
         node_bandwidth: Sourced {
@@ -168,6 +170,7 @@ impl Resolved {
             limits,
             recovery_timeout: seconds(self.recovery_timeout.value),
             node_bandwidth: Bandwidth::from_setting(self.node_bandwidth.value.bytes()),
+            audit: self.audit.value,
         }
     }
 
@@ -186,6 +189,7 @@ impl Resolved {
             ("allowAutoConverge", shown(&self.allow_auto_converge, Shown::Truth)),
             ("allowWorkloadDisruption", shown(&self.allow_workload_disruption, Shown::Truth)),
             ("maxDowntimeMs", shown(&self.max_downtime_ms, Shown::Whole)),
+            ("audit", shown(&self.audit, Shown::Truth)),
             ("priority", shown(&self.priority, |word| Shown::Text(word.to_string()))),
             ("network", shown(&self.network, |name| name.map_or(Shown::Unset(()), Shown::Text))),
             ("nodeBandwidth", shown(&self.node_bandwidth, quantity)),

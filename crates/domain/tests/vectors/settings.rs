@@ -37,7 +37,7 @@ fn a_key_that_there_is_not_is_named_among_those_that_there_are() {
 }
 
 /// A value that each key takes behind `key=`.
-const SAMPLES: [(&str, &str); 15] = [
+const SAMPLES: [(&str, &str); 16] = [
     ("bandwidthPerMigration", "64Mi"),
     ("completionTimeoutPerGiB", "150"),
     ("progressTimeout", "60"),
@@ -46,6 +46,7 @@ const SAMPLES: [(&str, &str); 15] = [
     ("allowAutoConverge", "true"),
     ("allowWorkloadDisruption", "true"),
     ("maxDowntimeMs", "50"),
+    ("audit", "true"),
     ("priority", "high"),
     ("parallelMigrationsPerCluster", "7"),
     ("parallelOutboundMigrationsPerNode", "3"),
@@ -56,7 +57,7 @@ const SAMPLES: [(&str, &str); 15] = [
 ];
 
 #[test]
-fn a_policy_sets_its_nine_keys_and_the_cluster_all_but_priority() {
+fn a_policy_sets_its_ten_keys_and_the_cluster_all_but_priority() {
     for (key, value) in SAMPLES {
         let setting = Setting::read(key, Word(value)).expect(key);
         let mut overrides = Overrides::default();

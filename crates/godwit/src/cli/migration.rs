@@ -31,8 +31,8 @@ pub(super) struct Migrate {
     #[arg(long, value_enum)]
     priority: Option<Class>,
     /// A setting for this migration alone, above its policy's: bandwidthPerMigration, completionTimeoutPerGiB,
-    /// progressTimeout, allowPostCopy, postCopyTrigger, allowAutoConverge, allowWorkloadDisruption, maxDowntimeMs or
-    /// priority
+    /// progressTimeout, allowPostCopy, postCopyTrigger, allowAutoConverge, allowWorkloadDisruption, maxDowntimeMs,
+    /// audit or priority
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<Setting>,
     #[command(flatten)]
@@ -77,7 +77,8 @@ pub(super) enum Migration {
         /// The migration
         migration: MigrationId,
         /// What is set, the rest stays: bandwidthPerMigration, completionTimeoutPerGiB, progressTimeout, allowPostCopy,
-        /// postCopyTrigger, allowAutoConverge, allowWorkloadDisruption, maxDowntimeMs or priority
+        /// postCopyTrigger, allowAutoConverge, allowWorkloadDisruption, maxDowntimeMs, audit or
+        /// priority
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = setting)]
         settings: Vec<Setting>,
         #[command(flatten)]

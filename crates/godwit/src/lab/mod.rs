@@ -12,6 +12,7 @@
 pub mod cluster;
 pub mod render;
 mod scenes;
+mod seen;
 pub mod sweeper;
 pub mod ticks;
 
@@ -22,9 +23,7 @@ use std::time::Duration;
 
 use clap::Args;
 use godwit_domain::precopy;
-use godwit_domain::progress::{PostCopyReport, SourceReport};
-use godwit_domain::units::rate_of;
-use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, PAGE_BYTES, Quantity};
+use godwit_domain::{GuestName, GuestSpec, NodeName, Overrides, Quantity};
 use godwit_guest::runner::{Tick, read_ticks};
 use godwit_transfer::drive::chain;
 use godwit_wire::handoff::{Stats, Verified};
@@ -32,14 +31,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Output, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
-use render::{LabReport, Live, Move, millis, millis_apart};
+use render::{LabReport, Live, Move};
 use scenes::Scene;
+use seen::{Measured, judge};
 use sweeper::Sweeper;
 pub use ticks::monotonic_ns;
 
-/// The least share of the asked dirty rate that the guest must have written during a move, in percent: a move of a
-/// guest that is starved proves little.
-const WRITTEN_PERCENT_MIN: u64 = 90;
 /// How often a guest is asked whether it has ticked at its target yet.
 const ASK_INTERVAL: Duration = Duration::from_millis(2);
 /// Nodes that vote: three, or five where there are as many.
@@ -90,6 +87,11 @@ enum LabError {
     Ticks { path: PathBuf, source: io::Error },
     #[error("memory is wrong after the move to {target}: {wrong} of {pages} pages, the first are {first:?}")]
     Wrong { target: NodeName, wrong: u64, pages: u64, first: Vec<u64> },
+    #[error(
+        "{mismatched} of {checked} pages that the guest had not written at {target} were not those of its source: the audit \
+         has found them"
+    )]
+    Audit { target: NodeName, mismatched: u64, checked: u64 },
     #[error("{lost} ticks were lost or written twice in the move to {target}")]
     TicksLost { target: NodeName, lost: u64 },
     #[error(
@@ -207,6 +209,7 @@ impl Lab {
         let overrides = Overrides {
             bandwidth_per_migration: Some(arguments.bandwidth.unwrap_or_default()),
             max_downtime_ms: Some(arguments.max_downtime_ms),
+            audit: Some(true),
             ..Overrides::default()
         };
         let names = ('a'..='z').take(usize::from(arguments.nodes)).map(|letter| format!("node-{letter}"));
@@ -324,9 +327,9 @@ impl Scene {
         };
         let moved = cluster.migrate(&self.guest, target, self.how, self.limit, watch).await?;
         drop(live);
-        let (measured, resume_us, post_copy) = match moved {
-            Moved::Succeeded { source, resume_us, post_copy } => {
-                (source, resume_us, post_copy.map(|report| *report))
+        let (measured, resume_us, post_copy, audit) = match moved {
+            Moved::Succeeded { source, resume_us, post_copy, audit } => {
+                (source, resume_us, post_copy.map(|report| *report), audit)
             }
             Moved::Failed(reason) => return Err(LabError::Failed { target: target.clone(), reason }),
         };
@@ -337,8 +340,18 @@ impl Scene {
         let took_us = post_copy.map_or(0, |report| report.took_us);
         let (ticks, ticks_while_missing) =
             self.ticks_around(cluster, target, since_ns, asked_ns, took_us).await?;
-        let seen =
-            Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified };
+        let audit = audit.filter(|_| post_copy.is_none());
+        let seen = Measured {
+            before,
+            after,
+            measured,
+            resume_us,
+            post_copy,
+            audit,
+            ticks,
+            ticks_while_missing,
+            verified,
+        };
         Ok(self.entry(source, target, &seen))
     }
 
@@ -371,61 +384,6 @@ impl Scene {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-
-    fn entry(&self, source: &NodeName, target: &NodeName, seen: &Measured) -> Move {
-        let Measured { before, after, measured, resume_us, post_copy, ticks, ticks_while_missing, verified } =
-            seen;
-        let written = (after.pages_written - before.pages_written) * PAGE_BYTES;
-        let running = Duration::from_micros(after.running_us - before.running_us);
-        let gap_ms = millis(ticks.gap_ns_max / 1000);
-        Move {
-            guest: self.guest.to_string(),
-            mode: if post_copy.is_some() { "post-copy" } else { "pre-copy" },
-            source: source.to_string(),
-            target: target.to_string(),
-            memory_bytes: self.spec.memory_bytes,
-            wire_bytes: measured.wire_bytes,
-            rounds: measured.rounds,
-            total_ms: millis(measured.total_us),
-            downtime_ms: gap_ms,
-            pause_ms: millis(measured.pause_us),
-            state_ms: millis(measured.state_us),
-            commit_ms: millis(measured.commit_us),
-            resume_ms: millis(*resume_us),
-            predicted_downtime_ms: millis(measured.predicted_downtime_us),
-            prediction: measured.forecast.as_ref().map(|forecast| forecast.prediction),
-            predicted_total_ms: measured
-                .forecast
-                .as_ref()
-                .and_then(|forecast| forecast.total_us())
-                .map(millis),
-            predicted_total_error_ms: measured.total_error_us().map(millis_apart),
-            predicted_downtime_error_ms: measured.downtime_error_us().map(millis_apart),
-            steps: measured.steps.clone(),
-            ticks_lost: ticks.lost,
-            tick_gap_max_ms: gap_ms,
-            verified: verified.wrong == 0,
-            pages_verified: verified.pages,
-            pages_wrong: verified.wrong,
-            raw_pages: measured.raw_pages,
-            raw_bytes: measured.raw_pages * PAGE_BYTES,
-            zero_pages: measured.zero_pages,
-            packed_pages: measured.packed_pages,
-            packed_bytes: measured.packed_bytes,
-            packing_ms: millis(measured.packing_us),
-            skipped_pages: measured.skipped_pages,
-            dirty_rate_asked: self.spec.dirty_rate_bytes_per_second,
-            dirty_rate_achieved: rate_of(written, running),
-            postcopy_missing_at_resume_bytes: post_copy.map_or(0, |report| report.missing_at_resume_bytes),
-            postcopy_ms: millis(post_copy.map_or(0, |report| report.took_us)),
-            ticks_while_missing: *ticks_while_missing,
-            faults: post_copy.map_or(0, |report| report.faults),
-            fault_p50_us_max: post_copy.map_or(0, |report| report.latency_percentile_us(50)),
-            fault_p99_us_max: post_copy.map_or(0, |report| report.latency_percentile_us(99)),
-            fault_latency_log2_us: post_copy.map(|report| report.latency_log2_us).unwrap_or_default(),
-            blocked_ms: millis(post_copy.map_or(0, |report| report.blocked_us)),
-        }
-    }
 }
 
 /// What is asked of a guest the moment that it runs at the target: its numbers until it has ticked there, which ends the
@@ -447,44 +405,6 @@ async fn first_look(cluster: &Cluster, guest: &GuestName) -> Result<(Stats, u64,
         }
         tokio::time::sleep(ASK_INTERVAL).await;
     }
-}
-
-/// What was seen of one move.
-struct Measured {
-    before: Stats,
-    after: Stats,
-    measured: SourceReport,
-    resume_us: u64,
-    post_copy: Option<PostCopyReport>,
-    ticks: ticks::TickReport,
-    ticks_while_missing: usize,
-    verified: Verified,
-}
-
-/// Whether a move was good.
-fn judge(moved: &Move, target: &NodeName, post_copy: bool) -> Result<(), LabError> {
-    let target = || target.clone();
-    if !moved.verified {
-        let (wrong, pages) = (moved.pages_wrong, moved.pages_verified);
-        return Err(LabError::Wrong { target: target(), wrong, pages, first: Vec::new() });
-    }
-    if moved.ticks_lost > 0 {
-        return Err(LabError::TicksLost { target: target(), lost: moved.ticks_lost });
-    }
-    if post_copy {
-        // A guest that waits for its pages writes less.
-        let (missing, ticks) = (moved.postcopy_missing_at_resume_bytes, moved.ticks_while_missing);
-        let shown = missing >= moved.memory_bytes / 4 && ticks > 0;
-        return if shown { Ok(()) } else { Err(LabError::NotPostCopy { target: target(), missing, ticks }) };
-    }
-    if moved.dirty_rate_achieved < moved.dirty_rate_asked / 100 * WRITTEN_PERCENT_MIN {
-        return Err(LabError::Starved {
-            target: target(),
-            asked: render::bytes(moved.dirty_rate_asked),
-            achieved: render::bytes(moved.dirty_rate_achieved),
-        });
-    }
-    Ok(())
 }
 
 /// Every tick of every runner that the cluster has had.

@@ -59,6 +59,10 @@ pub struct Move {
     pub pages_verified: u64,
     /// Pages that differed.
     pub pages_wrong: u64,
+    /// Pages that both sides had and the guest had not written since, which were compared; none in post-copy.
+    pub audit_checked_pages: Option<u64>,
+    /// Of them, those that were not alike.
+    pub audit_mismatched_pages: Option<u64>,
     /// Pages sent with their bytes.
     pub raw_pages: u64,
     /// Those bytes.
@@ -160,6 +164,7 @@ pub fn table(moves: &[Move]) -> String {
         "faults",
         "ticks lost",
         "verified",
+        "audited",
     ]);
     for moved in moves {
         let ms = |value: f64| format!("{value:.1} ms");
@@ -167,6 +172,11 @@ pub fn table(moves: &[Move]) -> String {
             format!("all {} pages", moved.pages_verified)
         } else {
             format!("{} PAGES WRONG", moved.pages_wrong)
+        };
+        let audited = match (moved.audit_checked_pages, moved.audit_mismatched_pages) {
+            (Some(checked), Some(0)) => format!("{checked} pages"),
+            (_, Some(mismatched)) => format!("{mismatched} PAGES DIFFER"),
+            (_, None) => "-".to_owned(),
         };
         let (missing, faults) = match moved.mode {
             "post-copy" => (
@@ -189,6 +199,7 @@ pub fn table(moves: &[Move]) -> String {
             faults,
             moved.ticks_lost.to_string(),
             verified,
+            audited,
         ]);
     }
     for column in table.column_iter_mut().skip(1) {

@@ -15,10 +15,10 @@ use actix::{Actor, AsyncContext, Context, Handler};
 use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Licence, Mode, Ownership, Phase, Side};
 use godwit_domain::progress::Measured;
 use godwit_domain::registry::{Command, Milestone};
-use godwit_domain::{Bandwidth, Epoch, InstanceId, MigrationId, Settings, share};
+use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_transfer::actor::{self, TransferActor};
 use godwit_transfer::admit::Expected;
-use godwit_transfer::drive::target::{self, Target};
+use godwit_transfer::drive::target::{self, Target, Track};
 use godwit_transfer::drive::{Report, Tells, Told};
 use godwit_wire::handoff::RunState;
 use godwit_wire::migration::SessionId;
@@ -136,12 +136,15 @@ impl NodeActor {
         let pages = here.attached.pages();
         let expected = Expected { guest, source: source.node.clone(), instance, pages, epoch };
         let runner = Handle(here.attached.runner.clone());
-        let attached = Arc::clone(&here.attached);
+        let (attached, tracked) = (Arc::clone(&here.attached), Arc::clone(&here.attached));
         let target = Target {
             migration: migration.clone(),
             instance,
             memory,
             begins: target::Begins::Empty(Box::new(move || attached.serve_faults())),
+            track: Some(Track::new(move || tracked.track())),
+            // Faults are served by the same userfaultfd: where they may be, it is armed as late as can be.
+            track_now: view.settings.audit && !view.settings.limits.allowed.post_copy,
             runner,
             recovery_timeout: view.settings.recovery_timeout,
         };
@@ -336,6 +339,7 @@ impl NodeActor {
             told: settings,
             running_told: false,
             reach: None,
+            audits: false,
         };
         self.transfers.insert(migration.clone(), transfer);
         self.share_bandwidth();
@@ -351,8 +355,8 @@ impl NodeActor {
                     Measured { source: Some(report), ..Measured::default() },
                 );
             }
-            Report::Target { resume_us, post_copy } => {
-                let measured = Measured { source: None, resume_us: Some(resume_us), post_copy };
+            Report::Target { resume_us, post_copy, audit } => {
+                let measured = Measured { source: None, resume_us: Some(resume_us), post_copy, audit };
                 self.tell_measured(migration.clone(), measured);
             }
             Report::Failed { reason } => tracing::warn!(%migration, reason, "migration failed"),
@@ -388,23 +392,6 @@ impl NodeActor {
         tokio::spawn(
             async move { leader.ask(&Ask::Propose(Command::Reached { migration, milestone })).await },
         );
-    }
-
-    /// Shares this node's bandwidth between the migrations that leave it, and tells those whose share is another.
-    pub(super) fn share_bandwidth(&mut self) {
-        let mut leaving: Vec<&mut Transfer> =
-            self.transfers.values_mut().filter(|transfer| transfer.expected.is_none()).collect();
-        let budget = leaving.iter().map(|transfer| transfer.settings.node_bandwidth);
-        let budget = budget.min_by_key(|budget| budget.bytes_per_second().unwrap_or(u64::MAX));
-        let caps: Vec<_> = leaving.iter().map(|transfer| transfer.settings.bandwidth).collect();
-        let shares = share::max_min(budget.unwrap_or(Bandwidth::UNLIMITED), &caps);
-        for (transfer, bandwidth) in leaving.iter_mut().zip(shares) {
-            let settings = Settings { bandwidth, ..transfer.settings };
-            if transfer.told != settings {
-                transfer.told = settings;
-                transfer.actor.do_send(actor::Order(Told::Settings(settings)));
-            }
-        }
     }
 
     /// The testimony that `Final` never left, once it is written down.
@@ -482,6 +469,7 @@ impl Handler<actor::Fact> for NodeActor {
                 self.withheld(&migration, sealed);
                 self.testify(ctx, &migration);
             }
+            Tells::Measured(measured) => self.is_audited(migration, *measured),
             Tells::Ended(report) => self.ended(ctx, &migration, report),
         }
     }

@@ -18,6 +18,7 @@ mod look;
 mod messages;
 mod migrate;
 mod proposals;
+mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ struct Transfer {
     running_told: bool,
     /// Where its driver finds how the target is reached now, should it have to dial again; `None`: this side is the target.
     reach: Option<watch::Sender<Reach>>,
+    /// It has succeeded, and its two sides are being compared.
+    audits: bool,
 }
 
 /// See the module.

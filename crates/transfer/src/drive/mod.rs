@@ -20,7 +20,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use godwit_domain::ownership::{Entry, Ownership};
-use godwit_domain::progress::{PostCopyReport, Progress, SourceReport};
+use godwit_domain::progress::{AuditReport, Measured, PostCopyReport, Progress, SourceReport};
 use godwit_domain::{Epoch, Settings};
 use quinn::SendStream;
 
@@ -78,6 +78,8 @@ pub enum Tells {
     Progress(Progress),
     /// The guest was handed over under the epoch after this one, and no byte of `Final` has left, nor ever will.
     Withheld(Epoch),
+    /// It has succeeded and is being audited; what was measured until then.
+    Measured(Box<Measured>),
     /// How it ended. The last thing it tells.
     Ended(Report),
 }
@@ -93,6 +95,8 @@ pub enum Report {
         resume_us: u64,
         /// Of a migration that ended as post-copy.
         post_copy: Option<PostCopyReport>,
+        /// What came of comparing its pages with the source's.
+        audit: Option<AuditReport>,
     },
     /// The log has ended it otherwise.
     Failed {

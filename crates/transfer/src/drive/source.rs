@@ -1,5 +1,6 @@
 //! Drives a [`SourceSession`]: a guest's memory out to the target.
 
+mod audit;
 mod hands;
 mod link;
 mod telling;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase};
 use godwit_domain::progress::{Course, SentPages, SourceReport};
-use godwit_domain::{InstanceId, MigrationId, Settings};
+use godwit_domain::{InstanceId, MigrationId, PageRun, Settings};
 use godwit_memory::{Memfd, PageSet, Tracker};
 use godwit_wire::migration::{SourceFrame, TargetFrame};
 use tokio::sync::mpsc;
@@ -68,6 +69,7 @@ enum Event {
     /// The link was dialed again.
     Dialed(Result<Box<Lines>, String>),
     Scanned(PageSet),
+    Digested(PageRun, Vec<u64>),
     Paused,
     Saved(Vec<u8>),
     /// So many percent of its time are taken from the guest.
@@ -94,6 +96,7 @@ impl Event {
 enum MemoryJob {
     Read(Plan, mpsc::Sender<Encoded>),
     Scan,
+    Digest(PageRun),
 }
 
 enum RunnerJob {
@@ -142,6 +145,8 @@ struct Driver<D> {
     plans_open: usize,
     fetches_open: usize,
     report: SourceReport,
+    /// What was measured when an audit began.
+    audited_from: Option<SourceReport>,
     times: Times,
     closing: Closing,
     waits_for_quorum: bool,
@@ -211,6 +216,7 @@ impl<D: Dial> Driver<D> {
             plans_open: 0,
             fetches_open: 0,
             report: SourceReport::default(),
+            audited_from: None,
             times: Times::default(),
             closing: Closing::Kept,
             waits_for_quorum: false,
@@ -265,6 +271,8 @@ impl<D: Dial> Driver<D> {
             }
             Action::Fetched(plan) => self.fetch(plan),
             Action::Scan => self.ask_memory(MemoryJob::Scan),
+            Action::Audit => self.audit_begins().await,
+            Action::Digest(run) => self.ask_memory(MemoryJob::Digest(run)),
             Action::Pause(epoch) => {
                 self.times.pause = Some(self.clock.now());
                 let snapshot = self.session.snapshot(self.clock.now());
@@ -306,6 +314,7 @@ impl<D: Dial> Driver<D> {
                 planted::die_after_a_scan(self.session.snapshot(now).round);
                 self.session.scanned(now, &written);
             }
+            Event::Digested(run, digests) => self.session.digested(run, digests),
             Event::Paused => self.session.paused(),
             Event::Saved(state) => self.session.saved(now, state),
             Event::Throttled(percent) => {
@@ -337,7 +346,8 @@ impl<D: Dial> Driver<D> {
 
     async fn told(&mut self, order: Told) {
         match order {
-            Told::Settings(Settings { bandwidth, limits, recovery_timeout, .. }) => {
+            Told::Settings(Settings { bandwidth, limits, recovery_timeout, audit, .. }) => {
+                self.session.set_audit(audit);
                 self.limiter.set(bandwidth);
                 self.recovery_timeout = recovery_timeout;
                 self.session.set_limits(limits);
@@ -371,7 +381,7 @@ impl<D: Dial> Driver<D> {
 
     async fn say(&mut self, frame: SourceFrame) {
         match frame {
-            SourceFrame::Round { .. } => {}
+            SourceFrame::Round { .. } | SourceFrame::Audit { .. } => {}
             SourceFrame::State(_)
             | SourceFrame::Digests { .. }
             | SourceFrame::Required { .. }

@@ -1,5 +1,6 @@
 //! Drives a [`TargetSession`]: pages into the memory of a runner that waits for its guest.
 
+mod audit;
 mod hands;
 mod link;
 mod placing;
@@ -19,10 +20,11 @@ use tracing::{Instrument, Span};
 
 use super::stream::Delivered;
 use super::{Clock, Report, Runner, Tells, Told, chain, micros};
+use crate::audit::Compared;
 use crate::control;
-use crate::target::{Action, Lane, TargetSession, Violation, Write};
-pub use hands::ServeFaults;
+use crate::target::{Action, Lane, TargetSession, Write};
 use hands::{MemoryWorker, command, place, planted};
+pub use hands::{ServeFaults, Track};
 use link::Link;
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
@@ -67,6 +69,10 @@ pub struct Target<R> {
     pub memory: Arc<Memfd>,
     /// How it begins.
     pub begins: Begins,
+    /// Begins to track what the guest writes, for an audit; `None`: none can be.
+    pub track: Option<Track>,
+    /// It is expected to be audited: tracking is armed now, and not in the pause.
+    pub track_now: bool,
     /// Itself.
     pub runner: R,
     /// How long it waits for a source to come, or to come back, before it has run; `None`: without end.
@@ -104,6 +110,9 @@ enum Event {
     Fault(PageIndex),
     NotZeroed(PageRun, String),
     ZerosAgain(PageRun),
+    /// What the guest will write is tracked, or is not, for this reason.
+    Tracked(Result<(), String>),
+    Compared(Result<Compared, String>),
     Released,
     NotReleased(String),
     ReleaseAgain,
@@ -119,6 +128,8 @@ enum MemoryJob {
     Write(Vec<Write>, Vec<u8>),
     Punch(Vec<PageRun>),
     Release,
+    Track,
+    Compare(PageRun, Vec<u64>),
     Seal(Epoch),
 }
 
@@ -199,6 +210,8 @@ struct Driver {
     run_epoch: Epoch,
     resume: Duration,
     post_copy: Option<PostCopyReport>,
+    /// Until when the source may audit.
+    audit_until: Option<Duration>,
     planted: planted::Late,
 }
 
@@ -209,9 +222,14 @@ impl Driver {
         outs: Outs,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
-        let Target { migration, instance, memory, begins, runner, recovery_timeout } = target;
+        let Target { migration, instance, memory, begins, track, track_now, runner, recovery_timeout } =
+            target;
         let (guest_pages, clock) = (memory.pages(), Clock::start());
         let (memory_jobs, jobs) = mpsc::channel(WRITES_MAX);
+        if track_now {
+            // There is room. Should it fail, it is tried again when the source closes.
+            let _ = memory_jobs.try_send(MemoryJob::Track);
+        }
         let (place_jobs, places) = mpsc::channel(PLACES_MAX);
         let (runner_jobs, orders) = mpsc::channel(4);
         let mut tasks = JoinSet::new();
@@ -228,7 +246,7 @@ impl Driver {
         };
         let (span, place_span) = (Span::current(), Span::current());
         let (place_memory, place_answers) = (Arc::clone(&memory), answers.clone());
-        let worker = MemoryWorker { memory, serve, faults: faults.clone() };
+        let worker = MemoryWorker { memory, serve, faults: faults.clone(), track, tracker: None };
         tasks.spawn_blocking(move || {
             let _in_span = span.enter();
             worker.work(jobs, &answers);
@@ -261,6 +279,7 @@ impl Driver {
             run_epoch: Epoch(0),
             resume: Duration::ZERO,
             post_copy: None,
+            audit_until: None,
             planted: planted::Late::default(),
         };
         faults.into_iter().for_each(|faults| driver.serve(faults));
@@ -279,6 +298,7 @@ impl Driver {
             }
             let limit = self.recovery_timeout.unwrap_or(Duration::from_secs(1 << 30));
             let patience = self.clock.instant(self.alone_since + limit);
+            let audit_until = self.clock.instant(self.audit_until.unwrap_or_default());
             // In this order, so that answers never pile up behind batches, and who waits does not wait for them.
             tokio::select! {
                 biased;
@@ -291,6 +311,7 @@ impl Driver {
                 Some(batch) = ears.urgent.recv() => self.delivered(batch).await,
                 Some(event) = ears.events.recv() => self.happened(event).await,
                 Some(batch) = ears.batches.recv() => self.delivered(batch).await,
+                () = tokio::time::sleep_until(audit_until), if self.session.is_auditing() => self.session.end_audit(),
                 () = tokio::time::sleep_until(patience), if self.link.is_none() && self.session.needs_the_source() => {
                     self.session.fail(format!("no source has come for {} s", limit.as_secs()));
                 }
@@ -304,6 +325,9 @@ impl Driver {
             Action::Punch(runs) => self.ask_memory(MemoryJob::Punch(runs)).await,
             Action::Zeros(run) => self.ask_place_when_there_is_room(PlaceJob::Zeros(run)).await,
             Action::Release => self.ask_memory(MemoryJob::Release).await,
+            Action::Track => self.ask_memory(MemoryJob::Track).await,
+            Action::Audit => self.audit_begins().await,
+            Action::Compare(run, digests) => self.ask_memory(MemoryJob::Compare(run, digests)).await,
             Action::Load(epoch, state) => self.ask_runner(RunnerJob::Load(epoch, state)),
             Action::Run(epoch) => {
                 self.run_asked = self.clock.now();
@@ -329,7 +353,12 @@ impl Driver {
                 return Some(Report::GaveUp { reason });
             }
             Action::Finish(Ok(())) => {
-                return Some(Report::Target { resume_us: micros(self.resume), post_copy: self.post_copy });
+                let audit = self.what_the_audit_found();
+                return Some(Report::Target {
+                    resume_us: micros(self.resume),
+                    post_copy: self.post_copy,
+                    audit,
+                });
             }
             Action::Finish(Err(reason)) => return Some(Report::Failed { reason }),
         }
@@ -386,6 +415,8 @@ impl Driver {
                 self.again(Event::ReleaseAgain);
             }
             Event::ReleaseAgain => self.ask_memory(MemoryJob::Release).await,
+            Event::Tracked(outcome) => self.tracked(outcome),
+            Event::Compared(outcome) => self.compared(outcome),
             Event::Loaded => self.session.loaded(),
             Event::Sealed(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
             Event::Running(epoch) => {
@@ -414,24 +445,6 @@ impl Driver {
                 self.ask_memory(MemoryJob::Write(writes, payload)).await;
             }
             Lane::Urgent => self.ask_place_when_there_is_room(PlaceJob::Write(writes, payload)).await,
-        }
-    }
-
-    fn check(&mut self, outcome: Result<(), Violation>) {
-        if let Err(violation) = outcome {
-            self.protocol_broken(&violation.to_string());
-        }
-    }
-
-    fn protocol_broken(&mut self, rule: &str) {
-        tracing::warn!(rule, "the source broke the protocol");
-        if let Some(link) = &self.link {
-            link.close_with(BROKE_PROTOCOL, rule.as_bytes());
-        }
-        self.link_is_gone(rule);
-        // A peer that breaks the protocol will break it again.
-        if self.session.needs_the_source() {
-            self.session.fail(format!("connection to the source lost: {rule}"));
         }
     }
 

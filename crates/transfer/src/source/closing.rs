@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use godwit_domain::units::time_for;
-use godwit_domain::{Epoch, Round};
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Final, Mode, PIECE_BYTES_MAX, SourceFrame, state_digest};
 
@@ -42,7 +41,10 @@ impl SourceSession {
             Mode::PostCopy => sent,
         };
         let (epoch, round, mode) = (self.setup.epoch, self.rounds.round(), self.setup.mode);
-        let frames = frames(state, &self.rounds.required(), epoch, round, mode, batches);
+        let state_bytes = u32::try_from(state.len()).unwrap_or(u32::MAX);
+        let (state_digest, audit) = (state_digest(state), self.will_audit());
+        let closed = Final { epoch, round, state_bytes, state_digest, batches, mode, audit };
+        let frames = frames(state, &self.rounds.required(), closed);
         self.actions.extend(frames.into_iter().map(Action::Send));
         if self.setup.mode == Mode::PostCopy {
             // The target says what it lacks; until then nothing travels.
@@ -72,27 +74,18 @@ impl SourceSession {
     }
 }
 
-/// What is said, in this order. `batches`: how many the target will have seen over this connection by then.
-fn frames(
-    state: &[u8],
-    required: &Stamps,
-    epoch: Epoch,
-    round: Round,
-    mode: Mode,
-    batches: u64,
-) -> Vec<SourceFrame> {
+/// What is said, in this order.
+fn frames(state: &[u8], required: &Stamps, closed: Final) -> Vec<SourceFrame> {
     let pieces = state.chunks(PIECE_BYTES_MAX).map(|piece| SourceFrame::State(Blob(piece.to_vec())));
     let mut frames: Vec<SourceFrame> = pieces.collect();
-    match mode {
+    match closed.mode {
         Mode::StopAndCopy => frames.extend(digests(required)),
         Mode::PostCopy => frames.extend((0..required.segments()).map(|segment| SourceFrame::Required {
             segment,
             stamps: Blob(required.segment(segment).to_vec()),
         })),
     }
-    let state_bytes = u32::try_from(state.len()).unwrap_or(u32::MAX);
-    let state_digest = state_digest(state);
-    frames.push(SourceFrame::Final(Final { epoch, round, state_bytes, state_digest, batches, mode }));
+    frames.push(SourceFrame::Final(closed));
     frames
 }
 

@@ -52,7 +52,7 @@ impl SourceSession {
         match self.stage {
             Stage::Copying => self.check_copy(now),
             Stage::Stopping { .. } | Stage::Closing { .. } => self.check_pause(now),
-            Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over => {}
+            Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Auditing | Stage::Over => {}
         }
     }
 

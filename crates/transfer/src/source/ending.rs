@@ -10,6 +10,9 @@ use super::{Action, SourceSession, Stage};
 impl SourceSession {
     /// This is agreed about the guest. The only thing that ends a pause.
     pub fn view(&mut self, ownership: &Ownership) {
+        if self.is_auditing() {
+            return self.view_in_audit(ownership);
+        }
         let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.setup.migration);
         if ownership.epoch <= self.setup.epoch && ours.is_some_and(|attempt| !attempt.phase.is_over()) {
             return;
@@ -20,7 +23,7 @@ impl SourceSession {
                 Some(Phase::HandedOver { .. } | Phase::PostCopy { .. }),
                 Stage::Closing { state, .. } | Stage::Ending { state: Some(state), .. },
             ) => self.stage = Stage::HandedOver { state },
-            (Some(Phase::Succeeded), _) => self.actions.push_back(Action::Finish(Ok(()))),
+            (Some(Phase::Succeeded), _) => self.succeeded(),
             // A pause was called off that an earlier process had made: the guest runs on under the next epoch.
             (Some(Phase::Copying { .. }), Stage::Copying) => {
                 self.setup.epoch = ownership.epoch;
@@ -51,12 +54,15 @@ impl SourceSession {
 
     /// Nothing more is sent. The guest stays as it is until the log has spoken.
     pub(super) fn end(&mut self, side: Side, reason: String) {
+        if self.is_auditing() {
+            return self.end_audit(&reason);
+        }
         let (stopped, state) = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Copying => (false, None),
             Stage::Stopping { .. } => (true, None),
             Stage::Closing { state, .. } => (true, Some(state)),
             // Nothing to propose: the target owns the guest, or the end was proposed already.
-            stage @ (Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over) => {
+            stage @ (Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Auditing | Stage::Over) => {
                 self.stage = stage;
                 return;
             }

@@ -5,6 +5,7 @@
 //!   Copying ──fits──▶ Stopping ──paused, scanned, saved──▶ Closing ──committed──▶ HandedOver ──▶ Over
 //!      ├─deadline, allowed┤                                   │
 //!      └──────────────────┴─── fails, time-out ──▶ Ending ◀───┘        (the log decides which of the two)
+//!   HandedOver ──succeeded, to be audited──▶ Auditing ──▶ Over   (`audit`)
 //! ```
 //!
 //! Always true:
@@ -22,9 +23,11 @@
 //!
 //! Driven by [`crate::drive::source`]; everything it does is tested against [`crate::target`] over a fake link.
 
+mod audit;
 mod closing;
 mod deadline;
 mod ending;
+mod linked;
 mod outlook;
 mod postcopy;
 mod rounds;
@@ -37,9 +40,9 @@ use godwit_domain::ownership::Side;
 use godwit_domain::precopy::{self, AtDeadline, Did, GaveUp, Limits, Standing, Throttle, Verdict};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PAGE_BYTES, PageCount, PageRun, Round};
 use godwit_memory::PageSet;
-use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Mode, SessionId, SourceFrame, TargetFrame};
 
+use linked::Link;
 use outlook::Outlook;
 pub use rounds::Plan;
 use rounds::Rounds;
@@ -74,6 +77,8 @@ pub struct Setup {
     pub mode: Mode,
     /// Switch over to post-copy as soon as the target is reached.
     pub at_once: bool,
+    /// After a stop-and-copy compare what is at the target with what was sent.
+    pub audit: bool,
 }
 
 /// What the driver can take now.
@@ -106,6 +111,10 @@ pub enum Action {
     ProposeEnd(Side, String),
     /// Take so many percent of its time from the guest, then call [`SourceSession::throttled`]. 0: let it run freely.
     Throttle(u8),
+    /// It has succeeded: say what was measured. An audit follows.
+    Audit,
+    /// Digest these pages, then call [`SourceSession::digested`].
+    Digest(PageRun),
     /// Resume the guest (or relabel a running one) under this epoch.
     Resume(Epoch),
     /// It is over: let go of everything. The guest's memory may be freed only if it succeeded.
@@ -133,18 +142,10 @@ enum Stage {
     /// The end was proposed; the log decides. A guest that stands still goes on standing still. With its state, if the
     /// hand-over may have been proposed before: then the log may decide for that.
     Ending { stopped: bool, state: Option<Vec<u8>> },
+    /// The guest runs at the target; what was sent is compared.
+    Auditing,
     /// Nothing more will happen.
     Over,
-}
-
-#[derive(Debug)]
-enum Link {
-    /// There is none; what was in flight over the last one is unknown.
-    Down,
-    /// The target tells what it holds.
-    Comparing,
-    /// Pages may flow. Counts are those of this connection.
-    Up { sent: u64, sent_pages: u64, acknowledged: u64, acknowledged_pages: u64 },
 }
 
 /// The source's side of one migration.
@@ -180,6 +181,7 @@ pub struct SourceSession {
     fetches: VecDeque<PageRun>,
     /// Batches of such pages that were planned.
     fetched: u64,
+    audit: audit::Audit,
     actions: VecDeque<Action>,
 }
 
@@ -207,22 +209,13 @@ impl SourceSession {
             losses: 0,
             fetches: VecDeque::new(),
             fetched: 0,
+            audit: audit::Audit::default(),
             // A process that is gone may have left it throttled.
             actions: VecDeque::from([Action::Throttle(0)]),
         }
     }
 
     // ---- what happened -------------------------------------------------------------------------------------
-
-    /// The connection is gone.
-    pub fn link_lost(&mut self) {
-        if matches!(self.stage, Stage::Copying) && !matches!(self.link, Link::Down) {
-            self.losses += 1;
-        }
-        self.link = Link::Down;
-        self.fetches.clear();
-        self.actions.retain(|action| !matches!(action, Action::Send(_)));
-    }
 
     /// The target said something.
     pub fn frame(&mut self, now: Duration, frame: TargetFrame) -> Result<(), OutOfTurn> {
@@ -238,6 +231,13 @@ impl SourceSession {
                 Ok(())
             }
             TargetFrame::Fetch { first, pages } => self.fetch(first, pages),
+            TargetFrame::Audited { first, checked, mismatched } => {
+                self.audited(now, first, (checked, mismatched))
+            }
+            TargetFrame::NotAudited { message } => {
+                self.end_audit(&message);
+                Ok(())
+            }
             TargetFrame::Failed { message } | TargetFrame::Refused { message, .. } => {
                 self.fail(message);
                 Ok(())
@@ -258,7 +258,11 @@ impl SourceSession {
                 }
             }
             Stage::Stopping { scanned, .. } => *scanned = self.scans_due == 0,
-            Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Ending { .. } | Stage::Over => {}
+            Stage::Closing { .. }
+            | Stage::HandedOver { .. }
+            | Stage::Ending { .. }
+            | Stage::Auditing
+            | Stage::Over => {}
         }
         self.close_if_ready(now);
     }
@@ -296,6 +300,9 @@ impl SourceSession {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
+        if let Some(action) = self.next_audit(now) {
+            return Some(action);
+        }
         if room.fetched
             && let Some(fetched) = self.next_fetched()
         {
@@ -317,7 +324,8 @@ impl SourceSession {
 
     /// When to poll again though nothing happened.
     pub fn wake_at(&self, now: Duration) -> Duration {
-        self.rounds.next_scan_at(self.waits_for_quorum).max(now).min(now + Duration::from_millis(100))
+        let scan_at = self.rounds.next_scan_at(self.waits_for_quorum);
+        self.audit_wakes_at(now).unwrap_or_else(|| scan_at.max(now).min(now + Duration::from_millis(100)))
     }
 
     /// Whether the target owns the guest by now, as far as this side knows.
@@ -337,69 +345,6 @@ impl SourceSession {
 
     // ---- how ------------------------------------------------------------------------------------------------
 
-    fn is_up(&self) -> bool {
-        matches!(self.link, Link::Up { .. })
-    }
-
-    fn unacknowledged(&self) -> u32 {
-        match self.link {
-            Link::Up { sent_pages, acknowledged_pages, .. } => {
-                u32::try_from(sent_pages.saturating_sub(acknowledged_pages)).unwrap_or(u32::MAX)
-            }
-            Link::Down | Link::Comparing => 0,
-        }
-    }
-
-    fn welcomed(&mut self, now: Duration, held: bool) -> Result<(), OutOfTurn> {
-        if !matches!(self.link, Link::Down) {
-            return Err(OutOfTurn { frame: "Welcome", problem: "twice on one connection" });
-        }
-        if held {
-            self.link = Link::Comparing;
-            return Ok(());
-        }
-        self.target_complete = false;
-        self.rounds.everything_is_missing();
-        self.link_is_up(now);
-        Ok(())
-    }
-
-    fn held(&mut self, now: Duration, segment: u32, stamps: &Blob, last: bool) -> Result<(), OutOfTurn> {
-        let comparing = matches!(self.link, Link::Comparing);
-        if planted::bitmap_is_trusted() && comparing {
-            self.rounds.trust(segment, &stamps.0);
-        }
-        let answers_final = self.setup.mode == Mode::PostCopy && self.final_round.is_some();
-        if !comparing && !answers_final {
-            return Err(OutOfTurn { frame: "Held", problem: "unasked" });
-        }
-        if !self.rounds.target_holds(segment, &stamps.0) {
-            return Err(OutOfTurn { frame: "Held", problem: "with stamps of no segment of this guest" });
-        }
-        match (last, comparing) {
-            (true, true) => self.link_is_up(now),
-            (true, false) => {
-                self.begin_round(now);
-                self.rounds.hot_first();
-            }
-            (false, _) => {}
-        }
-        Ok(())
-    }
-
-    /// Pages may flow: in a new round, so that nothing that is still under way can be mistaken for it.
-    fn link_is_up(&mut self, now: Duration) {
-        self.link = Link::Up { sent: 0, sent_pages: 0, acknowledged: 0, acknowledged_pages: 0 };
-        self.begin_round(now);
-        if let Stage::Closing { state, .. }
-        | Stage::HandedOver { state }
-        | Stage::Ending { state: Some(state), .. } = &self.stage
-        {
-            let state = state.clone();
-            self.send_final(&state);
-        }
-    }
-
     fn begin_round(&mut self, now: Duration) {
         match self.rounds.begin(now) {
             Some((round, pages)) => {
@@ -407,22 +352,6 @@ impl SourceSession {
             }
             None => self.give_up(GaveUp::RoundsExhausted),
         }
-    }
-
-    fn acknowledged(&mut self, now: Duration, batches: u64, pages: u64) -> Result<(), OutOfTurn> {
-        let Link::Up { sent, sent_pages, acknowledged, acknowledged_pages } = &mut self.link else {
-            return Err(OutOfTurn { frame: "Ack", problem: "before anything was sent" });
-        };
-        if batches > *sent || pages > *sent_pages || batches < *acknowledged || pages < *acknowledged_pages {
-            return Err(OutOfTurn { frame: "Ack", problem: "for more than was sent, or less than before" });
-        }
-        let newly = pages - *acknowledged_pages;
-        if newly > 0 {
-            self.heard_at = now;
-        }
-        (*acknowledged, *acknowledged_pages) = (batches, pages);
-        self.rounds.acknowledged(now, newly);
-        Ok(())
     }
 
     fn next_batch(&mut self, now: Duration, room: bool) -> Option<Plan> {
@@ -482,17 +411,4 @@ impl SourceSession {
 /// Bytes of so many runs' pages.
 fn bytes_of(runs: &[PageRun]) -> u64 {
     runs.iter().map(|run| u64::from(run.count.0) * PAGE_BYTES).sum()
-}
-
-/// A bug that tests switch on, to show that `verify` finds it. Always off in a real build.
-mod planted {
-    #[cfg(feature = "planted-bugs")]
-    pub(super) fn bitmap_is_trusted() -> bool {
-        crate::planted::is_on("resume-by-bitmap")
-    }
-
-    #[cfg(not(feature = "planted-bugs"))]
-    pub(super) fn bitmap_is_trusted() -> bool {
-        false
-    }
 }

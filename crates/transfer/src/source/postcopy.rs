@@ -54,7 +54,7 @@ impl SourceSession {
             Stage::Copying => true,
             Stage::Closing { .. } => self.setup.mode == Mode::PostCopy && self.target_complete,
             Stage::HandedOver { .. } => self.setup.mode == Mode::PostCopy,
-            Stage::Stopping { .. } | Stage::Ending { .. } | Stage::Over => false,
+            Stage::Stopping { .. } | Stage::Ending { .. } | Stage::Auditing | Stage::Over => false,
         }
     }
 

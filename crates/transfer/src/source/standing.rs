@@ -72,7 +72,9 @@ impl SourceSession {
         let decided = match self.stage {
             Stage::Copying if self.setup.mode == Mode::PostCopy => Some(AtDeadline::PostCopy),
             Stage::Copying => self.overdue_since.map(|_| at_deadline(self.allowed())),
-            Stage::Stopping { .. } | Stage::Closing { .. } | Stage::HandedOver { .. } => self.finishing,
+            Stage::Stopping { .. } | Stage::Closing { .. } | Stage::HandedOver { .. } | Stage::Auditing => {
+                self.finishing
+            }
             Stage::Ending { .. } | Stage::Over => return Course::Ends,
         };
         match (decided, &self.stage) {

@@ -30,7 +30,7 @@ impl Closing {
             return out_of_turn("another closing frame", "after Final");
         }
         match frame {
-            SourceFrame::Round { .. } => {}
+            SourceFrame::Round { .. } | SourceFrame::Audit { .. } => {}
             SourceFrame::State(piece) => {
                 if self.state.len() + piece.0.len() > STATE_BYTES_MAX {
                     return out_of_turn("State", "above 2 MiB in all");

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   Receiving ──Final, all stamps equal, all written──▶ Loading ──▶ Loaded ──licence──▶ Starting ──▶ Running
+//!       │                                              Running ──succeeded, to be audited──▶ Auditing (`audit`)
 //!       └──────Final (post-copy)──▶ Punching ──▶ Loading …   while missing pages go on coming (`postcopy`)
 //! ```
 //!
@@ -15,6 +16,7 @@
 //!   `Final` sealed.
 
 mod around;
+mod audit;
 mod closing;
 mod missing;
 mod planted;
@@ -45,6 +47,12 @@ pub enum Action {
     Zeros(PageRun),
     /// Every page is here: nobody needs to wait for one any more. Then call [`TargetSession::released`].
     Release,
+    /// Track what the guest will write, then call [`TargetSession::tracked`].
+    Track,
+    /// It has succeeded: say what was measured. An audit follows.
+    Audit,
+    /// Compare these pages with their digests at the source, then call [`TargetSession::compared`].
+    Compare(PageRun, Vec<u64>),
     /// Load this device state, sealed at this epoch, then call [`TargetSession::loaded`]. Starts nothing.
     Load(Epoch, Vec<u8>),
     /// Seal the memory and run the guest under this epoch, then call [`TargetSession::running`].
@@ -116,6 +124,8 @@ enum Stage {
     Releasing(Epoch),
     /// The same, and done, which was proposed.
     Whole,
+    /// It runs, which is agreed, and the source compares.
+    Auditing,
     Over,
 }
 
@@ -157,6 +167,7 @@ pub struct TargetSession {
     /// The source is gone for good, as the log says.
     source_gone: bool,
     licence: Option<Epoch>,
+    audit: audit::Audit,
     actions: VecDeque<Action>,
 }
 
@@ -177,6 +188,7 @@ impl TargetSession {
             missing: None,
             source_gone: false,
             licence: None,
+            audit: audit::Audit::default(),
             actions: VecDeque::new(),
         }
     }
@@ -199,6 +211,10 @@ impl TargetSession {
         let held = held && known;
         if !held {
             self.stamps = Stamps::none(self.pages);
+            // A pause was called off, and what was punched for it with it. Once it is licensed, what is missing still is.
+            if self.licence.is_none() && !self.has_started() {
+                self.missing = None;
+            }
             if matches!(self.stage, Stage::Loading(_) | Stage::Loaded(_)) && self.missing.is_none() {
                 self.stage = Stage::Receiving;
             }
@@ -214,6 +230,7 @@ impl TargetSession {
         self.link = None;
         self.closing = Closing::default();
         self.actions.retain(|action| !matches!(action, Action::Send(_)));
+        self.end_audit();
     }
 
     /// A batch has come over this connection. Returns what of it must be written; writes of a lane are done in the order
@@ -276,6 +293,9 @@ impl TargetSession {
 
     /// The source said something.
     pub fn frame(&mut self, frame: SourceFrame) -> Result<(), Violation> {
+        if let SourceFrame::Audit { first, digests } = frame {
+            return self.piece(first, digests);
+        }
         match self.closing.take(frame, &self.stamps)? {
             Some(closed) => self.closed(closed),
             None => Ok(()),
@@ -313,7 +333,7 @@ impl TargetSession {
                 self.licence = Some(ownership.epoch);
                 self.run_if_licensed();
             }
-            Some(Phase::Succeeded) => self.finish(Ok(())),
+            Some(Phase::Succeeded) => self.succeeded(ownership),
             Some(
                 Phase::Pending
                 | Phase::Preparing { .. }
@@ -322,6 +342,7 @@ impl TargetSession {
                 | Phase::PostCopy { .. },
             ) => {}
             Some(Phase::Failed { reason } | Phase::Cancelled { reason }) => self.finish(Err(reason.clone())),
+            None if self.is_auditing() => self.end_audit(),
             None => self.finish(Err("another migration of this guest has begun".into())),
         }
     }
@@ -334,6 +355,7 @@ impl TargetSession {
                 self.actions.push_back(Action::GiveUp(reason));
                 self.stage = Stage::Over;
             }
+            Stage::Auditing => self.end_audit(),
             Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole | Stage::Over => {}
         }
     }
@@ -367,7 +389,10 @@ impl TargetSession {
 
     /// Whether the guest was told to run: from then on, nothing that happens here may discard it.
     pub fn has_started(&self) -> bool {
-        matches!(self.stage, Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole)
+        matches!(
+            self.stage,
+            Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole | Stage::Auditing
+        )
     }
 
     // ---- how ------------------------------------------------------------------------------------------------
@@ -455,6 +480,7 @@ impl TargetSession {
     fn load(&mut self) {
         let Some(closed) = self.closing.closed() else { return };
         self.stage = Stage::Loading(closed.epoch);
+        self.track_if_wanted(&closed);
         let state = self.closing.take_state();
         self.actions.push_back(Action::Load(closed.epoch, state));
     }

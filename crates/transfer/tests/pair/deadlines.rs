@@ -91,6 +91,7 @@ impl Scene {
             commit_estimate: at(1),
             mode: Mode::StopAndCopy,
             at_once,
+            audit: false,
         };
         let mut scene = Self {
             session: SourceSession::new(Duration::ZERO, setup),
@@ -136,6 +137,8 @@ impl Scene {
             Action::Send(_)
             | Action::ProposeHandOver(..)
             | Action::ProposeEnd(..)
+            | Action::Audit
+            | Action::Digest(_)
             | Action::Resume(_)
             | Action::Finish(_) => {}
         }

@@ -8,12 +8,13 @@
 //!
 //! At every step: the guest runs on one side at most, and only under a licence; a copy that was given up sends nothing
 //! more and pauses nobody. When it starts at the target:
-//! what is there is the memory as it stood at the pause. In the end: it runs somewhere.
+//! what is there is the memory as it stood at the pause. In the end: it runs somewhere, and an audit has found nothing.
 //!
 //! A failing seed prints its line: `GODWIT_SEED=N cargo test -p godwit-transfer --test pair`.
 
 #![expect(clippy::print_stdout, reason = "what a test prints is for its reader")]
 
+mod audit;
 mod deadlines;
 mod outlook;
 mod world;
@@ -21,6 +22,7 @@ mod world;
 use std::collections::{BTreeMap, HashSet};
 use std::hash::Hasher;
 
+use godwit_domain::progress::AuditReport;
 use godwit_transfer::planted;
 use godwit_wire::migration::Mode;
 use world::World;
@@ -38,14 +40,19 @@ enum Ending {
     CalledBack,
 }
 
-/// Runs one seed to its end. Returns what came of it and a hash of everything that happened.
-fn run(seed: u64) -> (Ending, u64) {
+/// Runs one seed to its end. Returns what came of it, of its audit, and a hash of everything that happened.
+fn run(seed: u64) -> (Ending, Option<AuditReport>, u64) {
     let mut world = World::new(seed);
     for _ in 0..STEPS_MAX {
         world.step();
         if world.is_over() {
             let ending = if world.target_runs.is_some() {
                 world.same_memory("in the end");
+                if let Some(report) = world.audited() {
+                    assert_eq!(report.mismatched_pages, 0, "a clean move: {report:?}");
+                    let seen = report.checked_pages + report.written_pages;
+                    assert_eq!(report.complete, seen == u64::from(world::PAGES.0), "{report:?}");
+                }
                 if world.paused_to_finish { Ending::Finished } else { Ending::Moved(world.mode) }
             } else {
                 assert!(world.source_runs, "after a failure the guest runs at the source");
@@ -56,7 +63,7 @@ fn run(seed: u64) -> (Ending, u64) {
                     (false, _) => Ending::Stayed,
                 }
             };
-            return (ending, world.trace.finish());
+            return (ending, world.audited(), world.trace.finish());
         }
     }
     panic!(
@@ -77,12 +84,17 @@ fn seeds() -> std::ops::Range<u64> {
 fn memory_arrives_whole_in_every_interleaving() {
     let mut distinct = HashSet::new();
     let mut endings = BTreeMap::new();
+    let mut audits = (0, 0);
     for seed in seeds() {
         let result = std::panic::catch_unwind(|| run(seed));
-        let Ok((ending, trace)) = result else {
+        let Ok((ending, audited, trace)) = result else {
             panic!("replay: GODWIT_SEED={seed} cargo test -p godwit-transfer --test pair");
         };
         distinct.insert(trace);
+        if let Some(report) = audited {
+            let (whole, cut_short) = &mut audits;
+            *if report.complete { whole } else { cut_short } += 1;
+        }
         let name = match ending {
             Ending::Moved(Mode::StopAndCopy) => "moved",
             Ending::Moved(Mode::PostCopy) => "moved by post-copy",
@@ -93,9 +105,14 @@ fn memory_arrives_whole_in_every_interleaving() {
         };
         *endings.entry(name).or_insert(0) += 1;
     }
-    println!("{} distinct interleavings: {endings:?}", distinct.len());
+    let (whole, cut_short) = audits;
+    println!(
+        "{} distinct interleavings: {endings:?}; {whole} whole audits, {cut_short} cut short",
+        distinct.len()
+    );
     if seeds().count() > 1 {
         assert_eq!(distinct.len() as u64, SEEDS, "every seed is another interleaving");
+        assert!(whole > 100 && cut_short > 10, "{whole} whole audits, {cut_short} cut short");
         assert_eq!(endings.len(), 6, "every kind of ending was met");
     }
 }

@@ -45,6 +45,7 @@ impl Scene {
             commit_estimate: Duration::from_millis(1),
             mode: Mode::StopAndCopy,
             at_once: false,
+            audit: false,
         };
         let now = Duration::ZERO;
         let mut session = SourceSession::new(now, setup);

@@ -1,16 +1,18 @@
 //! The seeded world: two hosts, a link that loses, delays and reorders, a log, and everything that may happen.
 
+mod faults;
 mod target_host;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash};
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Ownership, Phase};
 use godwit_domain::precopy::{Allowed, Limits};
-use godwit_domain::progress::Course;
+use godwit_domain::progress::{AuditReport, Course};
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun};
 use godwit_memory::PageSet;
+use godwit_transfer::audit::Compared;
 use godwit_transfer::source::{self, Plan, Room, Setup, SourceSession};
 use godwit_transfer::target::{self, Lane, TargetSession, Write};
 use godwit_wire::batch::{Batch, Class, ClassedRun};
@@ -55,6 +57,8 @@ pub(crate) struct World {
     gave_up: bool,
     session: u64,
     pub(crate) mode: Mode,
+    audit: bool,
+    digesting: Option<PageRun>,
     // Between.
     connections: u64,
     to_target: VecDeque<(u64, SourceFrame)>,
@@ -77,7 +81,12 @@ pub(crate) struct World {
     punching: Option<Vec<PageRun>>,
     pub(crate) target_runs: Option<Epoch>,
     target_done: Option<Result<(), String>>,
+    /// Pages that the guest has written since what it writes was tracked.
+    written: BTreeSet<u32>,
+    comparing: Option<(PageRun, Vec<u64>)>,
     faults_left: u32,
+    /// The source's process will be started again while its guest stands still.
+    calls_off: bool,
 }
 
 fn id(n: u8) -> InstanceId {
@@ -96,7 +105,13 @@ fn limits(random: &mut fastrand::Rng) -> Limits {
     }
 }
 
-fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits: Limits) -> Setup {
+fn setup(
+    migration: &MigrationId,
+    session: u64,
+    (mode, audit): (Mode, bool),
+    epoch: Epoch,
+    limits: Limits,
+) -> Setup {
     Setup {
         migration: migration.clone(),
         instance: id(1),
@@ -107,6 +122,7 @@ fn setup(migration: &MigrationId, session: u64, mode: Mode, epoch: Epoch, limits
         commit_estimate: Duration::from_millis(1),
         mode,
         at_once: false,
+        audit,
     }
 }
 
@@ -115,6 +131,7 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let migration: MigrationId = "m1".parse().expect("a name");
         let mode = if random.bool() { Mode::StopAndCopy } else { Mode::PostCopy };
+        let audit = random.bool();
         let mut log = Ownership::new("a".parse().expect("a name"));
         log.apply(Entry::Born { instance: id(1) }).expect("born");
         log.apply(Entry::Request { migration: migration.clone() }).expect("asked");
@@ -125,7 +142,10 @@ impl World {
         let now = Duration::ZERO;
         Self {
             now,
-            source: SourceSession::new(now, setup(&migration, 1, mode, log.epoch, limits(&mut random))),
+            source: SourceSession::new(
+                now,
+                setup(&migration, 1, (mode, audit), log.epoch, limits(&mut random)),
+            ),
             source_memory: (0..PAGES.0).map(|_| random.u64(0..4)).collect(),
             dirty: PageSet::empty(PAGES),
             source_runs: true,
@@ -142,6 +162,8 @@ impl World {
             gave_up: false,
             session: 1,
             mode,
+            audit,
+            digesting: None,
             connections: 0,
             to_target: VecDeque::new(),
             to_source: VecDeque::new(),
@@ -159,7 +181,10 @@ impl World {
             punching: None,
             target_runs: None,
             target_done: None,
+            written: BTreeSet::new(),
+            comparing: None,
             faults_left: random.u32(0..5),
+            calls_off: random.u32(0..6) == 0,
             proposals: Vec::new(),
             trace: DefaultHasher::new(),
             is_replay: std::env::var_os("GODWIT_SEED").is_some(),
@@ -179,6 +204,11 @@ impl World {
     /// One random thing happens.
     pub(crate) fn step(&mut self) {
         self.now += Duration::from_micros(self.random.u64(1..400));
+        // A pause is short: at some moment of it.
+        if self.calls_off && !self.source_runs && self.random.u32(0..25) == 0 {
+            self.calls_off = false;
+            self.call_off();
+        }
         let choice = self.random.u32(0..100);
         let mark =
             (choice, self.batches.len(), self.writes.len(), self.to_target.len(), self.to_source.len());
@@ -272,8 +302,12 @@ impl World {
                 self.pausing = false;
                 self.source_runs = true;
             }
+            source::Action::Audit => assert!(self.target_runs.is_some(), "audited before it runs there"),
+            source::Action::Digest(run) => self.digesting = Some(run),
             source::Action::Finish(outcome) => {
                 assert!(self.throttle == 0, "let go of while it is throttled");
+                // Whoever is done closes the connection.
+                self.source_link = None;
                 self.source_done = Some(outcome);
             }
         }
@@ -310,7 +344,7 @@ impl World {
     }
 
     fn the_runner_answers(&mut self) {
-        match self.random.u32(0..5) {
+        match self.random.u32(0..7) {
             0 if self.pausing => {
                 self.pausing = false;
                 self.source_runs = false;
@@ -341,6 +375,8 @@ impl World {
                 }
                 self.target.punched(&stayed);
             }
+            5 => self.a_piece_is_digested(),
+            6 => self.a_piece_is_compared(),
             4 => {
                 if let Some(epoch) = self.target_runs {
                     self.target.running(self.now, epoch);
@@ -379,7 +415,7 @@ impl World {
 
     fn connect(&mut self) {
         let both_know = self.source_link.is_none() && self.target_link.is_none();
-        if both_know && self.source_done.is_none() && self.target.can_link() {
+        if both_know && self.source_done.is_none() && self.target_done.is_none() && self.target.can_link() {
             self.connections += 1;
             self.source_link = Some(self.connections);
             self.target_link = Some(self.connections);
@@ -387,68 +423,9 @@ impl World {
         }
     }
 
-    /// The connection breaks, and each side notices when it does; or the source's node restarts in pre-copy.
-    fn fault(&mut self) {
-        match self.random.u32(0..10) {
-            0 | 1 if self.source_link.is_some() && (self.faults_left > 0 || self.target_link.is_none()) => {
-                self.faults_left = self.faults_left.saturating_sub(1);
-                self.source_link = None;
-                self.source.link_lost();
-                self.note(|| "source: link lost".into());
-            }
-            2 | 3 if self.target_link.is_some() && (self.faults_left > 0 || self.source_link.is_none()) => {
-                self.faults_left = self.faults_left.saturating_sub(1);
-                self.target_link = None;
-                self.target.link_lost();
-                self.note(|| "target: link lost".into());
-            }
-            4 if self.faults_left > 0 && self.source_runs && !self.pausing && self.target_link.is_none() => {
-                self.faults_left -= 1;
-                self.restart_source();
-            }
-            4 if self.faults_left > 0 && self.is_post_copy() && self.source_link.is_none() => {
-                self.faults_left -= 1;
-                self.restart_serving();
-            }
-            7 if self.faults_left > 0 && self.target_runs.is_some() && self.is_post_copy() => {
-                self.faults_left -= 1;
-                self.restart_target();
-            }
-            5 if self.faults_left > 0 && self.random.u32(0..8) == 0 => {
-                self.faults_left -= 1;
-                self.source.fail("asked to".into());
-            }
-            6 if self.random.u32(0..8) == 0 => self.source.set_limits(limits(&mut self.random)),
-            _ => {}
-        }
-    }
-
-    fn restart_source(&mut self) {
-        self.session += 1;
-        self.source_link = None;
-        self.scans.clear();
-        self.reading.clear();
-        self.saving = false;
-        // The scans of the old process are gone, and with them what it knew to be dirty.
-        self.dirty = PageSet::empty(PAGES);
-        self.gave_up = false;
-        let limits = limits(&mut self.random);
-        let setup = setup(&self.migration, self.session, self.mode, Epoch::FIRST, limits);
-        self.source = SourceSession::new(self.now, setup);
-    }
-
     fn is_post_copy(&self) -> bool {
         let phase = self.log.attempt.as_ref().map(|attempt| &attempt.phase);
         matches!(phase, Some(Phase::PostCopy { .. } | Phase::HandedOver { mode: Mode::PostCopy, .. }))
-    }
-
-    /// The source's process is started again beside the guest that stands still.
-    fn restart_serving(&mut self) {
-        self.note(|| "source: restarted".into());
-        self.session += 1;
-        self.reading.clear();
-        let setup = setup(&self.migration, self.session, self.mode, self.sealed, limits(&mut self.random));
-        self.source = SourceSession::serving(self.now, setup, vec![9; 100]);
     }
 
     pub(crate) fn same_memory(&self, when: &str) {

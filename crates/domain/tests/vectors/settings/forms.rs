@@ -125,6 +125,7 @@ const TRUTHS: Kind<bool> = Kind {
     keys: &[
         ("allowPostCopy", Setting::AllowPostCopy),
         ("allowAutoConverge", Setting::AllowAutoConverge),
+        ("audit", Setting::Audit),
         ("allowWorkloadDisruption", Setting::AllowWorkloadDisruption),
     ],
     taken: &[(Bool(true), true), (Bool(false), false), (Word("true"), true), (Word("false"), false)],

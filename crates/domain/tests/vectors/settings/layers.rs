@@ -5,7 +5,7 @@ use godwit_domain::settings::{Given, Layers, Origin, Resolved, Setting, resolve}
 use godwit_domain::{ClusterSettings, Overrides};
 
 /// A key: its default, and a value of its own for cluster, policy and migration; "-": that layer can not set it.
-const KEYS: [(&str, &str, [&str; 3]); 12] = [
+const KEYS: [(&str, &str, [&str; 3]); 13] = [
     ("bandwidthPerMigration", "0", ["64Mi", "0", "1Gi"]),
     ("completionTimeoutPerGiB", "800", ["150", "0", "20"]),
     ("progressTimeout", "150", ["0", "10", "20"]),
@@ -14,6 +14,7 @@ const KEYS: [(&str, &str, [&str; 3]); 12] = [
     ("allowAutoConverge", "false", ["true", "false", "true"]),
     ("allowWorkloadDisruption", "false", ["true", "false", "true"]),
     ("maxDowntimeMs", "300", ["1", "50", "2000000"]),
+    ("audit", "false", ["true", "false", "true"]),
     ("priority", "normal", ["-", "low", "high"]),
     ("network", "-", ["migration", "-", "-"]),
     ("nodeBandwidth", "0", ["1Gi", "-", "-"]),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use godwit_admin::{AskError, Client, read_as};
-use godwit_domain::progress::{Measured, PostCopyReport, SourceReport};
+use godwit_domain::progress::{AuditReport, Measured, PostCopyReport, SourceReport};
 use godwit_domain::{GuestName, Labels, NodeName, Overrides};
 use godwit_wire::admin::{Act, Code, MigrationDetail, MoveMode};
 use tokio::sync::mpsc;
@@ -25,6 +25,8 @@ pub enum Moved {
         resume_us: u64,
         /// What the target measured while pages were missing, if it ended as post-copy.
         post_copy: Option<Box<PostCopyReport>>,
+        /// What came of comparing both sides afterwards, if that was asked for and was told in time.
+        audit: Option<AuditReport>,
     },
     /// It runs where it ran, for this reason.
     Failed(String),
@@ -86,7 +88,7 @@ impl Cluster {
                 watch(self, &last).await;
             }
         }
-        self.outcome(&last).await
+        self.outcome(&last, overrides.audit == Some(true)).await
     }
 
     /// A stream of a migration's changes, from any node that answers.
@@ -112,8 +114,8 @@ impl Cluster {
         None
     }
 
-    /// How it ended, once both sides have said what they measured.
-    async fn outcome(&self, ended: &MigrationDetail) -> Result<Moved, ClusterError> {
+    /// How it ended, once both sides have said what they measured, and, of a stop-and-copy, what the audit found.
+    async fn outcome(&self, ended: &MigrationDetail, audited: bool) -> Result<Moved, ClusterError> {
         if ended.row.phase != "Succeeded" {
             let detail = ended.row.detail.clone().unwrap_or_default();
             return Ok(Moved::Failed(detail));
@@ -122,11 +124,14 @@ impl Cluster {
         loop {
             match self.migration(&ended.row.name).await {
                 Ok(MigrationDetail {
-                    measured: Measured { source: Some(source), resume_us: Some(resume_us), post_copy },
+                    measured: Measured { source: Some(source), resume_us: Some(resume_us), post_copy, audit },
                     ..
                 }) => {
+                    let told = !audited || audit.is_some() || post_copy.is_some();
                     let post_copy = post_copy.map(Box::new);
-                    return Ok(Moved::Succeeded { source, resume_us, post_copy });
+                    if told || Instant::now() > deadline {
+                        return Ok(Moved::Succeeded { source, resume_us, post_copy, audit });
+                    }
                 }
                 Ok(_) => {}
                 Err(ClusterError::Ask(AskError::Problem(problem)))

@@ -10,11 +10,11 @@ use quinn::{Connection, RecvStream};
 use tokio::sync::mpsc;
 
 use super::{Event, MemoryJob, RunnerJob};
-use crate::control;
 use crate::drive::stream::{self, SharedLimiter};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::pages::{Encoded, Reader};
 use crate::target::Lane;
+use crate::{audit, control};
 
 /// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
 pub(super) struct MemoryWorker {
@@ -31,6 +31,11 @@ impl MemoryWorker {
                 MemoryJob::Scan => {
                     self.scan().map_or_else(|error| Event::Unreadable(chain(&error)), Event::Scanned)
                 }
+                MemoryJob::Digest(run) if planted::audit_stalls(run) => continue,
+                MemoryJob::Digest(run) => match audit::digests(self.reader.memory(), run) {
+                    Ok(digests) => Event::Digested(run, digests),
+                    Err(error) => Event::Unreadable(format!("read of guest memory: {error}")),
+                },
                 MemoryJob::Read(plan, to) => match self.reader.read(&plan) {
                     // The connection is gone, which its own tasks have said.
                     Ok(encoded) => match to.blocking_send(encoded) {
@@ -174,6 +179,17 @@ pub(super) mod planted {
         if std::fs::File::options().write(true).create_new(true).open(once).is_ok() {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
+    }
+
+    /// Nothing is digested behind the first piece.
+    #[cfg(feature = "planted-bugs")]
+    pub(super) fn audit_stalls(run: godwit_domain::PageRun) -> bool {
+        run.first.0 > 0 && crate::planted::is_on("stall-audit")
+    }
+
+    #[cfg(not(feature = "planted-bugs"))]
+    pub(super) fn audit_stalls(_: godwit_domain::PageRun) -> bool {
+        false
     }
 
     #[cfg(not(feature = "planted-bugs"))]

@@ -193,10 +193,10 @@ impl<D: Dial> Driver<D> {
 
     /// A peer that breaks the protocol will break it again: that ends a copy. In post-copy there is no other to turn to.
     pub(super) fn protocol_broken(&mut self, rule: &str) {
-        self.broke(rule);
         if !self.session.is_handed_over() {
             self.session.fail(format!("connection to the target lost: {rule}"));
         }
+        self.broke(rule);
     }
 
     /// Dials a lost link again when it is time. Returns when to look again.

@@ -26,7 +26,7 @@ pub(super) struct Times {
 impl<D: Dial> Driver<D> {
     pub(super) fn tell_progress(&mut self) {
         let now = self.clock.now();
-        if now < self.progress_at {
+        if now < self.progress_at || self.session.is_auditing() {
             return;
         }
         self.progress_at = now + PROGRESS_INTERVAL;
@@ -58,8 +58,6 @@ impl<D: Dial> Driver<D> {
     }
 
     pub(super) fn finish(&mut self, outcome: Result<(), String>) -> Report {
-        let now = self.clock.now();
-        let snapshot = self.session.snapshot(now);
         let path = self.link.as_ref().map(|link| link.bulk.stats().path).unwrap_or_default();
         tracing::info!(
             ?outcome,
@@ -71,12 +69,20 @@ impl<D: Dial> Driver<D> {
         if let Err(reason) = outcome {
             return Report::Failed { reason };
         }
+        self.say_what_the_audit_found();
+        Report::Source(self.audited_from.take().unwrap_or_else(|| self.measured()))
+    }
+
+    /// What was measured until now.
+    pub(super) fn measured(&self) -> SourceReport {
+        let now = self.clock.now();
+        let snapshot = self.session.snapshot(now);
         let between = |from: Option<Duration>, to: Option<Duration>| match (from, to) {
             (Some(from), Some(to)) => micros(to.saturating_sub(from)),
             _ => 0,
         };
         let Times { pause, closed, complete, committed } = self.times;
-        Report::Source(SourceReport {
+        SourceReport {
             total_us: micros(now),
             pause_us: between(pause, closed),
             state_us: between(closed, complete),
@@ -88,7 +94,7 @@ impl<D: Dial> Driver<D> {
             forecast: self.session.forecast().map(Box::new),
             steps: self.session.steps().to_vec(),
             ..self.report.clone()
-        })
+        }
     }
 
     /// While somebody may wait for a page, the bulk keeps no more on the way than arrives within [`BACKLOG_MAX`].

@@ -4,10 +4,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use godwit_domain::PageRun;
+use godwit_memory::tracker::TrackerError;
 use godwit_memory::uffd::UffdError;
-use godwit_memory::{Faults, Memfd};
+use godwit_memory::{Faults, Memfd, Tracker};
 use quinn::{Connection, RecvStream};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -16,6 +18,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::{Event, MemoryJob, PlaceJob, RunnerJob};
+use crate::audit::{self, Compared};
 use crate::drive::stream::{self, Delivered};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::target::{Lane, Write};
@@ -24,19 +27,48 @@ use crate::{control, pages};
 /// Serves faults from now on; made once, when pages are first missing.
 pub type ServeFaults = Box<dyn FnOnce() -> Result<Faults, UffdError> + Send>;
 
+/// Tracks what the guest writes from now on; made anew, what was written before is forgotten.
+pub struct Track(Box<TrackAgain>);
+
+type TrackAgain = dyn Fn() -> Result<Tracker, TrackerError> + Send;
+
+impl Track {
+    /// By this, which may be called again.
+    pub fn new(track: impl Fn() -> Result<Tracker, TrackerError> + Send + 'static) -> Self {
+        Self(Box::new(track))
+    }
+}
+
+impl std::fmt::Debug for Track {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Track")
+    }
+}
+
 /// Lives on a thread of its own; ends when nobody can ask it any more.
 pub(super) struct MemoryWorker {
     pub(super) memory: Arc<Memfd>,
     pub(super) serve: Option<ServeFaults>,
     pub(super) faults: Option<Arc<Faults>>,
+    pub(super) track: Option<Track>,
+    pub(super) tracker: Option<Tracker>,
 }
 
 impl MemoryWorker {
     pub(super) fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
         while let Some(job) = jobs.blocking_recv() {
             if events.blocking_send(self.done(job)).is_err() {
-                return;
+                break;
             }
+        }
+        self.disarm();
+    }
+
+    /// Before anybody else tracks this guest: who disarms later would disarm them.
+    fn disarm(&mut self) {
+        if let Some(Err(error)) = self.tracker.take().map(Tracker::disarm) {
+            // The runner is gone, and with it what was armed.
+            tracing::debug!(error = chain(&error), "the tracking of an audit was not disarmed");
         }
     }
 
@@ -53,6 +85,8 @@ impl MemoryWorker {
                 Ok(()) => Event::Released,
                 Err(error) => Event::NotReleased(chain(&error)),
             },
+            MemoryJob::Track => Event::Tracked(self.arm()),
+            MemoryJob::Compare(run, digests) => Event::Compared(self.compare(run, &digests)),
             MemoryJob::Seal(epoch) => match self.memory.seal_against_other_writers() {
                 Ok(()) => Event::Sealed(epoch),
                 Err(error) => Event::Failed(format!("seal of guest memory: {error}")),
@@ -60,10 +94,34 @@ impl MemoryWorker {
         }
     }
 
+    fn arm(&mut self) -> Result<(), String> {
+        if self.faults.is_some() {
+            return Err("faults are served, by the same userfaultfd".into());
+        }
+        let track = self.track.as_ref().ok_or("this guest can not be tracked")?;
+        let begun = Instant::now();
+        self.tracker = Some((track.0)().map_err(|error| chain(&error))?);
+        tracing::debug!(took = ?begun.elapsed(), "armed for an audit");
+        Ok(())
+    }
+
+    fn compare(&mut self, run: PageRun, theirs: &[u64]) -> Result<Compared, String> {
+        let tracker = self.tracker.as_mut().ok_or("nothing is tracked")?;
+        audit::compare(&self.memory, tracker, run, theirs).map_err(|error| chain(&*error))
+    }
+
     fn punch(&mut self, runs: &[PageRun]) -> io::Result<(Vec<PageRun>, Arc<Faults>)> {
+        // Tracked for a stop-and-copy that was taken back: faults are served by the same userfaultfd.
+        self.disarm();
+        // Before it is looked whether they are holes: until somebody would wait for a hole, the kernel may put zeros there by
+        // itself, where it makes large folios of small ones.
+        let faults = match (&self.faults, self.serve.take()) {
+            // For a pause that was called off.
+            (Some(faults), _) => Arc::clone(faults),
+            (None, Some(serve)) => Arc::new(serve().map_err(io::Error::other)?),
+            (None, None) => return Err(io::Error::other("nobody can serve faults")),
+        };
         let stayed = self.memory.punch_and_check(runs)?;
-        let serve = self.serve.take().ok_or_else(|| io::Error::other("faults are served already"))?;
-        let faults = Arc::new(serve().map_err(io::Error::other)?);
         self.faults = Some(Arc::clone(&faults));
         Ok((stayed, faults))
     }
@@ -245,5 +303,36 @@ pub(super) mod planted {
             );
             (writes, payload)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use godwit_domain::{PAGE_SIZE, PageCount, PageIndex};
+    use godwit_memory::{Ram, Userfaultfd, folios};
+
+    #[test]
+    fn what_is_punched_and_not_told_to_have_stayed_is_a_hole_whatever_the_kernel_makes_of_its_folio() {
+        let pages = PageCount(folios::FOLIO_PAGES);
+        let memory = Arc::new(Memfd::create("test", pages).expect("memfd"));
+        memory.write(PageIndex(0), &vec![1; PAGE_SIZE * pages.0 as usize]).expect("write");
+        let ram = Ram::map(&memory).expect("map");
+        let (uffd, _) = Userfaultfd::open_for_builtin().expect("userfaultfd");
+        let (of, address) = (Arc::clone(&memory), ram.address());
+        let serve = move || {
+            // At the latest moment at which it may.
+            folios::make_large(&*of, PageIndex(0)).expect("a large folio");
+            Faults::register(uffd, address, pages.bytes())
+        };
+        let mut worker =
+            MemoryWorker { memory, serve: Some(Box::new(serve)), faults: None, track: None, tracker: None };
+        let punched = PageRun::new(3, 2);
+        let Event::Punched(stayed, _) = worker.done(MemoryJob::Punch(vec![punched])) else {
+            panic!("it can not be punched");
+        };
+        let holes: Vec<_> = worker.memory.holes().expect("seek").runs().collect();
+        assert_eq!((stayed, holes), (vec![], vec![punched]));
     }
 }

@@ -10,7 +10,7 @@ use godwit_wire::migration::SessionId;
 
 use super::hands::{accept_pages, hear_frames};
 use super::{BROKE_PROTOCOL, Driver, Inbound};
-use crate::target::Lane;
+use crate::target::{Lane, Violation};
 
 /// How a closed connection tells the peer that another is wanted.
 const LINK_LOST: u32 = 3;
@@ -23,7 +23,10 @@ pub(super) struct Link {
     urgent: Connection,
     bulk: Option<(Connection, SendStream)>,
     pub(super) control: SendStream,
+    /// What reads page streams: closed before the memory is sealed.
     pub(super) readers: JoinSet<()>,
+    /// What reads the control stream: once the guest runs, only an audit is heard.
+    _frames: JoinSet<()>,
 }
 
 impl Link {
@@ -52,12 +55,13 @@ impl Driver {
         }
         self.links += 1;
         let number = self.links;
-        let mut readers = JoinSet::new();
+        let (readers, mut frames) = (JoinSet::new(), JoinSet::new());
         let events = self.outs.events.clone();
-        readers.spawn(hear_frames(hear, number, connection.clone(), events).in_current_span());
+        frames.spawn(hear_frames(hear, number, connection.clone(), events).in_current_span());
         let (from, to) = (connection.remote_address(), connection.local_ip());
         let name = (preamble.session, preamble.link);
-        let mut link = Link { number, name, urgent: connection, bulk: None, control, readers };
+        let mut link =
+            Link { number, name, urgent: connection, bulk: None, control, readers, _frames: frames };
         self.accept(&mut link, Lane::Urgent);
         self.link = Some(link);
         self.session.linked(number, preamble.session);
@@ -134,6 +138,24 @@ impl Driver {
                 "the source is gone for good and pages are missing: whoever touches one waits; delete the guest, or keep it \
                  for what can be saved of it"
             );
+        }
+    }
+
+    pub(super) fn check(&mut self, outcome: Result<(), Violation>) {
+        if let Err(violation) = outcome {
+            self.protocol_broken(&violation.to_string());
+        }
+    }
+
+    pub(super) fn protocol_broken(&mut self, rule: &str) {
+        tracing::warn!(rule, "the source broke the protocol");
+        if let Some(link) = &self.link {
+            link.close_with(BROKE_PROTOCOL, rule.as_bytes());
+        }
+        self.link_is_gone(rule);
+        // A peer that breaks the protocol will break it again.
+        if self.session.needs_the_source() {
+            self.session.fail(format!("connection to the source lost: {rule}"));
         }
     }
 }

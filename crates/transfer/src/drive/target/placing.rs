@@ -11,6 +11,9 @@ use super::{Driver, Event, PlaceJob, RUN_AGAIN_AFTER};
 impl Driver {
     /// Faults are heard and answered from now on.
     pub(super) fn serve(&mut self, faults: Arc<Faults>) {
+        if self.hearing.is_some() {
+            return;
+        }
         let (heard, events, span) = (Arc::clone(&faults), self.outs.faults.clone(), Span::current());
         match std::io::pipe() {
             Ok((until, hearing)) => {

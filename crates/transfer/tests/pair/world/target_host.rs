@@ -68,6 +68,7 @@ impl World {
             assert_eq!(self.target_memory[at], self.guest_memory[at], "the guest reads a wrong page {at}");
             self.target_memory[at] += 100;
             self.guest_memory[at] += 100;
+            self.written.insert(page.0);
         }
     }
 
@@ -88,6 +89,14 @@ impl World {
                 }
             }
             target::Action::Release => self.releasing = true,
+            target::Action::Track => {
+                assert!(self.target_runs.is_none(), "tracked too late");
+                self.written.clear();
+                let refused = self.random.u32(0..20) == 0;
+                self.target.tracked(if refused { Err("no".into()) } else { Ok(()) });
+            }
+            target::Action::Audit => {}
+            target::Action::Compare(run, digests) => self.comparing = Some((run, digests)),
             target::Action::Load(_, state) => {
                 assert_eq!(state, [9; 100], "the device state is whole");
                 self.loading = true;
@@ -100,7 +109,10 @@ impl World {
                 self.proposals.push(Entry::AllPages { migration: self.migration.clone(), epoch });
             }
             target::Action::GiveUp(reason) => panic!("the target gave up: {reason}"),
-            target::Action::Finish(outcome) => self.target_done = Some(outcome),
+            target::Action::Finish(outcome) => {
+                self.target_link = None;
+                self.target_done = Some(outcome);
+            }
         }
     }
 
@@ -121,6 +133,28 @@ impl World {
             }
         }
         self.target_runs = Some(epoch);
+    }
+
+    /// The content of a page is its digest here.
+    pub(super) fn a_piece_is_digested(&mut self) {
+        if let Some(run) = self.digesting.take() {
+            assert!(!self.source_runs, "digests of a running guest");
+            let digests = run.pages().map(|page| self.source_memory[page.0 as usize]).collect();
+            self.source.digested(run, digests);
+        }
+    }
+
+    pub(super) fn a_piece_is_compared(&mut self) {
+        if let Some((run, theirs)) = self.comparing.take() {
+            let ours: Vec<u64> = run.pages().map(|page| self.target_memory[page.0 as usize]).collect();
+            let compared = Compared::judge(run, &theirs, &ours, &self.written);
+            self.target.compared(Ok(compared));
+        }
+    }
+
+    /// What the source says of the audit, if the migration was to be audited.
+    pub(crate) fn audited(&self) -> Option<AuditReport> {
+        self.source.audit_report().map(|(report, _)| report)
     }
 
     /// The target's process is started again beside the guest that runs: what it had in hand is gone.

@@ -59,7 +59,7 @@ fn quantity() -> impl Strategy<Value = Quantity> {
 
 fn overrides(priority: bool) -> impl Strategy<Value = Overrides> {
     let seconds = || option::of(0..=i32::MAX as u64);
-    let truths = vec(option::of(any::<bool>()), 3);
+    let truths = vec(option::of(any::<bool>()), 4);
     let trigger = option::of(prop_oneof![Just(PostCopyTrigger::Deadline), Just(PostCopyTrigger::Early)]);
     let classes = option::of(prop_oneof![Just(Priority::Low), Just(Priority::Normal), Just(Priority::High)]);
     let all = (
@@ -80,6 +80,7 @@ fn overrides(priority: bool) -> impl Strategy<Value = Overrides> {
         post_copy_trigger: trigger,
         allow_auto_converge: truths[1],
         allow_workload_disruption: truths[2],
+        audit: truths[3],
         priority: class.filter(|_| priority),
     })
 }
