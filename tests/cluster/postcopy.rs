@@ -31,6 +31,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         post_copy_is_refused_where_it_is_not_allowed,
         a_changed_timeout_makes_it_later_or_earlier,
         a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros,
+        a_source_that_comes_back_before_its_target_has_reported_takes_nothing_back,
         the_source_comes_back_and_sends_what_is_missing,
         the_target_comes_back_and_asks_for_what_is_missing
     ]
@@ -237,6 +238,42 @@ async fn dies_in_post_copy(
     .await?;
     assert!(killed, "it was never seen with pages missing");
     Ok(post_copy)
+}
+
+/// It is handed over, runs there, and nobody has heard of it: the new process knows not what the old one has sent.
+async fn a_source_that_comes_back_before_its_target_has_reported_takes_nothing_back(
+    world: &mut World,
+) -> Outcome {
+    world.start_with(&[("node-b", "GODWIT_PLANTED", "never-report")]).await?;
+    world.announce(&["connection to the", "found in post-copy", "a voter", "session ends"]);
+    world.create(busy()).await?;
+    let since = monotonic_ns();
+    let asked = world.ask_post_copy("node-b", allowed()).await?;
+    world
+        .comes("the guest is handed over", async |cluster| {
+            let owner = cluster.guest(&guest()).await.ok()?.row.node;
+            (owner == Some(node("node-b"))).then_some(())
+        })
+        .await;
+    world.ticks_after(since, since, "node-b").await;
+    world.cluster.kill_node(&node("node-a")).await?;
+    world.cluster.restart_node(&node("node-a")).await?;
+    world.logs("node-a", "connected to the target link=1").await;
+    // Its pages go on coming meanwhile.
+    world.cluster.kill_node(&node("node-b")).await?;
+    world.cluster.restart_node_as(&node("node-b"), |spec| spec.environment.clear()).await?;
+    let ended = world
+        .comes("it is over", async |cluster| {
+            let detail = cluster.migration(&asked.row.name).await.ok()?;
+            (detail.over && !detail.permits_held).then_some(detail)
+        })
+        .await;
+    assert_eq!(ended.row.phase, "Succeeded", "{ended:?}");
+    assert_eq!(world.wrong_pages().await?, 0);
+    let seen = world.ticks_after(since, monotonic_ns(), "node-b").await;
+    assert_eq!(seen.lost, 0, "ticks lost or written twice: {seen:?}");
+    assert_eq!(world.owner().await?, Some(node("node-b")));
+    Ok(())
 }
 
 async fn the_source_comes_back_and_sends_what_is_missing(world: &mut World) -> Outcome {

@@ -80,8 +80,8 @@ enum Event {
     Broke(u64, String),
     /// The target broke a rule over this link.
     Broken(u64, String),
-    /// Guest memory could not be read or scanned.
-    Unreadable(String),
+    /// Guest memory could not be read, for a batch of this lane, or scanned.
+    Unreadable(Option<Lane>, String),
     /// The runner did not do what it must.
     RunnerBroke(String),
 }
@@ -180,11 +180,14 @@ impl<D: Dial> Driver<D> {
             (setup.migration.clone(), setup.instance, PageSet::empty(setup.pages));
         let fetch_reader = Reader::new(Arc::clone(&memory), setup.session);
         let reader = Reader::new(memory, setup.session);
-        let (tracker, lines, session) = match begins {
+        let (tracker, lines, session, closing) = match begins {
             Begins::Copy(tracker, lines) => {
-                (Some(tracker), Some(*lines), SourceSession::new(clock.now(), setup))
+                (Some(tracker), Some(*lines), SourceSession::new(clock.now(), setup), Closing::Kept)
             }
-            Begins::Serve(state) => (None, None, SourceSession::serving(clock.now(), setup, state)),
+            // What an earlier process has sent, this one does not know: it can not vow that nothing has left.
+            Begins::Serve(state) => {
+                (None, None, SourceSession::serving(clock.now(), setup, state), Closing::Left)
+            }
         };
         let worker = MemoryWorker { reader, tracker, written };
         let memory_threads = vec![
@@ -218,14 +221,14 @@ impl<D: Dial> Driver<D> {
             report: SourceReport::default(),
             audited_from: None,
             times: Times::default(),
-            closing: Closing::Kept,
+            closing,
             waits_for_quorum: false,
             throttle: 0,
             progress_at: Duration::ZERO,
         };
         match lines {
             Some(lines) => driver.linked(lines),
-            None => driver.redial.lost(clock.now()),
+            None => driver.redial.lost(clock.now(), Duration::ZERO),
         }
         driver
     }
@@ -330,7 +333,11 @@ impl<D: Dial> Driver<D> {
                 self.report.count(&sent);
             }
             Event::Dialed(Ok(lines)) if self.session.wants_a_link() => self.linked(*lines),
-            Event::Dialed(Ok(lines)) => lines.urgent.close(0_u32.into(), b"not wanted any more"),
+            Event::Dialed(Ok(lines)) => {
+                self.redial.failed(now);
+                lines.urgent.close(0_u32.into(), b"not wanted any more");
+                lines.bulk.close(0_u32.into(), b"not wanted any more");
+            }
             Event::Dialed(Err(reason)) => {
                 tracing::info!(reason, "the target can not be reached");
                 self.redial.failed(now);
@@ -339,7 +346,15 @@ impl<D: Dial> Driver<D> {
             Event::Broken(link, rule) if link == self.links => self.protocol_broken(&rule),
             // Of a link that is gone.
             Event::Frame(..) | Event::Broke(..) | Event::Broken(..) => {}
-            Event::Unreadable(reason) => self.session.fail(reason),
+            Event::Unreadable(lane, reason) => {
+                match lane {
+                    Some(Lane::Bulk) => self.plans_open = self.plans_open.saturating_sub(1),
+                    Some(Lane::Urgent) => self.fetches_open = self.fetches_open.saturating_sub(1),
+                    None => {}
+                }
+                // After the hand-over its pages are asked for again, over another link.
+                if self.session.is_handed_over() { self.broke(&reason) } else { self.session.fail(reason) }
+            }
             Event::RunnerBroke(reason) => self.session.fail(format!("runner at the source: {reason}")),
         }
     }

@@ -97,10 +97,10 @@ impl std::fmt::Debug for Begins {
 }
 
 enum Event {
-    Frame(SourceFrame),
+    Frame(u64, SourceFrame),
     Broke(u64, String),
     /// The peer broke a rule; the connection is closed with its name.
-    Broken(String),
+    Broken(u64, String),
     Written(Lane),
     /// A batch could not be written, for this reason.
     NotWritten(Lane, String),
@@ -338,6 +338,10 @@ impl Driver {
                 if let Some(link) = self.link.as_mut().filter(|_| self.session.missing().is_none()) {
                     link.readers.shutdown().await;
                 }
+                if self.session.missing().is_none() {
+                    // Of a pause in post-copy that was called off: nobody would answer a fault any more.
+                    self.ask_memory(MemoryJob::Release).await;
+                }
                 self.ask_memory(MemoryJob::Seal(epoch)).await;
             }
             Action::ProposeRunning(epoch) => {
@@ -382,7 +386,7 @@ impl Driver {
 
     async fn happened(&mut self, event: Event) {
         match event {
-            Event::Frame(frame) => {
+            Event::Frame(link, frame) if link == self.links => {
                 let outcome = self.session.frame(frame);
                 self.check(outcome);
             }
@@ -425,8 +429,9 @@ impl Driver {
                 self.session.running(self.clock.now(), epoch);
             }
             Event::Broke(link, reason) if link == self.links => self.link_is_gone(&reason),
-            Event::Broke(..) => {}
-            Event::Broken(rule) => self.protocol_broken(&rule),
+            Event::Broken(link, rule) if link == self.links => self.protocol_broken(&rule),
+            // Of a link that is gone.
+            Event::Frame(..) | Event::Broken(..) | Event::Broke(..) => {}
             Event::Failed(reason) if self.session.has_started() => {
                 // Nobody else may run it: what failed is tried again until it is done.
                 tracing::error!(reason, "the licensed guest does not run yet; trying again");

@@ -350,6 +350,11 @@ impl SourceSession {
             Some((round, pages)) => {
                 self.actions.push_back(Action::Send(SourceFrame::Round { round, pages: pages.0 }));
             }
+            // In post-copy another session goes on, with rounds of its own.
+            None if matches!(self.stage, Stage::HandedOver { .. }) => {
+                self.stage = Stage::Over;
+                self.actions.push_back(Action::Finish(Err(GaveUp::RoundsExhausted.to_string())));
+            }
             None => self.give_up(GaveUp::RoundsExhausted),
         }
     }

@@ -91,6 +91,12 @@ impl TargetSession {
                 self.actions.push_back(Action::Audit);
             }
             Stage::Auditing if is_ours => {}
+            // Agreed before this process has seen that all pages are here: they are. Nobody may wait for one any more.
+            Stage::Starting | Stage::Running(_) | Stage::Releasing(_) if self.missing().is_some() => {
+                self.stage = Stage::LettingGo;
+                self.actions.push_back(Action::Release);
+            }
+            Stage::LettingGo => {}
             _ => self.finish(Ok(())),
         }
     }

@@ -122,6 +122,8 @@ enum Stage {
     Running(Epoch),
     /// It runs, and nothing is missing any more: whoever still waited for a page is being let go.
     Releasing(Epoch),
+    /// The same, and the log has said already that nothing is missing.
+    LettingGo,
     /// The same, and done, which was proposed.
     Whole,
     /// It runs, which is agreed, and the source compares.
@@ -196,9 +198,9 @@ impl TargetSession {
     // ---- what happened -------------------------------------------------------------------------------------
 
     /// Whether a connection can be taken now. Not while pages are being punched: what came over it would be
-    /// placed and then punched away.
+    /// placed and then punched away; nor while what came before all others is being written, beside which it would.
     pub fn can_link(&self) -> bool {
-        !matches!(self.stage, Stage::Punching)
+        !matches!(self.stage, Stage::Punching) && self.placing.is_empty()
     }
 
     /// A connection whose preamble fits, with a number that no other had; see [`Self::can_link`]. Of another page
@@ -356,7 +358,12 @@ impl TargetSession {
                 self.stage = Stage::Over;
             }
             Stage::Auditing => self.end_audit(),
-            Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole | Stage::Over => {}
+            Stage::Starting
+            | Stage::Running(_)
+            | Stage::Releasing(_)
+            | Stage::LettingGo
+            | Stage::Whole
+            | Stage::Over => {}
         }
     }
 
@@ -391,7 +398,12 @@ impl TargetSession {
     pub fn has_started(&self) -> bool {
         matches!(
             self.stage,
-            Stage::Starting | Stage::Running(_) | Stage::Releasing(_) | Stage::Whole | Stage::Auditing
+            Stage::Starting
+                | Stage::Running(_)
+                | Stage::Releasing(_)
+                | Stage::LettingGo
+                | Stage::Whole
+                | Stage::Auditing
         )
     }
 

@@ -84,9 +84,13 @@ impl TargetSession {
 
     /// Nobody waits for a page any more.
     pub fn released(&mut self) {
-        if let Stage::Releasing(epoch) = self.stage {
-            self.actions.push_back(Action::ProposeAllPages(epoch));
-            self.stage = Stage::Whole;
+        match self.stage {
+            Stage::Releasing(epoch) => {
+                self.actions.push_back(Action::ProposeAllPages(epoch));
+                self.stage = Stage::Whole;
+            }
+            Stage::LettingGo => self.finish(Ok(())),
+            _ => {}
         }
     }
 

@@ -29,12 +29,12 @@ impl MemoryWorker {
         while let Some(job) = jobs.blocking_recv() {
             let event = match job {
                 MemoryJob::Scan => {
-                    self.scan().map_or_else(|error| Event::Unreadable(chain(&error)), Event::Scanned)
+                    self.scan().map_or_else(|error| Event::Unreadable(None, chain(&error)), Event::Scanned)
                 }
                 MemoryJob::Digest(run) if planted::audit_stalls(run) => continue,
                 MemoryJob::Digest(run) => match audit::digests(self.reader.memory(), run) {
                     Ok(digests) => Event::Digested(run, digests),
-                    Err(error) => Event::Unreadable(format!("read of guest memory: {error}")),
+                    Err(error) => Event::Unreadable(None, format!("read of guest memory: {error}")),
                 },
                 MemoryJob::Read(plan, to) => match self.reader.read(&plan) {
                     // The connection is gone, which its own tasks have said.
@@ -42,7 +42,9 @@ impl MemoryWorker {
                         Ok(()) => continue,
                         Err(_) => Event::unsent(Lane::Bulk),
                     },
-                    Err(error) => Event::Unreadable(format!("read of guest memory: {error}")),
+                    Err(error) => {
+                        Event::Unreadable(Some(Lane::Bulk), format!("read of guest memory: {error}"))
+                    }
                 },
             };
             if events.blocking_send(event).is_err() {

@@ -117,13 +117,21 @@ pub(super) struct Redial {
     pub(super) times: u32,
     at: Duration,
     pause: Duration,
+    /// When the last one came.
+    came_at: Duration,
     pub(super) under_way: bool,
 }
 
 impl Redial {
-    pub(super) fn lost(&mut self, now: Duration) {
+    /// It is gone, and is dialed again after `rest`, or later if it did not live for long.
+    pub(super) fn lost(&mut self, now: Duration, rest: Duration) {
         self.lost_at.get_or_insert(now);
-        (self.at, self.pause) = (now, DIAL_AGAIN_FIRST);
+        if now.saturating_sub(self.came_at) > DIAL_AGAIN_MAX || self.pause.is_zero() {
+            (self.at, self.pause) = (now + rest, DIAL_AGAIN_FIRST);
+        } else {
+            self.at = now + self.pause.max(rest);
+            self.pause = (self.pause * 2).min(DIAL_AGAIN_MAX);
+        }
     }
 
     pub(super) fn failed(&mut self, now: Duration) {
@@ -132,7 +140,8 @@ impl Redial {
         self.pause = (self.pause * 2).min(DIAL_AGAIN_MAX);
     }
 
-    pub(super) fn came_back(&mut self) {
+    pub(super) fn came_back(&mut self, now: Duration) {
+        self.came_at = now;
         self.times += u32::from(self.lost_at.take().is_some());
         self.under_way = false;
     }
@@ -158,7 +167,9 @@ impl<D: Dial> Driver<D> {
 
     pub(super) fn linked(&mut self, lines: Lines) {
         self.links += 1;
-        self.redial.came_back();
+        self.redial.came_back(self.clock.now());
+        // What served links that are gone has ended.
+        while self.tasks.try_join_next().is_some() {}
         let link = Link::new(lines, self.links, &self.limiter, &self.events, &mut self.tasks);
         tracing::info!(link = self.links, target = %link.urgent.remote_address(), "connected to the target");
         self.link = Some(link);
@@ -173,12 +184,13 @@ impl<D: Dial> Driver<D> {
         link.close(reason);
         let now = self.clock.now();
         self.session.link_lost();
+        // Whatever is wanted now: the log may yet decide for a hand-over, and then one is.
+        // Where the target says that it is over, the log is about to say so, too.
+        self.redial.lost(now, if it_is_over { OVER_PATIENCE } else { Duration::ZERO });
         if self.session.wants_a_link() && it_is_over {
-            // The log is about to say so, too.
-            self.redial.lost(now + OVER_PATIENCE);
+            tracing::debug!(reason, "the target says that the migration is over");
         } else if self.session.wants_a_link() {
             tracing::warn!(reason, "connection to the target lost; it is dialed again");
-            self.redial.lost(now);
         } else if self.session.is_target_complete() {
             tracing::debug!(reason, "the target has everything and closed first");
         } else if self.session.is_handed_over() {
@@ -251,7 +263,7 @@ impl FetchWorker {
                     Ok(()) => continue,
                     Err(_) => Event::unsent(Lane::Urgent),
                 },
-                Err(error) => Event::Unreadable(error.to_string()),
+                Err(error) => Event::Unreadable(Some(Lane::Urgent), format!("read of guest memory: {error}")),
             };
             if events.blocking_send(event).is_err() {
                 return;

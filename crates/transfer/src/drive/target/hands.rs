@@ -192,13 +192,13 @@ pub(super) async fn hear_frames(
 ) {
     loop {
         let event = match control::hear_source(&mut stream).await {
-            Ok(frame) => Event::Frame(frame),
-            Err(control::ControlError::Frame(error)) => Event::Broken(chain(&error)),
+            Ok(frame) => Event::Frame(link, frame),
+            Err(control::ControlError::Frame(error)) => Event::Broken(link, chain(&error)),
             Err(error) => {
                 Event::Broke(link, connection.close_reason().map_or_else(|| chain(&error), |why| chain(&why)))
             }
         };
-        let over = matches!(event, Event::Broke(..) | Event::Broken(_));
+        let over = matches!(event, Event::Broke(..) | Event::Broken(..));
         if events.send(event).await.is_err() || over {
             return;
         }
@@ -224,12 +224,13 @@ pub(super) async fn accept_pages(
             match stream::receive(stream, (link, lane), guest_pages, batches).await {
                 Ok(()) => {}
                 Err(stream::PageStreamError::Batch(error)) => {
-                    let _ = events.send(Event::Broken(chain(&error))).await;
+                    let _ = events.send(Event::Broken(link, chain(&error))).await;
                 }
                 Err(error) => tracing::debug!(error = chain(&error), "page stream ended"),
             }
         };
         readers.spawn(read.in_current_span());
+        while readers.try_join_next().is_some() {}
     };
     readers.shutdown().await;
     let _ = events.send(Event::Broke(link, chain(&why))).await;
