@@ -48,10 +48,10 @@ pub use rounds::Plan;
 use rounds::Rounds;
 pub use standing::Snapshot;
 
-/// Batches that may be sent and not acknowledged: 7 MiB, which covers 10 Gbit/s × 5 ms and leaves the control stream 1 MiB
+/// Pages that may be sent and not acknowledged: 7 MiB, which covers 10 Gbit/s × 5 ms and leaves the control stream 1 MiB
 /// of the connection's window. More would only be pages that are likely written again before they arrive; less would leave
 /// a long link idle.
-pub const BATCHES_IN_FLIGHT_MAX: u64 = 7;
+pub const PAGES_IN_FLIGHT_MAX: u64 = 7 * 256;
 
 /// How long ago a quorum may have answered when the guest is stopped: the pause is as long as the quorum is silent.
 pub const QUORUM_AGE_MAX: Duration = Duration::from_secs(1);
@@ -177,6 +177,9 @@ pub struct SourceSession {
     throttled: u8,
     /// How often the link was lost while the guest was copied.
     losses: u32,
+    /// When the target last wanted pages before all others, and when a batch of the others went.
+    fetched_at: Option<Duration>,
+    bulk_sent_at: Duration,
     /// Pages that the target wants before all others.
     fetches: VecDeque<PageRun>,
     /// Batches of such pages that were planned.
@@ -207,6 +210,8 @@ impl SourceSession {
             throttle: Throttle::default(),
             throttled: 0,
             losses: 0,
+            fetched_at: None,
+            bulk_sent_at: now,
             fetches: VecDeque::new(),
             fetched: 0,
             audit: audit::Audit::default(),
@@ -230,7 +235,7 @@ impl SourceSession {
                 self.target_complete = true;
                 Ok(())
             }
-            TargetFrame::Fetch { first, pages } => self.fetch(first, pages),
+            TargetFrame::Fetch { first, pages } => self.fetch(now, first, pages),
             TargetFrame::Audited { first, checked, mismatched } => {
                 self.audited(now, first, (checked, mismatched))
             }
@@ -325,7 +330,9 @@ impl SourceSession {
     /// When to poll again though nothing happened.
     pub fn wake_at(&self, now: Duration) -> Duration {
         let scan_at = self.rounds.next_scan_at(self.waits_for_quorum);
-        self.audit_wakes_at(now).unwrap_or_else(|| scan_at.max(now).min(now + Duration::from_millis(100)))
+        let bulk_at = self.bulk_may_go_at();
+        let wake_at = if bulk_at > now { scan_at.min(bulk_at) } else { scan_at };
+        self.audit_wakes_at(now).unwrap_or_else(|| wake_at.max(now).min(now + Duration::from_millis(100)))
     }
 
     /// Whether the target owns the guest by now, as far as this side knows.
@@ -361,14 +368,21 @@ impl SourceSession {
 
     fn next_batch(&mut self, now: Duration, room: bool) -> Option<Plan> {
         let open = matches!(self.stage, Stage::Copying | Stage::Closing { .. } | Stage::HandedOver { .. });
-        let Link::Up { sent, sent_pages, acknowledged, .. } = &mut self.link else { return None };
-        if !room || !open || *sent - *acknowledged >= BATCHES_IN_FLIGHT_MAX {
+        if !room || !open || now < self.bulk_may_go_at() {
+            return None;
+        }
+        let most = self.batch_pages_max();
+        let Link::Up { sent, sent_pages, acknowledged, acknowledged_pages } = &mut self.link else {
+            return None;
+        };
+        if *sent_pages - *acknowledged_pages >= PAGES_IN_FLIGHT_MAX {
             return None;
         }
         if *sent == *acknowledged {
             self.rounds.link_was_idle(now);
         }
-        let plan = self.rounds.plan(*sent)?;
+        let plan = self.rounds.plan(*sent, most)?;
+        self.bulk_sent_at = now;
         *sent += 1;
         *sent_pages += u64::from(plan.pages().0);
         Some(plan)

@@ -14,14 +14,22 @@
 
 use std::time::Duration;
 
-use godwit_domain::PageRun;
 use godwit_domain::precopy::AtDeadline;
+use godwit_domain::{PageCount, PageRun};
+use godwit_wire::batch::BATCH_PAGES_MAX;
 use godwit_wire::migration::{FETCH_PAGES_MAX, Mode};
 
 use super::{Action, OutOfTurn, Setup, SourceSession, Stage};
 
 /// Fetches that wait to be read: many more than a guest has threads.
 const FETCHES_MAX: usize = 1024;
+
+/// How long after a fetch it is quiet again.
+const QUIET: Duration = Duration::from_millis(1);
+/// However many fetches there are, a batch of the round goes this often: the end must come, too.
+const BULK_INTERVAL: Duration = Duration::from_millis(1);
+/// Pages of a batch in post-copy.
+const SMALL_BATCH_PAGES: u32 = 64;
 
 impl SourceSession {
     /// A session of a process that was started beside a guest that stands still here and was handed over in post-copy. Its
@@ -59,7 +67,7 @@ impl SourceSession {
     }
 
     /// The target wants these pages now.
-    pub(super) fn fetch(&mut self, first: u32, pages: u32) -> Result<(), OutOfTurn> {
+    pub(super) fn fetch(&mut self, now: Duration, first: u32, pages: u32) -> Result<(), OutOfTurn> {
         let refused = |problem| Err(OutOfTurn { frame: "Fetch", problem });
         if self.setup.mode != Mode::PostCopy || self.final_round.is_none() {
             return refused("though nothing is missing there");
@@ -68,10 +76,26 @@ impl SourceSession {
         if pages == 0 || pages > FETCH_PAGES_MAX || run.end() > u64::from(self.setup.pages.0) {
             return refused("of no page, of too many, or of pages outside the guest");
         }
+        self.fetched_at = Some(now);
         if self.fetches.len() < FETCHES_MAX {
             self.fetches.push_back(run);
         }
         Ok(())
+    }
+
+    /// Before this, no batch of the round goes: while somebody waits, the way and both hosts are kept for what he waits for.
+    pub(super) fn bulk_may_go_at(&self) -> Duration {
+        self.fetched_at.map_or(Duration::ZERO, |fetched_at| {
+            fetched_at.saturating_add(QUIET).min(self.bulk_sent_at.saturating_add(BULK_INTERVAL))
+        })
+    }
+
+    /// Pages of a batch. Smaller ones in post-copy: a page that is fetched waits for less on its way.
+    pub(super) fn batch_pages_max(&self) -> PageCount {
+        match self.setup.mode {
+            Mode::StopAndCopy => PageCount(BATCH_PAGES_MAX),
+            Mode::PostCopy => PageCount(SMALL_BATCH_PAGES),
+        }
     }
 
     /// The next pages that somebody waits for.

@@ -180,12 +180,12 @@ impl Rounds {
         self.left_before_bytes = left_bytes;
     }
 
-    /// The next batch of this round.
-    pub(super) fn plan(&mut self, sequence: u64) -> Option<Plan> {
+    /// The next batch of this round, of `most` pages at most.
+    pub(super) fn plan(&mut self, sequence: u64, most: PageCount) -> Option<Plan> {
         let mut runs: Vec<PageRun> = Vec::new();
-        while bytes_of(&runs) < u64::from(BATCH_PAGES_MAX) * PAGE_BYTES {
-            let taken = u32::try_from(bytes_of(&runs) / PAGE_BYTES).unwrap_or(BATCH_PAGES_MAX);
-            let room = PageCount(BATCH_PAGES_MAX - taken);
+        while bytes_of(&runs) < most.bytes() {
+            let taken = u32::try_from(bytes_of(&runs) / PAGE_BYTES).unwrap_or(most.0);
+            let room = PageCount(most.0 - taken);
             let waiting = if self.hot.is_empty() { &self.queue } else { &self.hot };
             // Behind the last page that was fetched it goes on; at the end it begins again.
             let (run, again) = match waiting.run_from(self.cursor, room) {

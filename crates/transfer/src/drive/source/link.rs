@@ -56,6 +56,8 @@ pub trait Dial: Send + Sync + 'static {
 pub(super) struct Link {
     pub(super) urgent: Connection,
     pub(super) bulk: Connection,
+    /// The shortest round trip that was seen.
+    pub(super) rtt_min: Duration,
     pub(super) control: SendStream,
     _bulk_say: SendStream,
     pub(super) batches: mpsc::Sender<Encoded>,
@@ -87,7 +89,8 @@ impl Link {
             let send = send_batches((connection, lane, number), limiter.clone(), out, events.clone());
             tasks.spawn(send.in_current_span());
         }
-        Self { urgent, bulk, control, _bulk_say: bulk_say, batches, fetched }
+        let rtt_min = urgent.rtt();
+        Self { urgent, bulk, rtt_min, control, _bulk_say: bulk_say, batches, fetched }
     }
 
     /// Whether the target has closed it because the migration is over.

@@ -10,7 +10,7 @@ use crate::drive::{Report, Tells, micros};
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// In post-copy, how long a page that somebody waits for may wait behind the bulk in a queue on the way.
-const BACKLOG_MAX: Duration = Duration::from_millis(5);
+const BACKLOG_MAX: Duration = Duration::from_millis(1);
 /// What the bulk may have unsent at least: a chunk and its successor.
 const WINDOW_BYTES_MIN: u64 = 256 << 10;
 
@@ -98,9 +98,11 @@ impl<D: Dial> Driver<D> {
     }
 
     /// While somebody may wait for a page, the bulk keeps no more on the way than arrives within [`BACKLOG_MAX`].
-    fn keep_the_way_short(&self, send_rate: u64) {
-        let Some(link) = self.link.as_ref().filter(|_| self.session.is_serving()) else { return };
-        let way = link.bulk.rtt() + BACKLOG_MAX;
+    fn keep_the_way_short(&mut self, send_rate: u64) {
+        let Some(link) = self.link.as_mut().filter(|_| self.session.is_serving()) else { return };
+        // The shortest is the way itself; the rest of a longer one is the bulk's own queue.
+        link.rtt_min = link.rtt_min.min(link.bulk.rtt());
+        let way = link.rtt_min + BACKLOG_MAX;
         let bytes = u128::from(send_rate) * way.as_micros() / 1_000_000;
         self.limiter.set_window(u64::try_from(bytes).unwrap_or(u64::MAX).max(WINDOW_BYTES_MIN));
     }
