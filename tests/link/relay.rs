@@ -26,7 +26,7 @@ use rustix::net::sockopt;
 
 use super::one_way::{Counts, Datagram, Link, Plan};
 
-/// Most clients at once; others are not heard.
+/// Most clients at once; for another one, that which was silent for the longest is forgotten.
 const CLIENTS_MAX: usize = 64;
 /// Kernel buffers of each socket: more than a migration's window, so that only the plan loses anything.
 const SOCKET_BUFFER_BYTES: usize = 16 << 20;
@@ -74,7 +74,21 @@ impl Relay {
     /// # Errors
     /// No socket, or no thread.
     pub(crate) fn start(target: SocketAddr, seed: u64, there: Plan, back: Plan) -> io::Result<Self> {
-        let front = socket((target.ip(), 0).into())?;
+        Self::start_at((target.ip(), 0).into(), target, seed, there, back)
+    }
+
+    /// The same at an address of one's own choice; port 0: the kernel chooses.
+    ///
+    /// # Errors
+    /// No socket, or no thread.
+    pub(crate) fn start_at(
+        front: SocketAddr,
+        target: SocketAddr,
+        seed: u64,
+        there: Plan,
+        back: Plan,
+    ) -> io::Result<Self> {
+        let front = socket(front)?;
         let address = front.local_addr()?;
         let mut rng = Rng::with_seed(seed);
         let (there, back) = (Link::new(there, rng.fork()), Link::new(back, rng.fork()));
@@ -162,8 +176,15 @@ impl Line {
 struct Passer {
     front: UdpSocket,
     target: SocketAddr,
-    clients: BTreeMap<SocketAddr, UdpSocket>,
+    clients: BTreeMap<SocketAddr, Client>,
     began: Instant,
+}
+
+/// What a client has here.
+struct Client {
+    socket: UdpSocket,
+    /// When it last sent something.
+    heard: Duration,
 }
 
 impl Passer {
@@ -186,12 +207,13 @@ impl Passer {
     fn take_in(&mut self, line: &mut Line, buffer: &mut [u8]) {
         for _ in 0..TURN {
             let Ok((length, client)) = self.front.recv_from(buffer) else { break };
-            if self.has_socket(client) {
+            let now = self.began.elapsed();
+            if self.has_socket(client, now) {
                 let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                line.there.offer(self.began.elapsed(), Datagram { client, payload });
+                line.there.offer(now, Datagram { client, payload });
             }
         }
-        for (client, socket) in &self.clients {
+        for (client, Client { socket, .. }) in &self.clients {
             for _ in 0..TURN {
                 // An error is what became of an earlier datagram; the next turn tries again.
                 let Ok(length) = socket.recv(buffer) else { break };
@@ -205,7 +227,7 @@ impl Passer {
     fn give_out(&self, line: &mut Line) {
         let now = self.began.elapsed();
         for Datagram { client, payload } in line.there.due(now) {
-            let sent = self.clients.get(&client).map(|socket| socket.send(&payload));
+            let sent = self.clients.get(&client).map(|client| client.socket.send(&payload));
             line.unsent += u64::from(!matches!(sent, Some(Ok(_))));
         }
         for Datagram { client, payload } in line.back.due(now) {
@@ -218,20 +240,25 @@ impl Passer {
         let left = next.map(|next| next.saturating_sub(self.began.elapsed()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let mut awaited = vec![PollFd::new(bell, PollFlags::IN), PollFd::new(&self.front, PollFlags::IN)];
-        awaited.extend(self.clients.values().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        awaited.extend(self.clients.values().map(|client| PollFd::new(&client.socket, PollFlags::IN)));
         // Interrupted or not: the loop looks at everything.
         let _ = poll(&mut awaited, left.as_ref());
         let _ = rustix::io::read(bell, &mut [0; 8]);
     }
 
-    /// Whether a client has its socket now.
-    fn has_socket(&mut self, client: SocketAddr) -> bool {
-        if self.clients.contains_key(&client) {
+    /// Whether a client that is heard has its socket now.
+    fn has_socket(&mut self, client: SocketAddr, now: Duration) -> bool {
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.heard = now;
             return true;
         }
-        let made = (self.clients.len() < CLIENTS_MAX).then(|| towards(self.target));
-        let Some(Ok(socket)) = made else { return false };
-        self.clients.insert(client, socket);
+        if self.clients.len() >= CLIENTS_MAX {
+            let silent = self.clients.iter().min_by_key(|(_, client)| client.heard);
+            let silent = silent.map(|(address, _)| *address);
+            silent.map(|address| self.clients.remove(&address));
+        }
+        let Ok(socket) = towards(self.target) else { return false };
+        self.clients.insert(client, Client { socket, heard: now });
         true
     }
 }
