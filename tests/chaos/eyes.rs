@@ -41,7 +41,6 @@ pub(crate) struct Sent {
 }
 
 /// All that was seen.
-#[derive(Debug)]
 pub(crate) struct Seen {
     pub(crate) ledger: Ledger,
     pub(crate) courses: Courses,
@@ -55,7 +54,6 @@ pub(crate) struct Seen {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(crate) struct Eyes {
     seen: Arc<Mutex<Seen>>,
     closed: Arc<AtomicBool>,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use crate::field::Net;
+use crate::field::{Disk, Net};
 
 /// What can befall a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,5 +129,5 @@ pub(crate) enum Undo {
     Fast,
     Lossless(Net),
     Prompt(Net),
-    FreeDisk,
+    FreeDisk(Disk),
 }

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::containers::Containers;
 use crate::faults::{Kind, Undo};
-use crate::field::{Field, Net, Way};
+use crate::field::{Disk, Field, Net, Way};
 use crate::support::Outcome;
 use crate::support::world::MIB;
 use crate::ticks::CLOCK_SHIFT_NS;
@@ -137,17 +137,18 @@ impl Namespaces<'_> {
             }
             Kind::DelayControl => {
                 let (delay, jitter) = (rng.u64(20..=150), rng.u64(0..=30));
-                field.delay(node, Net::Control, Duration::from_millis(delay), Duration::from_millis(jitter))?;
+                field.delay(node, Net::Control, Duration::from_millis(delay), Duration::from_millis(jitter));
                 Undo::Prompt(Net::Control)
             }
             Kind::DelayPages => {
                 let (delay, jitter) = (rng.u64(1..=40), rng.u64(0..=10));
-                field.delay(node, Net::Pages, Duration::from_millis(delay), Duration::from_millis(jitter))?;
+                field.delay(node, Net::Pages, Duration::from_millis(delay), Duration::from_millis(jitter));
                 Undo::Prompt(Net::Pages)
             }
             Kind::FullDisk => {
-                field.fill_disk(node)?;
-                Undo::FreeDisk
+                let disk = rng.choice(Disk::ALL).unwrap_or(Disk::Log);
+                field.fill_disk(node, disk)?;
+                Undo::FreeDisk(disk)
             }
         };
         Ok((undo, killed))
@@ -164,8 +165,8 @@ impl Namespaces<'_> {
             Undo::Mend(nets) => nets.iter().try_for_each(|net| self.field.mend(node, *net))?,
             Undo::Fast => self.field.fast(node, Net::Pages)?,
             Undo::Lossless(net) => self.field.lossless(node, *net)?,
-            Undo::Prompt(net) => self.field.prompt(node, *net)?,
-            Undo::FreeDisk => self.field.free_disk(node)?,
+            Undo::Prompt(net) => self.field.prompt(node, *net),
+            Undo::FreeDisk(disk) => self.field.free_disk(node, *disk)?,
         }
         Ok(())
     }

@@ -163,9 +163,9 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     all_tick(&eyes, &herd).await?;
     eyes.close();
     violated(&eyes, &herd)?;
-    let seen = eyes.seen();
+    let mut seen = eyes.seen();
     let faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
-    judge(&seen, &faults, &herd, history, ended, settled)
+    judge(&mut seen, &faults, &herd, history, ended, settled)
 }
 
 /// What has been seen by now that must not be.
@@ -221,7 +221,7 @@ async fn all_tick(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
 }
 
 fn judge(
-    seen: &Seen,
+    seen: &mut Seen,
     faults: &[Fault],
     herd: &Herd,
     history: crate::linear::History,
@@ -242,7 +242,8 @@ fn judge(
         }
     }
     let grants = seen.ledger.judge()?;
-    seen.ledger.has_all(&history.acknowledged())?;
+    let acknowledged: Vec<_> = history.acknowledged().into_iter().map(|change| change.request_id).collect();
+    seen.ledger.acknowledged(&acknowledged)?;
     let judged = history.judge()?;
     let wire = wire::judge(&seen.wire, &seen.courses.all)?;
     if let Some((name, course)) = seen.courses.all.iter().find(|(_, course)| course.end.is_none()) {
@@ -268,27 +269,33 @@ fn judge(
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { herd, wire, .. } = self;
-        let gib = |bytes: u64| bytes >> 30;
+        let mib = |bytes: u64| bytes >> 20;
         writeln!(f, "{}", self.struck.table())?;
         writeln!(f, "{} migrations:\n{}", self.migrations, self.outcomes)?;
         let (guests, ticks, stretches) = self.ticks;
         writeln!(f, "{guests} guests, {ticks} ticks in {stretches} stretches: none twice, none missing, none out of order")?;
         writeln!(
             f,
-            "{} guests made, {} given up since a fault had killed a runner of theirs; {} comparisons of memory, {} GiB, no page wrong",
+            "{} guests made, {} given up since a fault had killed a runner of theirs; {} comparisons of memory, {} MiB, no page wrong",
             herd.made,
             herd.given_up,
             herd.comparisons,
-            gib(herd.verified_bytes)
+            mib(herd.verified_bytes)
         )?;
         writeln!(
             f,
             "{} MiB on the page network, {} seconds judged, the fullest {} % of what was granted",
-            wire.bytes >> 20,
+            mib(wire.bytes),
             wire.seconds_judged,
             wire.fullest_percent
         )?;
-        writeln!(f, "{:?}\n{:?}", self.grants, self.judged)?;
+        let Grants { entries, admitted, refused, most_at_once, limits_changed, .. } = &self.grants;
+        writeln!(
+            f,
+            "{entries} entries, the same at every voter, {refused} of them refused; {admitted} admissions, none above a limit, \
+             {most_at_once} at once at most; limits changed {limits_changed} times"
+        )?;
+        writeln!(f, "{:?}", self.judged)?;
         writeln!(f, "node processes that have ended by themselves: {:?}", self.ended)?;
         writeln!(f, "all well {:.1} s after the last fault", self.settled.as_secs_f64())
     }
