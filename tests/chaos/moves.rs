@@ -15,9 +15,9 @@ use crate::herd::Herd;
 use crate::support::world::MIB;
 
 /// Moves that are open at once, those that wait included.
-const OPEN_MAX: usize = 8;
+const OPEN_MAX: usize = 10;
 /// Rest between two moves that are asked for.
-const INTERVAL: Duration = Duration::from_millis(250);
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Asks for moves until it is told to end.
 pub(crate) async fn ask_on_and_on(doors: Arc<Doors>, herd: Arc<Herd>, mut rng: Rng) {

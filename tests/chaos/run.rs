@@ -312,7 +312,7 @@ fn settings(network: Option<&str>) -> Vec<String> {
              {outbound}, {inbound}{network}recoveryTimeout: {recovery}}}}}\n"
         )
     };
-    [(5, 2, None, 8), (6, 3, None, 6), (3, 1, None, 10), (5, 2, Some(1), 7), (8, 4, Some(3), 9), (4, 2, Some(2), 5)]
+    [(6, 3, None, 6), (8, 4, None, 5), (4, 2, None, 8), (6, 3, Some(2), 7), (10, 5, Some(4), 6), (5, 2, Some(3), 4)]
         .map(of)
         .to_vec()
 }
