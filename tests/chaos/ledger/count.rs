@@ -284,6 +284,19 @@ impl Count {
         self.guests.get_mut(&uid).ok_or_else(|| format!("guest {uid} was never made"))
     }
 
+    /// Source and target of each that holds permits, in order.
+    pub(super) fn held(&self) -> Vec<(NodeName, NodeName)> {
+        let held = self.guests.values().filter_map(|guest| guest.held.as_ref());
+        let mut held: Vec<_> = held.map(|held| (held.source.clone(), held.target.clone())).collect();
+        held.sort();
+        held
+    }
+
+    /// A guest's present epoch.
+    pub(super) fn epoch(&self, uid: GuestUid) -> Option<u64> {
+        self.guests.get(&uid).map(|guest| guest.epoch)
+    }
+
     fn is_unfinished(&self, name: &MigrationId) -> bool {
         self.guests.values().any(|guest| guest.unfinished.as_ref().is_some_and(|open| open.name == *name))
     }
