@@ -62,9 +62,7 @@ impl fmt::Display for NotLinear {
 /// Judges the operations of one object, which began as `initial`. Returns how many configurations were looked at.
 pub(crate) fn check(initial: State, operations: &[Operation], bound: usize) -> Result<usize, NotLinear> {
     Search::new(operations).run(initial, bound).map_err(|failed| match failed {
-        Failed::Stuck(stuck) => {
-            NotLinear::Violation { stuck, excerpt: excerpt(initial, operations, stuck) }
-        }
+        Failed::Stuck(stuck) => NotLinear::Violation { stuck, excerpt: excerpt(initial, operations, stuck) },
         Failed::Bound { visited, stuck } => {
             NotLinear::GaveUp { visited, excerpt: excerpt(initial, operations, stuck) }
         }
@@ -194,14 +192,16 @@ impl Search {
 
     fn run(&self, initial: State, bound: usize) -> Result<usize, Failed> {
         let first = Done { all_before: 0, bits: Vec::new() };
-        let mut stack = vec![Configuration { done: first, state: initial, spent: vec![0; self.classes.len()] }];
+        let mut stack =
+            vec![Configuration { done: first, state: initial, spent: vec![0; self.classes.len()] }];
         let mut been: HashMap<(Done, State), Vec<Vec<u16>>> = HashMap::new();
         let (mut visited, mut furthest) = (0, (0, 0));
         while let Some(mut at) = stack.pop() {
             let Some((barrier, may_come)) = self.settle(&mut at) else { return Ok(visited) };
             furthest = furthest.max(barrier);
             let before = been.entry((at.done.clone(), at.state)).or_default();
-            let no_more = |earlier: &Vec<u16>| earlier.iter().zip(&at.spent).all(|(earlier, now)| earlier <= now);
+            let no_more =
+                |earlier: &Vec<u16>| earlier.iter().zip(&at.spent).all(|(earlier, now)| earlier <= now);
             if before.iter().any(no_more) {
                 continue;
             }
@@ -221,7 +221,8 @@ impl Search {
         loop {
             let (barrier, may_come) = self.next(&at.done)?;
             let is_only_look = |index: &&usize| self.moves[**index].is.write.is_none();
-            let holds = may_come.iter().filter(is_only_look).find(|index| self.made(**index, at.state).is_some());
+            let holds =
+                may_come.iter().filter(is_only_look).find(|index| self.made(**index, at.state).is_some());
             let Some(holds) = holds else { return Some((barrier, may_come)) };
             at.done.put(*holds);
         }

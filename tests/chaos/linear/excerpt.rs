@@ -25,9 +25,8 @@ pub(super) fn excerpt(initial: State, operations: &[Operation], stuck: usize) ->
         Deed::Put(value, _) => Some(value),
         Deed::Delete(_) => None,
     };
-    let mut before: Vec<usize> = indices(operations, |one| {
-        changes(one) && one.returned.is_some_and(|returned| returned < it.invoked)
-    });
+    let mut before: Vec<usize> =
+        indices(operations, |one| changes(one) && one.returned.is_some_and(|returned| returned < it.invoked));
     before.sort_by_key(|index| operations[*index].returned);
     let mut shown = before.split_off(before.len().saturating_sub(BEFORE_MAX));
     let mut around = indices(operations, |one| {

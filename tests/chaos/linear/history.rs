@@ -109,13 +109,7 @@ impl History {
     // ---- written ---------------------------------------------------------------------------------------------
 
     /// Something is asked. Returns its number.
-    pub(super) fn begin(
-        &self,
-        object: &Object,
-        deed: Deed,
-        request_id: Option<String>,
-        by: String,
-    ) -> usize {
+    pub(super) fn begin(&self, object: &Object, deed: Deed, request_id: Option<String>, by: String) -> usize {
         let mut inner = self.inner();
         let operation = Operation { deed, invoked: self.now(), returned: None, by };
         inner.records.push(Record { object: object.clone(), operation, request_id, in_vain: false });

@@ -21,6 +21,8 @@ use super::register::{State, Value};
 
 /// The key of the label that namespaces and nodes carry.
 const LABEL: &str = "chaos/content";
+/// A policy's content is its bandwidth in bytes a second above this: no limit in practice.
+const BANDWIDTH: u64 = 1 << 40;
 /// The content of settings that none of the given manifests made.
 pub(super) const FOREIGN: Value = 0;
 
@@ -107,7 +109,7 @@ impl Choices {
                 "apiVersion": "migrations.kubevirt.io/v1alpha1", "kind": "MigrationPolicy",
                 "metadata": { "name": name },
                 "spec": {
-                    "bandwidthPerMigration": value,
+                    "bandwidthPerMigration": BANDWIDTH + value,
                     "selectors": { "virtualMachineInstanceSelector": { "chaos": "none" } },
                 },
             }),
@@ -139,7 +141,7 @@ impl Choices {
                 None => return Ok(None),
             },
             Manifest::Policy { policy, .. } => {
-                policy.overrides.bandwidth_per_migration.map(|quantity| quantity.bytes())
+                policy.overrides.bandwidth_per_migration.and_then(|is| is.bytes().checked_sub(BANDWIDTH))
             }
             Manifest::Namespace { labels, .. } => labels.get(LABEL).and_then(|value| value.parse().ok()),
             Manifest::Machine { .. } | Manifest::Instance { .. } | Manifest::Migration(_) => None,

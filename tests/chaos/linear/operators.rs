@@ -43,8 +43,6 @@ const REPEATS_MAX: usize = 3;
 const REST: Duration = Duration::from_millis(250);
 /// How long what must be answered may take: the first look, all last looks, and calls under way at the end.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// The content of a policy is its bandwidth in bytes: so many and more, which is no limit in practice.
-const VALUES_FROM: Value = 1 << 40;
 
 /// See the module.
 pub(crate) struct Operators {
@@ -97,7 +95,7 @@ impl Operators {
             lasting: lasting.into_iter().map(|object| (object, AtomicBool::new(false))).collect(),
             seed,
             began: Instant::now(),
-            next_value: AtomicU64::new(VALUES_FROM),
+            next_value: AtomicU64::new(1),
             stop: AtomicBool::new(false),
         });
         let mut tasks = vec![tokio::spawn(first_looks(Arc::clone(&shared), rng.fork()))];
@@ -185,7 +183,9 @@ impl Shared {
         let heard = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
             Ok(Ok(answer)) => Heard::Answer(answer),
             Ok(Err(AskError::Problem(problem))) => self.heard(problem),
-            Ok(Err(AskError::Lost | AskError::TimedOut(_) | AskError::Protocol(_))) | Err(_) => Heard::Nothing,
+            Ok(Err(AskError::Lost | AskError::TimedOut(_) | AskError::Protocol(_))) | Err(_) => {
+                Heard::Nothing
+            }
         };
         (node.to_string(), heard)
     }

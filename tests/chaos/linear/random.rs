@@ -244,7 +244,10 @@ fn compared() -> Result<(), Failed> {
             Err(NotLinear::GaveUp { .. }) => false,
         };
         if !agrees {
-            return Err(replay(seed, format!("a plain search says {plain}, the checker {judged:?}: {history:#?}")));
+            return Err(replay(
+                seed,
+                format!("a plain search says {plain}, the checker {judged:?}: {history:#?}"),
+            ));
         }
         *if plain { &mut linear } else { &mut not } += 1;
     }

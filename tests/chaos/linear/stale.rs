@@ -14,17 +14,17 @@ use godwit_domain::NodeName;
 use godwit_wire::admin::{Act, Status};
 use libtest_mimic::Trial;
 
-use super::{History, Operators};
+use super::{History, Judged, Operators};
 use crate::support::network::{self, Network};
 use crate::support::world::{VOTERS, World, node};
 use crate::support::{Outcome, story, unless, until};
 
 /// Cuts after which histories are judged where nothing is planted.
-const CUTS: usize = 4;
+const CUTS: usize = 2;
 /// Cuts by which the bug must have shown itself. One is mostly enough.
 const CUTS_MAX: usize = 12;
 /// Answers that a cluster must have given since a moment, before it is cut, or whole again: so many changes and looks.
-const ANSWERS: usize = 12;
+const ANSWERS: usize = 6;
 /// How long they may take, and an election.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,7 +43,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![unless(missing, found), unless(missing, none)]
 }
 
-type Judgement = Result<super::Judged, String>;
+type Judgement = Result<Judged, String>;
 
 /// Cuts the leader off, `cuts` times or until the history is wrong. Returns how often it did.
 async fn judged_under_cuts(
@@ -69,7 +69,12 @@ async fn judged_under_cuts(
         }
     }
     let history = operators.finish().await;
-    Ok((done, history.judge().map_err(|wrong| format!("seed {seed}: {wrong}"))))
+    let judged = history.judge();
+    if let Ok(judged) = &judged {
+        let Judged { operations, reads, unknown, .. } = judged;
+        assert!(*reads > 2 * ANSWERS && operations - reads > 2 * ANSWERS + unknown, "too few: {judged}");
+    }
+    Ok((done, judged.map_err(|wrong| format!("seed {seed}: {wrong}"))))
 }
 
 async fn cut(world: &World, network: &Network, history: &History) -> Outcome {
@@ -104,7 +109,8 @@ async fn answers(history: &History) {
 }
 
 fn sockets(world: &World) -> Vec<(NodeName, std::path::PathBuf)> {
-    let socket = |name: NodeName| world.cluster.node(&name).map(|process| (name.clone(), process.socket.clone()));
+    let socket =
+        |name: NodeName| world.cluster.node(&name).map(|process| (name.clone(), process.socket.clone()));
     VOTERS.map(node).into_iter().filter_map(socket).collect()
 }
 

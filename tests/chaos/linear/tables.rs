@@ -21,7 +21,10 @@ pub(crate) fn trials() -> Vec<Trial> {
 /// What each is about, and the history. Times are `from-to`; without `to`, the outcome is unknown.
 const GOOD: [(&str, &str); 18] = [
     ("nothing", ""),
-    ("one after another", "get absent 0-1 │ put 1 created 2-3 │ get 1 4-5 │ delete done 6-7 │ get absent 8-9"),
+    (
+        "one after another",
+        "get absent 0-1 │ put 1 created 2-3 │ get 1 4-5 │ delete done 6-7 │ get absent 8-9",
+    ),
     ("a read beside a write sees the old", "put 1 created 0-1 │ put 2 configured 2-9 │ get 1 3-4"),
     ("a read beside a write sees the new", "put 1 created 0-1 │ put 2 configured 2-9 │ get 2 3-4"),
     ("two reads beside a write", "put 1 created 0-1 │ put 2 configured 2-9 │ get 1 3-4 │ get 2 5-6"),
@@ -29,15 +32,30 @@ const GOOD: [(&str, &str); 18] = [
     ("writes side by side, the other last", "put 1 done 0-5 │ put 2 done 0-5 │ get 2 6-7"),
     ("an unknown write that was done", "put 1 unknown 0- │ get 1 5-6 │ get 1 7-8"),
     ("an unknown write that was not done", "put 1 unknown 0- │ get absent 5-6"),
-    ("an unknown write that is done late", "put 1 unknown 0- │ get absent 5-6 │ put 2 created 7-8 │ get 1 9-10"),
-    ("an unknown delete", "put 1 created 0-1 │ delete unknown 2- │ get 1 3-4 │ get absent 5-6 │ put 2 created 7-8"),
+    (
+        "an unknown write that is done late",
+        "put 1 unknown 0- │ get absent 5-6 │ put 2 created 7-8 │ get 1 9-10",
+    ),
+    (
+        "an unknown delete",
+        "put 1 created 0-1 │ delete unknown 2- │ get 1 3-4 │ get absent 5-6 │ put 2 created 7-8",
+    ),
     ("an unknown write that only a word tells of", "put 1 unknown 0- │ put 2 configured 3-4 │ get 2 5-6"),
     ("an unknown write that a delete has found", "put 1 unknown 0- │ delete done 3-4 │ get absent 5-6"),
-    ("two unknown writes of the same", "put 1 unknown 0- │ put 1 unknown 0- │ delete done 3-4 │ delete done 5-6"),
-    ("deleted between a put's look and its write", "put 1 created 0-1 │ put 2 configured 2-9 │ delete done 3-4 │ get 2 10-11"),
+    (
+        "two unknown writes of the same",
+        "put 1 unknown 0- │ put 1 unknown 0- │ delete done 3-4 │ delete done 5-6",
+    ),
+    (
+        "deleted between a put's look and its write",
+        "put 1 created 0-1 │ put 2 configured 2-9 │ delete done 3-4 │ get 2 10-11",
+    ),
     ("both created", "put 1 created 0-5 │ put 2 created 0-5 │ get 1 6-7"),
     ("unchanged", "put 1 created 0-1 │ put 1 unchanged 2-3 │ get 1 4-5"),
-    ("a long one that spans all", "put 9 done 0-100 │ put 1 created 1-2 │ get 1 3-4 │ get 9 5-6 │ put 2 configured 7-8 │ get 2 9-10"),
+    (
+        "a long one that spans all",
+        "put 9 done 0-100 │ put 1 created 1-2 │ get 1 3-4 │ get 9 5-6 │ put 2 configured 7-8 │ get 2 9-10",
+    ),
 ];
 
 /// The same, and the operation that has no place, from 0.
@@ -45,13 +63,29 @@ const BAD: [(&str, &str, usize); 17] = [
     ("a stale read", "put 1 created 0-1 │ put 2 configured 2-3 │ get 1 4-5", 2),
     ("a lost write", "put 1 created 0-1 │ get absent 2-3", 1),
     ("a write that is seen before it was asked for", "get 1 0-1 │ put 1 created 2-3", 0),
-    ("a write that takes effect after its return", "put 1 created 0-1 │ put 2 configured 2-3 │ get 1 4-5 │ get 2 6-7", 2),
+    (
+        "a write that takes effect after its return",
+        "put 1 created 0-1 │ put 2 configured 2-3 │ get 1 4-5 │ get 2 6-7",
+        2,
+    ),
     ("a write that comes back", "put 1 created 0-1 │ put 2 configured 2-3 │ get 2 4-5 │ get 1 6-7", 3),
-    ("an unknown write, seen and unseen again", "put 1 created 0-1 │ put 2 unknown 2- │ get 2 3-4 │ get 1 5-6", 3),
+    (
+        "an unknown write, seen and unseen again",
+        "put 1 created 0-1 │ put 2 unknown 2- │ get 2 3-4 │ get 1 5-6",
+        3,
+    ),
     ("an unknown write, done twice", "put 1 unknown 0- │ delete done 3-4 │ get 1 5-6", 2),
     ("an unknown write, seen before it was asked for", "put 1 created 0-1 │ get 2 2-3 │ put 2 unknown 4-", 1),
-    ("an unknown delete, done twice", "put 1 created 0-1 │ delete unknown 2- │ put 2 created 3-4 │ put 3 created 5-6", 3),
-    ("reads that go back beside a write", "put 1 created 0-1 │ put 2 configured 2-9 │ get 2 3-4 │ get 1 5-6", 3),
+    (
+        "an unknown delete, done twice",
+        "put 1 created 0-1 │ delete unknown 2- │ put 2 created 3-4 │ put 3 created 5-6",
+        3,
+    ),
+    (
+        "reads that go back beside a write",
+        "put 1 created 0-1 │ put 2 configured 2-9 │ get 2 3-4 │ get 1 5-6",
+        3,
+    ),
     ("a content that nobody wrote", "put 1 created 0-1 │ get 7 2-3", 1),
     ("created, and it was there", "put 1 created 0-1 │ put 2 created 2-3", 1),
     ("configured, and it was not there", "put 1 configured 0-1", 0),
@@ -93,7 +127,8 @@ fn pass() -> Result<(), Failed> {
         check(None, &read(history), VISITED_MAX).map_err(|error| format!("{what}: {error}"))?;
     }
     // An object may have been there before.
-    check(Some(5), &read("get 5 0-1 │ put 1 configured 2-3"), VISITED_MAX).map_err(|error| error.to_string())?;
+    check(Some(5), &read("get 5 0-1 │ put 1 configured 2-3"), VISITED_MAX)
+        .map_err(|error| error.to_string())?;
     Ok(())
 }
 
