@@ -295,7 +295,7 @@ impl fmt::Display for Report {
             "{entries} entries, the same at every voter, {refused} of them refused; {admitted} admissions, none above a limit, \
              {most_at_once} at once at most; limits changed {limits_changed} times"
         )?;
-        writeln!(f, "{:?}", self.judged)?;
+        writeln!(f, "{}", self.judged)?;
         writeln!(f, "node processes that have ended by themselves: {:?}", self.ended)?;
         writeln!(f, "all well {:.1} s after the last fault", self.settled.as_secs_f64())
     }
