@@ -10,6 +10,8 @@
 //!
 //! Each host has two cables, `control` (1,500 bytes MTU) and `pages` (9,000). A host is called as its node.
 //!
+//! Whatever calls the kernel's commands blocks for some 10 ms.
+//!
 //! Always true: whatever is done can be done twice, and [`Field::heal`] undoes it all; hosts, disks and mounts go with
 //! the field, also when the process is killed. A field knows nothing of nodes but their names, ports and folders.
 
@@ -42,8 +44,9 @@ pub(crate) use rack::Net;
 use rack::{Rack, inside};
 use relays::{CONTROL_PORT, Delay, PAGES_PORT, Relays};
 
-/// The largest that a node's config takes; with its headers it fits the cable.
-const UDP_PAYLOAD_BYTES_MAX: u16 = 6550;
+/// It fits the cable, and ten of them, a burst, with their headers stay below the 65,536 bytes that a device takes in one
+/// piece. 6,550, the largest that a node's config takes, do not: the kernel cuts up each burst, for a third of the speed.
+const UDP_PAYLOAD_BYTES_MAX: u16 = 6540;
 
 /// See the module.
 #[derive(Debug)]
@@ -198,7 +201,7 @@ impl Field {
 
     // ---- disks -----------------------------------------------------------------------------------------------
 
-    /// Fills a disk to the last page. Its own folder is that of no other node.
+    /// Fills a disk to the last page. What has a place on it already can still be written over.
     pub(crate) fn fill_disk(&self, node: &NodeName, disk: Disk) -> Outcome {
         let filled = disk.fill(&self.rack.folder.join(node.as_str()));
         filled.map_err(|error| format!("fill the {disk:?} of {node}: {error}").into())
@@ -258,17 +261,16 @@ impl Field {
 pub(crate) fn trials() -> Vec<Trial> {
     let missing = missing();
     let all = proofs::trials().into_iter().chain(ends::trials());
-    all.map(|trial| unless(missing, trial)).collect()
+    all.map(|trial| unless(missing.as_deref(), trial)).collect()
 }
 
 /// What is missing here for a field.
-pub(crate) fn missing() -> Option<&'static str> {
+pub(crate) fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
-        return Some("needs root for network namespaces");
+        return Some("needs root for network namespaces".to_owned());
     }
-    let needs =
-        "needs namespaces for networks and clocks, bridges, `ip`, `tc` and `nft` (with numgen and redirect)";
-    try_all().err().map(|_| needs)
+    let why = try_all().err()?.to_string();
+    Some(format!("needs namespaces, bridges, tbf and nft: {}", why.lines().next().unwrap_or_default()))
 }
 
 /// Whether all that is done to a host can be done here.

@@ -19,6 +19,8 @@ use crate::support::{Outcome, PATIENCE, short_story};
 const SILENCE: Duration = Duration::from_millis(300);
 /// The delay in these proofs, one way.
 const DELAY: Duration = Duration::from_millis(60);
+/// For so long a cable gets as much as can be sent.
+const FLOOD: Duration = Duration::from_millis(400);
 /// Datagrams of which some are lost.
 const MANY: usize = 1000;
 
@@ -153,10 +155,10 @@ async fn cut_one_way() -> Outcome {
     Ok(())
 }
 
-/// Bytes that arrive in the second after the first, of as many as can be sent.
-fn bytes_in_a_second(from: &UdpSocket, to: &UdpSocket, datagram: usize) -> Result<usize, Box<dyn Error>> {
+/// Bytes in a second that arrive, of as many as can be sent.
+fn rate(from: &UdpSocket, to: &UdpSocket, datagram: usize) -> Result<usize, Box<dyn Error>> {
     let (words, address) = (vec![b'w'; datagram], to.local_addr()?);
-    let flood_until = Instant::now() + Duration::from_millis(1200);
+    let flood_until = Instant::now() + FLOOD + FLOOD / 4;
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while Instant::now() < flood_until {
@@ -171,11 +173,11 @@ fn bytes_in_a_second(from: &UdpSocket, to: &UdpSocket, datagram: usize) -> Resul
                 Ok(length) => bytes += length,
                 Err(_) => break,
             }
-            until.get_or_insert_with(|| Instant::now() + Duration::from_secs(1));
+            until.get_or_insert_with(|| Instant::now() + FLOOD);
         }
         // What is still on the way belongs to no later count.
         while to.recv(&mut buffer).is_ok() {}
-        Ok(bytes)
+        Ok(bytes * 1000 / usize::try_from(FLOOD.as_millis())?)
     })
 }
 
@@ -189,13 +191,13 @@ async fn slow() -> Outcome {
             yard.field.slow(&node("b"), net, 2_000_000)?;
         }
         for (from, to) in [(&a, &b), (&b, &a)] {
-            let bytes = bytes_in_a_second(from, to, datagram)?;
+            let bytes = rate(from, to, datagram)?;
             assert!((RATE / 2..RATE * 13 / 10).contains(&bytes), "{bytes} bytes on slow {net:?}");
         }
-        let bytes = bytes_in_a_second(&a, &c, datagram)?;
+        let bytes = rate(&a, &c, datagram)?;
         assert!(bytes > 4 * RATE, "{bytes} bytes between others on {net:?}");
         yard.field.fast(&node("b"), net)?;
-        let bytes = bytes_in_a_second(&a, &b, datagram)?;
+        let bytes = rate(&a, &b, datagram)?;
         assert!(bytes > 4 * RATE, "{bytes} bytes on {net:?} that is fast again");
     }
     Ok(())
@@ -407,7 +409,7 @@ async fn healed() -> Outcome {
         while !is_silent(&to)? {}
         assert_eq!(arriving(&from, &to)?, MANY, "{net:?} loses nothing");
         assert_eq!(arriving(&to, &from)?, MANY, "{net:?} loses nothing");
-        let bytes = bytes_in_a_second(&to, &from, datagram)?;
+        let bytes = rate(&to, &from, datagram)?;
         assert!(bytes > 1_000_000, "{bytes} bytes on {net:?}");
         assert!(yard.takes("e", "control")? && yard.takes("e", "records")?);
     }
