@@ -127,22 +127,28 @@ impl Containers {
 
     /// Shows the container as it is now.
     async fn link(&self, node: &NodeName) -> Outcome {
-        let pid: u32 = docker(&["inspect", "--format", "{{.State.Pid}}", node.as_str()]).await?.trim().parse()?;
+        let pid: u32 =
+            docker(&["inspect", "--format", "{{.State.Pid}}", node.as_str()]).await?.trim().parse()?;
         let log = docker(&["inspect", "--format", "{{.LogPath}}", node.as_str()]).await?;
         let volume = format!("{PROJECT}_{node}");
         let state = docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", &volume]).await?;
         let (state, log) = (PathBuf::from(state.trim()), PathBuf::from(log.trim()));
         let socket = PathBuf::from(format!("/proc/{pid}/root/run/godwit/admin.sock"));
         let dir = self.dir.join(node.as_str());
-        let links = [("admin.sock", socket), ("guests", state.join("guests")), ("audit", state.join("audit")), ("node.log", log)];
+        let links = [
+            ("admin.sock", socket),
+            ("guests", state.join("guests")),
+            ("audit", state.join("audit")),
+            ("node.log", log),
+        ];
         for (name, to) in links {
             let _ = fs::remove_file(dir.join(name));
             symlink(to, dir.join(name))?;
         }
-        self.counters.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node.clone()).or_default().pid = pid;
+        self.counters.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node.clone()).or_default().pid =
+            pid;
         Ok(())
     }
-
 }
 
 impl Counters {
@@ -211,7 +217,8 @@ async fn docker(arguments: &[&str]) -> Result<String, Box<dyn Error>> {
     let mut command = Command::new("docker");
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let ran = tokio::time::timeout(COMMAND_TIMEOUT, command.output()).await;
-    let output = ran.map_err(|_| format!("docker {arguments:?} did not end within {COMMAND_TIMEOUT:?}"))??;
+    let output =
+        ran.map_err(|_| format!("docker {arguments:?} did not end within {COMMAND_TIMEOUT:?}"))??;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

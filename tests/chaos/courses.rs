@@ -79,7 +79,9 @@ impl Courses {
             Command::Guest { guest, .. } | Command::Admit { guest, .. } | Command::Migrate { guest, .. } => {
                 vec![*guest]
             }
-            Command::Set { migration, .. } => self.registry.guest_of(migration).map(|(uid, _)| uid).into_iter().collect(),
+            Command::Set { migration, .. } => {
+                self.registry.guest_of(migration).map(|(uid, _)| uid).into_iter().collect()
+            }
             Command::Fence { .. } => self.registry.guests.keys().copied().collect(),
             _ => vec![],
         };
@@ -107,7 +109,9 @@ impl Courses {
         let stage = match &attempt.phase {
             Phase::Pending | Phase::Preparing { .. } => None,
             // A pause is not in the log; that it was taken back is, by another epoch.
-            Phase::Copying { .. } if same_epoch && course.stage() == Some(Stage::Pausing) => Some(Stage::Pausing),
+            Phase::Copying { .. } if same_epoch && course.stage() == Some(Stage::Pausing) => {
+                Some(Stage::Pausing)
+            }
             Phase::Copying { .. } => Some(Stage::PreCopy),
             Phase::HandedOver { mode, .. } => {
                 course.mode = Some(*mode);

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,14 @@ pub(crate) struct Fault {
     pub(crate) undone_ns: u64,
     /// What it was meant for.
     pub(crate) meant: Option<Stage>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, node, begun_ns, undone_ns, meant } = self;
+        let meant = meant.map_or("", Stage::name);
+        write!(f, "{begun_ns} {undone_ns} {node} {} {meant}", kind.name())
+    }
 }
 
 /// All faults of a run, in order: whoever looks for the cause of a failure wants them.
@@ -198,7 +207,12 @@ impl<'a> Director<'a> {
         Kind::KillNode
     }
 
-    async fn begin(&mut self, kind: Kind, node: NodeName, meant: Option<Stage>) -> Result<(), Box<dyn Error>> {
+    async fn begin(
+        &mut self,
+        kind: Kind,
+        node: NodeName,
+        meant: Option<Stage>,
+    ) -> Result<(), Box<dyn Error>> {
         let lasts = Duration::from_millis(kind.lasts_ms(&mut self.rng));
         let begun_ns = monotonic_ns();
         let (undo, killed) = self.hand.begin(kind, &node, &mut self.rng).await?;
@@ -236,7 +250,8 @@ impl<'a> Director<'a> {
             }
             let faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
             let suffers = self.due.iter().find(|due| due.node == node).and_then(|due| faults.get(due.fault));
-            self.ended.push(format!("{node}, under {}", suffers.map_or("no fault", |fault| fault.kind.name())));
+            self.ended
+                .push(format!("{node}, under {}", suffers.map_or("no fault", |fault| fault.kind.name())));
             self.due.push(Due {
                 at: Instant::now() + Duration::from_millis(500),
                 node: node.clone(),

@@ -193,14 +193,17 @@ pub(crate) fn kill_runners(node: &NodeName, most: usize) -> Result<Vec<Killed>, 
 pub(crate) fn runners(node: &NodeName) -> Result<Vec<(Pid, Killed)>, Box<dyn Error>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let option = |name: &str| {
             let at = words.iter().position(|word| word == name)?;
             words.get(at + 1).map(ToString::to_string)
         };
-        let is_runner = words.iter().any(|word| word == "guest") && option("--node").as_deref() == Some(node.as_str());
+        let is_runner =
+            words.iter().any(|word| word == "guest") && option("--node").as_deref() == Some(node.as_str());
         let (Some(guest), Some(instance)) = (option("--guest"), option("--instance")) else { continue };
         if is_runner {
             found.push((Pid::from_raw(pid).ok_or("no pid")?, (guest.parse()?, instance.parse()?)));

@@ -192,7 +192,8 @@ impl Herd {
         self.look().await;
         let left: Vec<GuestName> = {
             let inner = self.inner();
-            let given_up = inner.rows.iter().map(|row| &row.name).filter(|name| inner.given_up.contains(*name));
+            let given_up =
+                inner.rows.iter().map(|row| &row.name).filter(|name| inner.given_up.contains(*name));
             given_up.cloned().collect()
         };
         for guest in &left {
@@ -216,7 +217,12 @@ impl Herd {
             let chosen = {
                 let mut inner = self.inner();
                 let of = inner.rows.len();
-                if of == 0 { None } else { let at = inner.rng.usize(..of); inner.rows.get(at).cloned() }
+                if of == 0 {
+                    None
+                } else {
+                    let at = inner.rng.usize(..of);
+                    inner.rows.get(at).cloned()
+                }
             };
             if let Some(row) = chosen {
                 let _ = self.verify(&row).await;

@@ -7,7 +7,7 @@
 //!   herd       the guests                  moves     their migrations
 //!   linear     operators and the histories of what they were told
 //!   eyes       the observer: ledger (audit logs), courses (of migrations), ticks, wire
-//!   run        one run, and what must hold     plan  how long, and from which seed     table  what it was like
+//!   run        one run        verdict    what must hold        plan  how long, from which seed        table  what it was like
 //! ```
 //!
 //! `CHAOS_MINUTES=11 CHAOS_SEED=4711 cargo test -p godwit --test chaos`. It needs root for network namespaces; where
@@ -32,16 +32,17 @@ mod run;
 mod support;
 mod table;
 mod ticks;
+mod verdict;
 mod wire;
+
+use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 
 use plan::Plan;
 use support::world::World;
-use support::{Outcome, short_story, story, unless};
-
-/// The run itself.
-const PROMISES: &str = "a_cluster_under_faults_keeps_its_promises";
+use support::{Outcome, short_story, stories, story, unless};
+use verdict::Violated;
 
 /// The same in the lab of containers, if that is asked for: it needs an engine and an image that somebody has built.
 const LAB: &str = "a_lab_of_containers_under_faults_keeps_its_promises";
@@ -50,15 +51,35 @@ const LAB_VARIABLE: &str = "CHAOS_LAB";
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let own = vec![
+    let mut own = vec![
         short_story("what_must_not_be_is_seen_in_ticks", ticks::tests::what_must_not_be_is_seen),
         short_story("more_than_was_granted_is_seen_on_the_wire", wire::tests::more_than_was_granted_is_seen),
-        unless(support::network::missing(), story(PROMISES, keeps_its_promises)),
     ];
-    let lab = std::env::var_os(LAB_VARIABLE).map(|_| short_story(LAB, lab_keeps_its_promises));
-    let own: Vec<Trial> = own.into_iter().chain(lab).collect();
+    let missing = support::network::missing();
+    let runs = stories![a_cluster_under_faults_keeps_its_promises].into_iter().chain(PLANTED.map(finds));
+    own.extend(runs.map(|run| unless(missing, run)));
+    own.extend(std::env::var_os(LAB_VARIABLE).map(|_| short_story(LAB, lab_keeps_its_promises)));
     let all = [field::trials(), linear::trials(), ledger::trials(), own];
     libtest_mimic::run(&arguments, all.into_iter().flatten().collect()).exit();
+}
+
+/// Bugs of the hand-over that the simulation knows, in every node of a cluster: each breaks a promise within minutes.
+const PLANTED: [&str; 1] = ["epoch-stays"];
+/// How long a bug may go unseen.
+const PLANTED_LENGTH: Duration = Duration::from_secs(150);
+
+fn finds(bug: &'static str) -> Trial {
+    story(&format!("{bug}_is_found"), async move |world| {
+        let plan = Plan { planted: Some(bug), length: PLANTED_LENGTH, ..Plan::from_environment()? };
+        match Box::pin(run::in_namespaces(world, &plan, bug)).await {
+            Err(why) if why.is::<Violated>() => {
+                run::tell(&format!("{bug}: {}", why.to_string().chars().take(400).collect::<String>()));
+                Ok(())
+            }
+            Err(why) => Err(why),
+            Ok(report) => Err(format!("nobody has noticed {bug} in {PLANTED_LENGTH:?}:\n{report}").into()),
+        }
+    })
 }
 
 /// Minutes are those of [`Plan`]; the image `godwit:dev` must have been built and no lab be up.
@@ -69,10 +90,10 @@ async fn lab_keeps_its_promises() -> Outcome {
     Ok(())
 }
 
-async fn keeps_its_promises(world: &mut World) -> Outcome {
+async fn a_cluster_under_faults_keeps_its_promises(world: &mut World) -> Outcome {
     let plan = Plan::from_environment()?;
-    let report = Box::pin(run::in_namespaces(world, &plan, PROMISES)).await?;
-    run::is_enough(&report, &plan)?;
+    let report = Box::pin(run::in_namespaces(world, &plan, "a_cluster_under_faults")).await?;
+    verdict::is_enough(&report, &plan)?;
     run::tell(&report.to_string());
     Ok(())
 }

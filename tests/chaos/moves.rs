@@ -28,7 +28,8 @@ pub(crate) async fn ask_on_and_on(doors: Arc<Doors>, herd: Arc<Herd>, mut rng: R
             continue;
         }
         let Some(guest) = rng.choice(herd.at_rest()) else { continue };
-        let others: Vec<_> = nodes.iter().filter(|node| Some(*node) != guest.node.as_ref()).cloned().collect();
+        let others: Vec<_> =
+            nodes.iter().filter(|node| Some(*node) != guest.node.as_ref()).cloned().collect();
         let to = if rng.u8(..4) > 0 { rng.choice(others) } else { None };
         let (mode, overrides) = manner(&mut rng);
         let act = Act::Migrate {
@@ -56,7 +57,7 @@ fn manner(rng: &mut Rng) -> (Option<MoveMode>, Overrides) {
     let common = Overrides {
         bandwidth_per_migration: Some(bandwidth),
         max_downtime_ms: Some(*[50, 300, 1_500].get(rng.usize(..3)).unwrap_or(&300)),
-        progress_timeout: Some(30),
+        progress_timeout: Some(15),
         completion_timeout_per_gib: Some(0),
         allow_post_copy: Some(true),
         ..Overrides::default()

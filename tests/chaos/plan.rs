@@ -33,13 +33,20 @@ pub(crate) struct Plan {
 impl Plan {
     /// As the environment says.
     pub(crate) fn from_environment() -> Result<Self, String> {
-        let minutes: f64 = variable(MINUTES_VARIABLE, "minutes such as 10 or 0.5")?.unwrap_or(MINUTES_DEFAULT);
+        let minutes: f64 =
+            variable(MINUTES_VARIABLE, "minutes such as 10 or 0.5")?.unwrap_or(MINUTES_DEFAULT);
         if !(0.1..=24.0 * 60.0).contains(&minutes) {
             return Err(format!("{MINUTES_VARIABLE} must be from 0.1 to 1440, not {minutes}"));
         }
         // Short, since people copy it.
         let seed = variable(SEED_VARIABLE, "a whole number")?.unwrap_or_else(|| u64::from(fastrand::u32(..)));
-        Ok(Self { length: Duration::from_secs_f64(minutes * 60.0), seed, planted: None, guests: 20, network: None })
+        Ok(Self {
+            length: Duration::from_secs_f64(minutes * 60.0),
+            seed,
+            planted: None,
+            guests: 20,
+            network: None,
+        })
     }
 
     /// The line that runs it again.

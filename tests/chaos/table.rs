@@ -30,13 +30,15 @@ impl Struck {
             *struck.all.entry(fault.kind).or_insert(0) += 1;
             let led = leaders.iter().rev().find(|(since, _)| *since <= fault.begun_ns);
             let leads = led.is_some_and(|(_, leader)| *leader == fault.node);
-            let concerned =
-                courses.values().filter(|course| leads || [&course.source, &course.target].contains(&&fault.node));
+            let concerned = courses
+                .values()
+                .filter(|course| leads || [&course.source, &course.target].contains(&&fault.node));
             let spans: Vec<_> = concerned.flat_map(|course| &course.spans).collect();
             for stage in Stage::ALL {
                 let of = || spans.iter().filter(|(of, ..)| *of == stage);
                 let begun = of().any(|(_, from, until)| (*from..*until).contains(&fault.begun_ns));
-                let in_force = of().any(|(_, from, until)| *from < fault.undone_ns && fault.begun_ns < *until);
+                let in_force =
+                    of().any(|(_, from, until)| *from < fault.undone_ns && fault.begun_ns < *until);
                 let cell = struck.by.entry((fault.kind, stage)).or_insert((0, 0));
                 cell.0 += u32::from(begun);
                 cell.1 += u32::from(in_force);
@@ -78,7 +80,9 @@ impl Struck {
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{table}\n(begun while a migration of that host, or any of the leader's, was in that phase; in brackets: in force)\n")
+        format!(
+            "{table}\n(begun while a migration of that host, or any of the leader's, was in that phase; in brackets: in force)\n"
+        )
     }
 }
 

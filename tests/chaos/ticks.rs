@@ -89,8 +89,14 @@ impl TickBook {
                 // It is written before the runner is started.
                 let Some(guest) = guest_of(&dir) else { continue };
                 let instance = entry.file_name().to_string_lossy().into_owned();
-                let runner =
-                    Runner { node: node.clone(), instance, guest, file: None, rest: Vec::new(), stretch: None };
+                let runner = Runner {
+                    node: node.clone(),
+                    instance,
+                    guest,
+                    file: None,
+                    rest: Vec::new(),
+                    stretch: None,
+                };
                 self.runners.insert(dir, runner);
             }
         }

@@ -95,7 +95,8 @@ pub(crate) mod tests {
         let courses = [("m-1", course(0, 10)), ("m-2", course(0, 20))];
         let courses = courses.map(|(name, course)| (name.parse().expect("a name"), course)).into();
         let wire = |rate: u64, until: u64| {
-            let at = |step: u64| Sent { at_ns: step * SECOND_NS / 20, bytes: rate * MIB * step / 20, packets: 0 };
+            let at =
+                |step: u64| Sent { at_ns: step * SECOND_NS / 20, bytes: rate * MIB * step / 20, packets: 0 };
             BTreeMap::from([(node("node-a"), (0..until * 20).map(at).collect::<Vec<_>>())])
         };
         judge(&wire(16, 9), &courses)?;
