@@ -5,7 +5,7 @@
 //! ```
 
 mod ledger;
-#[allow(dead_code, reason = "this target uses a part of what stories share")]
+#[allow(dead_code, unused_imports, unused_macros, reason = "this target uses a part of what stories share")]
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -7,7 +7,7 @@ use godwit_domain::{GuestName, GuestSpec, Labels, NodeName, Overrides};
 use godwit_wire::admin::{Act, MigrationDetail};
 use godwit_wire::manifest;
 
-use super::super::{Grants, Ledger};
+use super::super::{Grants, Ledger, Moment};
 use crate::support::world::{MIB, VOTERS, World, node};
 use crate::support::{Outcome, PATIENCE, until};
 
@@ -102,7 +102,7 @@ pub(super) async fn a_real_clusters_log_is_whole_and_right(world: &mut World) ->
         let steps = [course.admitted, course.accepted, course.handed_over, course.ended];
         let indexes: Vec<_> = std::iter::once(course.requested)
             .chain(steps.into_iter().flatten())
-            .map(|moment| moment.index)
+            .map(|moment: Moment| moment.index)
             .collect();
         assert!(indexes.len() == 5 && indexes.is_sorted(), "{course:?}");
     }
