@@ -42,7 +42,10 @@ impl Ledger {
         judge(&self.all)
     }
 
-    /// Whether each of these requests, which were acknowledged as done, was agreed, and once. See [`acknowledged`].
+    /// Whether each of these requests, which were acknowledged as done, was agreed, and once: the id stands in the log, the
+    /// first entry under it was applied, and what a repetition would have made under another name was never admitted. A
+    /// request that found everything as it wanted it (a migration cancelled already, an object that is the same) makes no
+    /// entry: do not ask for its id.
     pub(crate) fn acknowledged(&self, ids: &[String]) -> Result<(), String> {
         acknowledged(&self.all, ids)
     }
@@ -86,10 +89,7 @@ pub(super) fn judge(all: &[Applied]) -> Result<Grants, String> {
     Ok(grants)
 }
 
-/// Each id stands in the log, the first entry under it was applied, and what further ones have made under other names
-/// has come to nothing. A request that found everything as it wanted it (a migration cancelled already, an object that is
-/// the same) makes no entry: do not ask for its id.
-pub(super) fn acknowledged(all: &[Applied], ids: &[String]) -> Result<(), String> {
+fn acknowledged(all: &[Applied], ids: &[String]) -> Result<(), String> {
     let mut by_id: BTreeMap<&str, Vec<&Applied>> = BTreeMap::new();
     for applied in all {
         if let Some(key) = &applied.request {

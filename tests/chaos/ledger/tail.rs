@@ -21,6 +21,9 @@ const KEPT: usize = 4;
 /// Read at once, in bytes: more than the longest line has.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// How a line about what is missing begins.
+const GAP: &[u8] = b"{\"gap\"";
+
 /// A line about an entry.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,12 +134,21 @@ impl Tail {
     }
 }
 
-/// The whole lines that are there, up to a chunk of them.
+/// The whole lines that are there, up to a chunk of them. A gap's line at the end is left for the next time: it belongs to
+/// the line behind it, and goes with that if the disk has no room for both.
 fn next_lines<'a>(open: &mut Open, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
     let read = open.file.read_at(buffer, open.offset)?;
-    let Some(end) = buffer[..read].iter().rposition(|byte| *byte == b'\n') else { return Ok(None) };
-    open.offset += end as u64 + 1;
-    Ok(Some(&buffer[..end]))
+    let line_end = |before: usize| buffer[..before].iter().rposition(|byte| *byte == b'\n');
+    let mut end = line_end(read);
+    while let Some(at) = end {
+        let begin = line_end(at).map_or(0, |before| before + 1);
+        if !buffer[begin..].starts_with(GAP) {
+            open.offset += at as u64 + 1;
+            return Ok(Some(&buffer[..at]));
+        }
+        end = begin.checked_sub(1);
+    }
+    Ok(None)
 }
 
 fn parse(text: &[u8], last: &mut u64) -> io::Result<Option<Line>> {
@@ -144,7 +156,7 @@ fn parse(text: &[u8], last: &mut u64) -> io::Result<Option<Line>> {
         let shown: String = String::from_utf8_lossy(text).chars().take(200).collect();
         io::Error::new(ErrorKind::InvalidData, format!("{why}: {shown}"))
     };
-    if text.starts_with(b"{\"gap\"") {
+    if text.starts_with(GAP) {
         return serde_json::from_slice::<GapLine>(text)
             .map(|_| None)
             .map_err(|error| wrong(error.to_string()));

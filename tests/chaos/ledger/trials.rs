@@ -33,7 +33,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         files::a_line_twice_and_a_line_that_is_none_are_found,
         agrees::the_count_agrees_with_the_registry_in_random_histories,
     ];
-    let name = "a_real_clusters_log_is_whole_and_right";
-    all.push(story(name, cluster::a_real_clusters_log_is_whole_and_right));
+    all.push(story(
+        "a_real_clusters_log_is_whole_and_right",
+        cluster::a_real_clusters_log_is_whole_and_right,
+    ));
+    let name = "a_bug_of_the_voters_is_found_in_their_log";
+    all.push(story(name, cluster::a_bug_of_the_voters_is_found_in_their_log));
     all
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Always true: only the last line of a file may be torn, and whoever opens it next cuts that off; a failure drops what
-//! was to be written, and the next line that can be written says so. After one, everything is opened anew.
+//! could not be written, and the next line that can says so; a file that failed is opened anew.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -76,9 +76,6 @@ impl Book {
     /// already are left out.
     pub(super) fn append(&mut self, lines: impl Iterator<Item = (u64, u64, Vec<u8>)>) {
         let written = self.try_append(lines);
-        if written.is_err() {
-            self.page = None;
-        }
         self.note_how_it_went(written);
     }
 
@@ -89,23 +86,32 @@ impl Book {
             None => self.open()?,
         };
         let (mut bytes, mut last) = (Vec::new(), page.last);
+        // Where each line ends, a gap's own with the line behind it.
+        let mut ends = vec![(0, last)];
         for (index, after, line) in lines.filter(|(index, ..)| *index > page.last) {
             if after > last {
                 let gap = Gap { after: last, before: index };
-                tracing::info!(after = last, before = index, "the audit log has a gap");
                 serde_json::to_writer(&mut bytes, &GapLine { gap })?;
                 bytes.push(b'\n');
             }
             bytes.extend(line);
             bytes.push(b'\n');
             last = index;
+            ends.push((bytes.len(), last));
         }
         let taken = page.file.write(&bytes)?;
+        // A full disk may take a part; whole lines of it stay.
+        let (whole, last) = ends.into_iter().rfind(|(end, _)| *end <= taken).unwrap_or((0, page.last));
+        page.bytes += whole as u64;
+        page.last = last;
+        if taken > whole {
+            page.file.set_len(page.bytes)?;
+        }
+        self.page = Some(page);
         if taken < bytes.len() {
             let message = format!("only {taken} of {} bytes were taken", bytes.len());
             return Err(io::Error::new(io::ErrorKind::WriteZero, message));
         }
-        self.page = Some(Page { bytes: page.bytes + taken as u64, last, ..page });
         Ok(())
     }
 

@@ -202,6 +202,59 @@ fn a_full_disk_leaves_a_gap_and_no_part_of_a_line() {
     assert_eq!(outline(dir.path()), ["1", "2", "3", "4", "4..7", "7", "8"]);
 }
 
+/// The folder of a disk of so many bytes, as long as the descriptor is open.
+fn small_disk(bytes: u64) -> Result<std::os::fd::OwnedFd, rustix::io::Errno> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let tmpfs = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&tmpfs, "size", bytes.to_string())?;
+    rustix::mount::fsconfig_create(&tmpfs)?;
+    rustix::mount::fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+#[test]
+fn a_disk_that_fills_up_takes_whole_lines_and_goes_on_when_there_is_room() {
+    let disk = match small_disk(64 << 10) {
+        Ok(disk) => disk,
+        Err(error) => {
+            eprintln!("SKIPPED: a tmpfs can not be mounted ({error}); it takes root");
+            assert!(
+                std::env::var_os("GODWIT_TESTS_MUST_RUN").is_none_or(|must| must != "1"),
+                "must run here"
+            );
+            return;
+        }
+    };
+    let root = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&disk)));
+    let folder = root.join("audit");
+    fs::write(root.join("other"), vec![1; 40 << 10]).expect("writes");
+    let mut replica = voter(&folder);
+    apply(&mut replica, 1..=400);
+    assert_eq!(replica.registry().nodes.len(), 1, "the voter goes on");
+    // Waits until all that was noted is written or dropped.
+    drop(replica);
+    let text = fs::read_to_string(folder.join("log")).expect("reads");
+    let whole = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count();
+    assert!((10..400).contains(&whole), "{whole} lines fit");
+    fs::remove_file(root.join("other")).expect("removes");
+    let mut replica = voter(&folder);
+    replica.restore(400, &Replica::new(Arc::default()).snapshot()).expect("restores");
+    apply(&mut replica, 401..=402);
+    drop(replica);
+    let there = outline(&folder);
+    let number = |at: &str| at.parse::<u64>().expect("a number");
+    assert_eq!(there[..10], numbers(1, 10));
+    assert_eq!(there[there.len() - 2..], numbers(401, 402));
+    for around in there.windows(3) {
+        match around[1].split_once("..") {
+            Some(gap) => assert_eq!(gap, (around[0].as_str(), around[2].as_str()), "a gap is between lines"),
+            None => {
+                assert!(around[0].contains("..") || number(&around[0]) < number(&around[1]), "{around:?}")
+            }
+        }
+    }
+    assert!(there.iter().any(|at| at.ends_with("..401")), "what was dropped is said: {there:?}");
+}
+
 #[test]
 fn a_folder_that_can_not_be_made_holds_up_nobody() {
     let dir = tempfile::tempdir().expect("folder");

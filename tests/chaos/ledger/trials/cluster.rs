@@ -1,4 +1,5 @@
-//! A real cluster's log: three voters, migrations with limits that change in between, one voter killed and back.
+//! A real cluster's log: three voters, migrations with limits that change in between, one voter killed and back. And the
+//! log of voters that have a bug.
 
 use std::time::Duration;
 
@@ -7,8 +8,8 @@ use godwit_domain::{GuestName, GuestSpec, Labels, NodeName, Overrides};
 use godwit_wire::admin::{Act, MigrationDetail};
 use godwit_wire::manifest;
 
-use super::super::{Grants, Ledger};
-use crate::support::world::{MIB, VOTERS, World, node};
+use super::super::{Grants, Ledger, Moment};
+use crate::support::world::{MIB, VOTERS, World, guest_of, limited_to, node};
 use crate::support::{Outcome, PATIENCE, until};
 
 const GUESTS: u64 = 6;
@@ -102,9 +103,43 @@ pub(super) async fn a_real_clusters_log_is_whole_and_right(world: &mut World) ->
         let steps = [course.admitted, course.accepted, course.handed_over, course.ended];
         let indexes: Vec<_> = std::iter::once(course.requested)
             .chain(steps.into_iter().flatten())
-            .map(|moment| moment.index)
+            .map(|moment: Moment| moment.index)
             .collect();
         assert!(indexes.len() == 5 && indexes.is_sorted(), "{course:?}");
     }
+    Ok(())
+}
+
+/// To voters that take the same epoch for the next one, a migration that was cancelled changes nothing.
+pub(super) async fn a_bug_of_the_voters_is_found_in_their_log(world: &mut World) -> Outcome {
+    // The runner does not take the same epoch twice, whatever its node says.
+    world.announce(&["migration failed", "the guest was not resumed"]);
+    let folders = VOTERS.map(|name| (node(name), world.cluster.node_dir(&node(name))));
+    let mut ledger = Ledger::new(folders.to_vec());
+    world.start_with(&VOTERS.map(|name| (name, "GODWIT_PLANTED", "epoch-stays"))).await?;
+    world.create(guest_of(32, 1)).await?;
+    let asked = world.ask_for("node-b", limited_to(1)).await?;
+    let name = asked.row.name;
+    world
+        .comes("it copies", async |cluster| {
+            let detail = cluster.migration(&name).await.ok()?;
+            (detail.row.phase == "Running").then_some(())
+        })
+        .await;
+    world.cluster.ask_any(Act::MigrationCancel { migration: name.clone() }).await?;
+    world
+        .comes("its permits are back", async |cluster| {
+            (!cluster.migration(&name).await.ok()?.permits_held).then_some(())
+        })
+        .await;
+    ledger.poll()?;
+    ledger.judge()?;
+    world.ask_for("node-c", limited_to(1)).await?;
+    let found = until("the judge finds it", PATIENCE, || {
+        ledger.poll().expect("the voters agree: each has the bug");
+        ledger.judge().err()
+    })
+    .await;
+    assert!(found.contains("epoch 1 is over, 2 rules") && found.contains("Accept"), "{found}");
     Ok(())
 }

@@ -4,8 +4,8 @@ use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::registry::{Command, GuestUid, RequestKey};
 
 use super::super::count::Count;
-use super::super::judge::{acknowledged, judge};
-use super::super::{Applied, Grants};
+use super::super::judge::judge;
+use super::super::{Applied, Grants, Ledger};
 use super::script::{Script, admit, ask, join, limits, make, named, runner};
 
 /// The entries alone, without a replay, which would find a fault of its own way.
@@ -13,6 +13,12 @@ fn counted(all: &[Applied]) -> Result<(), String> {
     let mut count = Count::default();
     let applied = all.iter().filter(|applied| applied.refused.is_none());
     applied.into_iter().try_for_each(|applied| count.apply(&applied.command, true))
+}
+
+/// Whether these requests were agreed, by this log.
+fn acknowledged(all: &[Applied], ids: &[&str]) -> Result<(), String> {
+    let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
+    Ledger { all: all.to_vec(), ..Ledger::new(Vec::new()) }.acknowledged(&ids)
 }
 
 /// It is right so far, and wrong with this.
@@ -148,7 +154,6 @@ pub(super) fn an_outcome_that_was_not_is_found() {
 pub(super) fn an_acknowledged_request_that_is_lost_or_done_twice_is_found() {
     let key =
         |id: &str, made: &str| Some(RequestKey { id: id.to_owned(), digest: 7, made: Some(made.to_owned()) });
-    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
     let mut script = five_guests();
     assert!(script.say_for(key("r0", "m0"), ask(0, "m0")));
     // Asked again under a name of its own: the first answer, and no second effect.
@@ -156,12 +161,12 @@ pub(super) fn an_acknowledged_request_that_is_lost_or_done_twice_is_found() {
     assert!(!script.say_for(key("r1", "m2"), ask(0, "m2")), "one at a time");
     assert!(script.say(admit(0, "m0", "b")));
     assert!(judge(&script.all).is_ok(), "{:?}", judge(&script.all));
-    assert_eq!(acknowledged(&script.all, &ids(&["r0"])), Ok(()));
-    let lost = acknowledged(&script.all, &ids(&["r0", "r9"])).expect_err("r9 is lost");
+    assert_eq!(acknowledged(&script.all, &["r0"]), Ok(()));
+    let lost = acknowledged(&script.all, &["r0", "r9"]).expect_err("r9 is lost");
     assert!(lost.contains("r9"), "{lost}");
-    let refused = acknowledged(&script.all, &ids(&["r1"])).expect_err("r1 was refused");
+    let refused = acknowledged(&script.all, &["r1"]).expect_err("r1 was refused");
     assert!(refused.contains("r1") && refused.contains("unfinished"), "{refused}");
     script.claim(admit(0, "m1", "c"));
-    let twice = acknowledged(&script.all, &ids(&["r0"])).expect_err("done twice");
+    let twice = acknowledged(&script.all, &["r0"]).expect_err("done twice");
     assert!(twice.contains("as m0 and as m1"), "{twice}");
 }

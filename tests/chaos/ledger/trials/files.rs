@@ -116,6 +116,13 @@ pub(super) fn a_torn_line_is_waited_for_and_may_become_another() {
     OpenOptions::new().write(true).open(&path).expect("opens").set_len(whole).expect("cuts");
     logs.write("a", 2..4);
     assert_eq!(logs.poll(&mut ledger), [2, 3]);
+    // A gap's line was whole, and is cut off with the one behind it, for which there was no room.
+    let length = fs::metadata(&path).expect("there").len();
+    append(&logs.state("a"), "{\"gap\":{\"after\":2,\"before\":100}}\n{\"index\":100,");
+    assert_eq!(logs.poll(&mut ledger), [0; 0]);
+    OpenOptions::new().write(true).open(&path).expect("opens").set_len(length).expect("cuts");
+    logs.write("a", 4..6);
+    assert_eq!(logs.poll(&mut ledger), [4, 5]);
 }
 
 pub(super) fn renamed_files_are_followed() {
@@ -206,7 +213,7 @@ pub(super) fn a_line_twice_and_a_line_that_is_none_are_found() {
         (Logs::new().line(1), "an entry stands behind entry"),
         ("{\"index\":99}\n".to_owned(), "missing field"),
         ("nonsense\n".to_owned(), "nonsense"),
-        ("{\"gap\":7}\n".to_owned(), "gap"),
+        (format!("{{\"gap\":7}}\n{}", Logs::new().line(4)), "gap"),
     ] {
         let logs = Logs::new();
         let mut ledger = logs.ledger(&["a"]);
