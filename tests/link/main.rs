@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   one_way   one direction, pure: what arrives, when, how often
-//!   relay     sockets and a thread around two of them
+//!   relay     sockets and a thread around two of them; port: one of its sockets
 //!   fates     what must hold of the first:  tables and properties, no clock
 //!   sockets   what must hold of the second: real datagrams
 //! ```

@@ -11,29 +11,29 @@
 //! It is a thread of its own and waits in `ppoll`: a link of half a millisecond needs a finer clock than a runtime's
 //! timers, and must not stand still while a story is busy.
 
+#[path = "port.rs"]
+mod port;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::net::sockopt;
 
+use self::port::{Piece, Port};
 use super::one_way::{Counts, Datagram, Link, Plan};
 
-/// Most clients at once; others are not heard.
+/// Most clients at once; for another one, that which was silent for the longest is forgotten.
 const CLIENTS_MAX: usize = 64;
-/// Kernel buffers of each socket: more than a migration's window, so that only the plan loses anything.
-const SOCKET_BUFFER_BYTES: usize = 16 << 20;
-/// The largest UDP payload.
-const DATAGRAM_BYTES_MAX: usize = 65_535;
-/// Datagrams read from one socket before others and the clock have their turn.
-const TURN: usize = 64;
+/// The largest UDP payload, of one datagram or of a burst in one piece.
+const PIECE_BYTES_MAX: usize = 65_535;
+/// Pieces read from one socket before others and the clock have their turn.
+const TURN: usize = 16;
 
 /// A direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +74,34 @@ impl Relay {
     /// # Errors
     /// No socket, or no thread.
     pub(crate) fn start(target: SocketAddr, seed: u64, there: Plan, back: Plan) -> io::Result<Self> {
-        let front = socket((target.ip(), 0).into())?;
-        let address = front.local_addr()?;
+        Self::start_at((target.ip(), 0).into(), target, seed, there, back)
+    }
+
+    /// The same at an address of one's own choice; port 0: the kernel chooses.
+    ///
+    /// # Errors
+    /// No socket, or no thread.
+    pub(crate) fn start_at(
+        front: SocketAddr,
+        target: SocketAddr,
+        seed: u64,
+        there: Plan,
+        back: Plan,
+    ) -> io::Result<Self> {
+        let front = Port::at(front)?;
+        let address = front.address()?;
         let mut rng = Rng::with_seed(seed);
         let (there, back) = (Link::new(there, rng.fork()), Link::new(back, rng.fork()));
         let line = Mutex::new(Line { there, back, unsent: 0, is_over: false });
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         let shared = Arc::new(Shared { line, bell });
-        let passer = Passer { front, target, clients: BTreeMap::new(), began: Instant::now() };
+        let passer = Passer {
+            front,
+            target,
+            clients: BTreeMap::new(),
+            began: Instant::now(),
+            piece: Piece::default(),
+        };
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("link".to_owned());
         let thread = Some(thread.spawn(move || passer.run(&of_thread))?);
@@ -160,15 +180,23 @@ impl Line {
 
 /// What the thread has for itself.
 struct Passer {
-    front: UdpSocket,
+    front: Port,
     target: SocketAddr,
-    clients: BTreeMap<SocketAddr, UdpSocket>,
+    clients: BTreeMap<SocketAddr, Client>,
     began: Instant,
+    piece: Piece,
+}
+
+/// What a client has here.
+struct Client {
+    port: Port,
+    /// When it last sent something.
+    heard: Duration,
 }
 
 impl Passer {
     fn run(mut self, shared: &Shared) {
-        let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+        let mut buffer = vec![0; PIECE_BYTES_MAX];
         loop {
             let mut line = shared.line();
             if line.is_over {
@@ -185,31 +213,37 @@ impl Passer {
     /// Offers what has come to the links.
     fn take_in(&mut self, line: &mut Line, buffer: &mut [u8]) {
         for _ in 0..TURN {
-            let Ok((length, client)) = self.front.recv_from(buffer) else { break };
-            if self.has_socket(client) {
-                let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                line.there.offer(self.began.elapsed(), Datagram { client, payload });
+            let Ok((client, payloads)) = self.front.take(buffer) else { break };
+            let now = self.began.elapsed();
+            if self.has_port(client, now) {
+                payloads.for_each(|payload| line.there.offer(now, Datagram { client, payload }));
             }
         }
-        for (client, socket) in &self.clients {
+        for (&client, Client { port, .. }) in &self.clients {
             for _ in 0..TURN {
                 // An error is what became of an earlier datagram; the next turn tries again.
-                let Ok(length) = socket.recv(buffer) else { break };
-                let payload = Bytes::copy_from_slice(buffer.get(..length).unwrap_or_default());
-                line.back.offer(self.began.elapsed(), Datagram { client: *client, payload });
+                let Ok((_, payloads)) = port.take(buffer) else { break };
+                let now = self.began.elapsed();
+                payloads.for_each(|payload| line.back.offer(now, Datagram { client, payload }));
             }
         }
     }
 
     /// Sends what has arrived at the links' ends.
-    fn give_out(&self, line: &mut Line) {
+    fn give_out(&mut self, line: &mut Line) {
         let now = self.began.elapsed();
-        for Datagram { client, payload } in line.there.due(now) {
-            let sent = self.clients.get(&client).map(|socket| socket.send(&payload));
-            line.unsent += u64::from(!matches!(sent, Some(Ok(_))));
+        let one_client = |one: &Datagram, other: &Datagram| one.client == other.client;
+        for due in line.there.due(now).chunk_by(one_client) {
+            let client = due.first().and_then(|first| self.clients.get(&first.client));
+            let payloads = due.iter().map(|datagram| &datagram.payload);
+            let count = u64::try_from(due.len()).unwrap_or(u64::MAX);
+            line.unsent +=
+                client.map_or(count, |client| client.port.give(self.target, payloads, &mut self.piece));
         }
-        for Datagram { client, payload } in line.back.due(now) {
-            line.unsent += u64::from(self.front.send_to(&payload, client).is_err());
+        for due in line.back.due(now).chunk_by(one_client) {
+            let Some(first) = due.first() else { continue };
+            let payloads = due.iter().map(|datagram| &datagram.payload);
+            line.unsent += self.front.give(first.client, payloads, &mut self.piece);
         }
     }
 
@@ -218,41 +252,25 @@ impl Passer {
         let left = next.map(|next| next.saturating_sub(self.began.elapsed()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());
         let mut awaited = vec![PollFd::new(bell, PollFlags::IN), PollFd::new(&self.front, PollFlags::IN)];
-        awaited.extend(self.clients.values().map(|socket| PollFd::new(socket, PollFlags::IN)));
+        awaited.extend(self.clients.values().map(|client| PollFd::new(&client.port, PollFlags::IN)));
         // Interrupted or not: the loop looks at everything.
         let _ = poll(&mut awaited, left.as_ref());
         let _ = rustix::io::read(bell, &mut [0; 8]);
     }
 
-    /// Whether a client has its socket now.
-    fn has_socket(&mut self, client: SocketAddr) -> bool {
-        if self.clients.contains_key(&client) {
+    /// Whether a client that is heard has its port now.
+    fn has_port(&mut self, client: SocketAddr, now: Duration) -> bool {
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.heard = now;
             return true;
         }
-        let made = (self.clients.len() < CLIENTS_MAX).then(|| towards(self.target));
-        let Some(Ok(socket)) = made else { return false };
-        self.clients.insert(client, socket);
+        if self.clients.len() >= CLIENTS_MAX {
+            let silent = self.clients.iter().min_by_key(|(_, client)| client.heard);
+            let silent = silent.map(|(address, _)| *address);
+            silent.map(|address| self.clients.remove(&address));
+        }
+        let Ok(port) = Port::towards(self.target) else { return false };
+        self.clients.insert(client, Client { port, heard: now });
         true
     }
-}
-
-/// A socket that hears the target only.
-fn towards(target: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = socket(match target {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    })?;
-    socket.connect(target)?;
-    Ok(socket)
-}
-
-/// A socket that never blocks, with large buffers if this user may have them.
-fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(address)?;
-    socket.set_nonblocking(true)?;
-    if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER_BYTES).is_err() {
-        sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES)?;
-    }
-    sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES)?;
-    Ok(socket)
 }

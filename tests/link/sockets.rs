@@ -163,3 +163,21 @@ fn a_relay_that_is_dropped_gives_its_address_back() {
     drop(relay);
     UdpSocket::bind(address).expect("free again");
 }
+
+#[test]
+fn for_one_client_too_many_the_most_silent_is_forgotten() {
+    let (target, loyal) = (socket(), socket());
+    let relay = relay_to(&target, Plan::PERFECT);
+    say(&loyal, relay.address(), "first");
+    let (_, its_own) = hear(&target);
+    say(&socket(), relay.address(), "silent");
+    let (_, silent) = hear(&target);
+    // More than there is room for, each of which is heard; one is heard again and again.
+    for number in 0..70 {
+        say(&socket(), relay.address(), &format!("client {number}"));
+        assert_eq!(hear(&target).0, format!("client {number}"));
+        say(&loyal, relay.address(), "still here");
+        assert_eq!(hear(&target), ("still here".to_owned(), its_own), "after {number} others");
+    }
+    UdpSocket::bind(silent).expect("the forgotten one's socket is closed");
+}

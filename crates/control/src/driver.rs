@@ -125,7 +125,7 @@ impl<S: StateMachine> Sink for Hands<S> {
     }
 
     fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError> {
-        self.machine.restore(snapshot)?;
+        self.machine.restore(position.index, snapshot)?;
         self.applied = position.index;
         Self::unknown(self.promises.skipped(position.index));
         self.prove();
@@ -226,7 +226,7 @@ impl<S: StateMachine> Driver<S> {
         let snapshot = stored.snapshot.as_ref();
         let index = snapshot.map_or(0, |snapshot| snapshot.get_metadata().index);
         if let Some(snapshot) = snapshot.filter(|_| index > self.hands.applied) {
-            self.hands.machine.restore(snapshot.get_data())?;
+            self.hands.machine.restore(index, snapshot.get_data())?;
             self.hands.applied = index;
         }
         if stored.last_index() < self.hands.applied {
