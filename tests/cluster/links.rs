@@ -29,6 +29,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     stories![
         a_guest_arrives_whole_over_a_link_that_loses_and_swaps,
         a_guest_arrives_whole_over_a_long_link,
+        a_link_that_is_cut_when_it_is_dialed_first_is_dialed_again,
         pages_come_after_their_guest_over_links_of_1_5_and_20_ms,
         a_group_agrees_over_links_that_lose_and_swap
     ]
@@ -65,6 +66,23 @@ async fn a_guest_arrives_whole_over_a_long_link(world: &mut World) -> Outcome {
     let counts = relay.counts(Way::There);
     assert_eq!((counts.lost, counts.overflowed), (0, 0), "{counts:?}");
     Ok(())
+}
+
+async fn a_link_that_is_cut_when_it_is_dialed_first_is_dialed_again(world: &mut World) -> Outcome {
+    let puppet = Puppet::start(world)?;
+    puppet.start_node(world, "node-a").await?;
+    puppet.start_node(world, "node-b").await?;
+    let relay = link::before(&puppet, "node-b", Plan::delayed(MS))?;
+    relay.cut_both();
+    puppet.create(GUEST, guest(), "node-a", small())?;
+    puppet.born(GUEST).await;
+    puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
+    let mended = async {
+        world.logs("node-a", "the target can not be reached yet").await;
+        relay.mend();
+    };
+    let (moved, ()) = tokio::join!(puppet.move_and_prove(world, GUEST, "node-b"), mended);
+    moved
 }
 
 /// Half of it there, half of it back.

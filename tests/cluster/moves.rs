@@ -9,6 +9,7 @@ use crate::support::{Outcome, stories};
 pub(crate) fn trials() -> Vec<Trial> {
     stories![
         a_guest_under_load_moves_there_and_back,
+        a_guest_keeps_the_pace_of_its_ticks,
         a_hole_and_a_zero_page_cost_nothing_on_the_wire,
         a_guest_whose_pages_shrink_sends_less_under_a_limit_and_arrives_whole,
         a_guest_of_random_pages_is_tried_now_and_then_and_never_packed
@@ -34,6 +35,19 @@ async fn a_guest_under_load_moves_there_and_back(world: &mut World) -> Outcome {
         detail.migrations.iter().map(|row| (row.phase.as_str(), row.target.clone())).collect();
     let to = |name| ("Succeeded", Some(node(name)));
     assert_eq!(names, [to("node-b"), to("node-c"), to("node-a")], "all are remembered, in order");
+    Ok(())
+}
+
+async fn a_guest_keeps_the_pace_of_its_ticks(world: &mut World) -> Outcome {
+    world.three_with(GuestSpec { tick_interval_ms: 20, ..guest_of(16, 1) }).await?;
+    world.move_to("node-b", limited_to(0)).await?;
+    let since = godwit::lab::monotonic_ns();
+    world.ticks_after(since, since, "node-b").await;
+    let there: Vec<_> = world.ticks().into_iter().filter(|tick| tick.monotonic_ns >= since).collect();
+    let (first, last) = (there.first().ok_or("no tick")?, there.last().ok_or("no tick")?);
+    let ticks = last.tick - first.tick;
+    let mean_ms = (last.monotonic_ns - first.monotonic_ns) / ticks / 1_000_000;
+    assert!(mean_ms >= 15, "{ticks} ticks, one in {mean_ms} ms, not in 20");
     Ok(())
 }
 

@@ -82,6 +82,12 @@ pub struct StatusNow;
 #[rtype(result = "Option<Duration>")]
 pub struct QuorumAge;
 
+/// Proof that a [`Query`] that is sent after the answer sees everything that was agreed before this was asked. `false`:
+/// this voter does not lead, or no quorum answers.
+#[derive(Debug, Message)]
+#[rtype(result = "bool")]
+pub struct Prove;
+
 /// Look at the replicated state, as far as this voter has applied it.
 pub struct Query<S, R>(Box<dyn FnOnce(&S) -> R + Send>);
 
@@ -258,6 +264,20 @@ impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
         self.driver.propose(propose.entry, self.now(), caller);
         self.input(ctx);
         Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+    }
+}
+
+impl<S: StateMachine> Handler<Prove> for ControlActor<S> {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, _: Prove, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        let caller = Box::new(move |is_proven| {
+            let _ = answer.send(is_proven);
+        });
+        self.driver.prove(self.now(), caller);
+        self.input(ctx);
+        Box::pin(async move { answered.await.unwrap_or(false) })
     }
 }
 

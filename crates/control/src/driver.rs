@@ -24,6 +24,7 @@ use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
 use crate::promises::{Outcome, Promises};
+use crate::proofs::Proofs;
 pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
 use crate::status::{chain, panic_message};
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
@@ -32,6 +33,8 @@ use crate::storage::{Disk, DiskError, DiskSource, Stored};
 const READIES_PER_TURN_MAX: usize = 8;
 /// Ticks between two questions to the quorum: the pre-flight before a switchover wants an answer of the last second.
 const TICKS_PER_QUESTION: u64 = 3;
+/// How long a caller waits for proof that he looks at the present: an election may be under way.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions without an answer that are remembered. Older ones would say nothing that a newer answer does not.
 const QUESTIONS_MAX: usize = 16;
 
@@ -71,6 +74,8 @@ impl Config {
 
 /// How a caller is answered.
 pub type Caller<R> = Box<dyn FnOnce(Result<R, ProposeError>) + Send>;
+/// How whoever wants proof is answered.
+pub type Prover = Box<dyn FnOnce(bool) + Send>;
 
 struct Running {
     engine: Engine,
@@ -88,6 +93,7 @@ struct Hands<S: StateMachine> {
     machine: S,
     applied: u64,
     promises: Promises<Caller<S::Reply>>,
+    proofs: Proofs<Prover>,
     outbox: Arc<dyn Outbox>,
     /// Before this entry no snapshot is tried: the last was too large.
     snapshot_from: u64,
@@ -101,6 +107,16 @@ impl<S: StateMachine> Hands<S> {
     fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
         answers.into_iter().for_each(|(caller, _)| caller(Err(ProposeError::Unknown)));
     }
+
+    /// Nobody is promised or shown anything any more.
+    fn part(&mut self) {
+        Self::unknown(self.promises.led(None));
+        self.proofs.end().into_iter().for_each(|caller| caller(false));
+    }
+
+    fn prove(&mut self) {
+        self.proofs.proven(self.applied).into_iter().for_each(|caller| caller(true));
+    }
 }
 
 impl<S: StateMachine> Sink for Hands<S> {
@@ -109,9 +125,10 @@ impl<S: StateMachine> Sink for Hands<S> {
     }
 
     fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError> {
-        self.machine.restore(snapshot)?;
+        self.machine.restore(position.index, snapshot)?;
         self.applied = position.index;
         Self::unknown(self.promises.skipped(position.index));
+        self.prove();
         Ok(())
     }
 
@@ -122,9 +139,12 @@ impl<S: StateMachine> Sink for Hands<S> {
             let kept = if outcome == Outcome::Applied { reply.take() } else { None };
             caller(kept.ok_or(ProposeError::Unknown));
         }
+        self.prove();
     }
 
-    fn quorum(&mut self, question: u64) {
+    fn quorum(&mut self, question: u64, index: u64) {
+        self.proofs.answered(question, index);
+        self.prove();
         let Some(asked) = self.asked.remove(&question) else { return };
         self.answered = self.answered.max(Some(asked));
         self.asked = self.asked.split_off(&question);
@@ -138,6 +158,10 @@ pub struct Driver<S: StateMachine> {
     life: Life,
     hands: Hands<S>,
     ticks: u64,
+    /// Questions to the quorum so far.
+    questions: u64,
+    /// The newest one, as long as it has not left.
+    unsent_question: Option<u64>,
 }
 
 impl<S: StateMachine> fmt::Debug for Driver<S> {
@@ -162,13 +186,14 @@ impl<S: StateMachine> Driver<S> {
             machine,
             applied: 0,
             promises: Promises::default(),
+            proofs: Proofs::default(),
             outbox,
             snapshot_from: 0,
             asked: BTreeMap::new(),
             answered: None,
         };
         let life = Life::Crashed { why: "it has not started".to_owned() };
-        let mut driver = Self { config, source, life, hands, ticks: 0 };
+        let mut driver = Self { config, source, life, hands, ticks: 0, questions: 0, unsent_question: None };
         match driver.open() {
             Ok(running) => driver.life = Life::Running(running),
             Err(StartError::Disk(error @ DiskError::Full { .. })) => driver.wait(error, now),
@@ -201,7 +226,7 @@ impl<S: StateMachine> Driver<S> {
         let snapshot = stored.snapshot.as_ref();
         let index = snapshot.map_or(0, |snapshot| snapshot.get_metadata().index);
         if let Some(snapshot) = snapshot.filter(|_| index > self.hands.applied) {
-            self.hands.machine.restore(snapshot.get_data())?;
+            self.hands.machine.restore(index, snapshot.get_data())?;
             self.hands.applied = index;
         }
         if stored.last_index() < self.hands.applied {
@@ -219,13 +244,13 @@ impl<S: StateMachine> Driver<S> {
     fn wait(&mut self, error: DiskError, now: Duration) {
         tracing::error!(error = chain(&error), "this voter takes no part until there is room");
         self.life = Life::Waiting { error, retry_at: now + self.config.disk_retry };
-        Hands::<S>::unknown(self.hands.promises.led(None));
+        self.hands.part();
     }
 
     fn crash(&mut self, why: String) {
         tracing::error!(why, "this voter is dead until its process is started again");
         self.life = Life::Crashed { why };
-        Hands::<S>::unknown(self.hands.promises.led(None));
+        self.hands.part();
     }
 
     /// Runs something of raft or of the state machine, whose panics are this voter's death.
@@ -243,21 +268,29 @@ impl<S: StateMachine> Driver<S> {
     /// A tick has passed.
     pub fn tick(&mut self, now: Duration) {
         self.ticks += 1;
-        let question = self.ticks.is_multiple_of(TICKS_PER_QUESTION).then_some(self.ticks);
-        self.guarded(|running, hands| {
-            running.engine.tick();
-            if let Some(question) = question {
-                if hands.asked.len() >= QUESTIONS_MAX {
-                    hands.asked.pop_first();
-                }
-                hands.asked.insert(question, now);
-                running.engine.ask_quorum(question);
-            }
-        });
+        self.guarded(|running, _| running.engine.tick());
+        if self.ticks.is_multiple_of(TICKS_PER_QUESTION) {
+            self.ask_quorum(now);
+        }
         Hands::<S>::unknown(self.hands.promises.expire(now));
+        self.hands.proofs.expire(now).into_iter().for_each(|caller| caller(false));
         if matches!(self.life, Life::Waiting { retry_at, .. } if retry_at <= now) {
             self.reopen(now);
         }
+    }
+
+    fn ask_quorum(&mut self, now: Duration) -> u64 {
+        self.questions += 1;
+        let question = self.questions;
+        self.unsent_question = Some(question);
+        self.guarded(|running, hands| {
+            if hands.asked.len() >= QUESTIONS_MAX {
+                hands.asked.pop_first();
+            }
+            hands.asked.insert(question, now);
+            running.engine.ask_quorum(question);
+        });
+        question
     }
 
     fn reopen(&mut self, now: Duration) {
@@ -293,6 +326,17 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
+    /// Asks for proof, of a voter that leads, that whoever looks at what is applied after `caller` was told `true` sees
+    /// everything that was agreed before now. `false`: it does not lead, or no quorum answers in time.
+    pub fn prove(&mut self, now: Duration, caller: Prover) {
+        if self.view().role != Role::Leader || !self.hands.proofs.has_room() {
+            return caller(false);
+        }
+        // One that has not left yet is asked for him too. Those that are asked from time to time make up for lost ones.
+        let question = self.unsent_question.unwrap_or_else(|| self.ask_quorum(now));
+        self.hands.proofs.want(question, now + PROOF_TIMEOUT, caller);
+    }
+
     fn try_propose(&mut self, entry: Vec<u8>) -> Result<Position, ProposeError> {
         if entry.len() > ENTRY_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes: entry.len(), max: ENTRY_BYTES_MAX });
@@ -316,6 +360,7 @@ impl<S: StateMachine> Driver<S> {
 
     /// Does what there is to do; `true`: there is more.
     pub fn turn(&mut self, now: Duration) -> bool {
+        self.unsent_question = None;
         let (every, keep) = (self.config.snapshot_entries, self.config.keep_entries);
         let done = self.guarded(|running, hands| -> Result<bool, EngineError> {
             for _ in 0..READIES_PER_TURN_MAX {
@@ -333,8 +378,11 @@ impl<S: StateMachine> Driver<S> {
             None => false,
             Some(Ok(more)) => {
                 let view = self.view();
-                let term = (view.role == Role::Leader).then_some(view.term);
-                Hands::<S>::unknown(self.hands.promises.led(term));
+                if view.role == Role::Leader {
+                    Hands::<S>::unknown(self.hands.promises.led(Some(view.term)));
+                } else {
+                    self.hands.part();
+                }
                 more
             }
             Some(Err(EngineError::Disk(error))) if error.may_pass() => {

@@ -99,8 +99,9 @@ pub trait Sink {
     fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError>;
     /// An entry is agreed. `None`: a leader's beginning, which means nothing.
     fn apply(&mut self, position: Position, entry: Option<&[u8]>);
-    /// A quorum answered after [`Engine::ask_quorum`] was called with this number.
-    fn quorum(&mut self, question: u64);
+    /// A quorum answered after [`Engine::ask_quorum`] was called with this number. What was agreed at that call ends with
+    /// `index`, or before it.
+    fn quorum(&mut self, question: u64, index: u64);
 }
 
 /// Election timeouts.
@@ -288,7 +289,7 @@ impl Engine {
         self.send(ready.take_persisted_messages(), sink);
         for state in ready.take_read_states() {
             if let Some(question) = self.question(&state.request_ctx) {
-                sink.quorum(question);
+                sink.quorum(question, state.index);
             }
         }
 

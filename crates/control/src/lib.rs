@@ -11,7 +11,8 @@
 //!   storage    the disk as a trait, the log as raft reads it
 //!   memory_disk  a disk that can be cut off      sled_disk  the disk of a node (records, mark)
 //!   envelope   messages between voters           engine     raft, without clock, socket and file
-//!   promises   who waits for which entry         driver     one voter's whole life, deterministic
+//!   promises   who waits for which entry         proofs     who waits for proof that he looks at the present
+//!   driver     one voter's whole life, deterministic
 //!   status     what a voter tells of itself      actor      the shell with clock and thread
 //!   logging    raft's log lines, bridged to tracing
 //! ```
@@ -31,13 +32,14 @@ pub mod machine;
 mod mark;
 pub mod memory_disk;
 pub mod promises;
+pub mod proofs;
 mod records;
 pub mod sled_disk;
 pub mod status;
 pub mod storage;
 
 pub use actor::{
-    Campaign, ControlActor, ControlHandle, FromPeer, Propose, Query, QuorumAge, StatusNow, Stop,
+    Campaign, ControlActor, ControlHandle, FromPeer, Propose, Prove, Query, QuorumAge, StatusNow, Stop,
 };
 pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
 pub use engine::Position;

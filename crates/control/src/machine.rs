@@ -29,6 +29,6 @@ pub trait StateMachine: Send + 'static {
     /// The whole state as bytes; equal states give equal bytes.
     fn snapshot(&self) -> Vec<u8>;
 
-    /// Takes the state from a snapshot; what was there before is gone.
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError>;
+    /// Takes the state from a snapshot of what the entries up to `index` have made; what was there before is gone.
+    fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), RestoreError>;
 }

@@ -4,6 +4,7 @@ mod common;
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::group::{Group, heard};
@@ -165,6 +166,73 @@ fn without_a_quorum_nobody_is_lied_to() {
     group.cut_off.clear();
     group.until("someone leads", |group| group.leader().is_some());
     group.until("all have the same", Group::all_equal);
+}
+
+#[test]
+fn a_leader_proves_that_it_looks_at_the_present_and_nobody_else_does() {
+    let (mut group, _folders) = led(usual);
+    let proven = |answer: &Mutex<Option<bool>>| *answer.lock().expect("not poisoned");
+    assert_eq!(heard(&group.propose(1, b"known")), Some(Ok(1)));
+    let (leads, follows) = (group.prove(1), group.prove(2));
+    assert_eq!((proven(&leads), proven(&follows)), (None, Some(false)), "it has not asked anybody yet");
+    let joins = group.prove(1);
+    group.settle();
+    assert_eq!((proven(&leads), proven(&joins)), (Some(true), Some(true)), "without a tick");
+
+    // One that is cut off still leads, and a quorum has answered a moment ago: that is no proof.
+    group.cut_off.insert(1);
+    let alone = group.prove(1);
+    group.settle();
+    assert_eq!((group.status(1).view.role, proven(&alone)), (Role::Leader, None));
+    assert!(group.status(1).quorum_age < Some(Duration::from_millis(900)));
+    // It sleeps while others agree; however its clock stands, it is not told that it sees the present.
+    group.drivers.get_mut(&2).expect("runs").campaign();
+    for _ in 0..40 {
+        group.now += Duration::from_millis(100);
+        for n in [2, 3] {
+            group.drivers.get_mut(&n).expect("runs").tick(group.now);
+        }
+        group.settle();
+    }
+    let next = group.leader().expect("another leads");
+    assert!(matches!(heard(&group.propose(next, b"unknown to the first")), Some(Ok(_))));
+    let awake = group.prove(1);
+    group.cut_off.clear();
+    group.until("it knows better", |_| proven(&alone).is_some() && proven(&awake).is_some());
+    assert_eq!((proven(&alone), proven(&awake)), (Some(false), Some(false)));
+}
+
+#[test]
+fn a_new_leader_proves_nothing_before_it_has_applied_what_was_agreed_before() {
+    let (mut group, _folders) = led(usual);
+    let proven = |answer: &Mutex<Option<bool>>| *answer.lock().expect("not poisoned");
+    // The third has the entry and does not know that it is agreed, when the leader dies that has said so.
+    group.cut_off.insert(2);
+    let (answer, now) = (Arc::new(Mutex::new(None)), group.now);
+    let slot = Arc::clone(&answer);
+    let caller = Box::new(move |outcome| *slot.lock().expect("not poisoned") = Some(outcome));
+    group.drivers.get_mut(&1).expect("runs").propose(b"agreed".to_vec(), now, caller);
+    group.settle_until(|_| heard(&answer).is_some());
+    assert_eq!((heard(&answer), group.ledger(3).len()), (Some(Ok(1)), 0));
+    group.drivers.remove(&1);
+    group.cut_off = [1].into();
+    let mut asked = Vec::new();
+    for _ in 0..60 {
+        group.now += Duration::from_millis(100);
+        let now = group.now;
+        group.drivers.values_mut().for_each(|driver| driver.tick(now));
+        // Asked as soon as somebody leads: its own first entry is not agreed yet.
+        group.settle_until(|group| group.leader().is_some());
+        if let Some(leader) = group.leader() {
+            asked.push((leader, group.prove(leader)));
+            group.settle();
+        }
+        for (leader, answer) in &asked {
+            let sees = group.ledger(*leader).iter().any(|(_, entry)| entry == b"agreed");
+            assert!(proven(answer) != Some(true) || sees, "a proof of what it does not see");
+        }
+    }
+    assert!(asked.iter().any(|(_, answer)| proven(answer) == Some(true)), "nobody has proven anything");
 }
 
 #[test]

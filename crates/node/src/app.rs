@@ -29,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::actor::{Called, Found, NodeActor};
+use crate::audit::Audit;
 use crate::config::NodeConfig;
 use crate::fabric::{ControlCall, Fabric, FabricError};
 use crate::files;
@@ -88,6 +89,8 @@ pub enum AppError {
 
 /// Runs a node until it is told to end (SIGTERM, SIGINT). Blocks.
 pub fn run(config: &NodeConfig) -> Result<(), AppError> {
+    #[cfg(feature = "planted-bugs")]
+    godwit_domain::planted::plant_everywhere(&std::env::var("GODWIT_PLANTED").unwrap_or_default());
     let kernel = probe::self_test()?;
     let _lock = lock(&config.state)?;
     let identity = Identity::load(&config.identity, &config.name)?;
@@ -204,7 +207,9 @@ fn start_voter(config: &NodeConfig, fabric: &Fabric) -> Result<Option<StartedVot
     let seed =
         files::random().map(u64::from_ne_bytes).map_err(|error| AppError::Host("random numbers", error))?;
     let bells = Arc::new(Bells::default());
-    let replica = Replica::new(Arc::clone(&bells));
+    let audit =
+        Audit::start(config.state.join("audit")).map_err(|error| AppError::Host("a thread", error))?;
+    let replica = Replica::new(Arc::clone(&bells)).audited(audit);
     let control = ControlConfig::new(me, voters, seed);
     let handle = ControlHandle::start(control, replica, Box::new(folder), peers)?;
     let (addr, view) = (handle.addr().clone(), handle.view());

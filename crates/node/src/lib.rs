@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   config, identity (ca) ─▶ app ─▶ fabric ── peers ──▶ other voters
-//!                                     │ └──── session ─▶ the leader ─▶ group (serve, lead, desk), on replica
+//!                                     │ └──── session ─▶ the leader ─▶ group (serve, lead, desk), on replica ─▶ audit log
 //!                                     └────── migrations ─▶ actor ─▶ local runners, outbound transfers, records
 //!   admin socket ─▶ front ─▶ leader
 //! ```
@@ -12,6 +12,7 @@
 
 pub mod actor;
 pub mod app;
+pub mod audit;
 pub mod ca;
 pub mod config;
 pub mod fabric;

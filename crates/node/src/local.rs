@@ -68,8 +68,8 @@ pub enum LocalError {
 pub enum Role<'a> {
     /// A new guest.
     Fresh(&'a GuestSpec),
-    /// A guest that will arrive, with so many bytes of RAM.
-    Incoming(u64),
+    /// A guest that will arrive: its memory and the pace of its ticks; what it does comes with it.
+    Incoming(&'a GuestSpec),
 }
 
 /// [`Role`], as it travels into a task.
@@ -78,7 +78,7 @@ pub enum OwnedRole {
     /// As there.
     Fresh(GuestSpec),
     /// As there.
-    Incoming(u64),
+    Incoming(GuestSpec),
 }
 
 impl OwnedRole {
@@ -86,7 +86,7 @@ impl OwnedRole {
     pub fn borrow(&self) -> Role<'_> {
         match self {
             Self::Fresh(spec) => Role::Fresh(spec),
-            Self::Incoming(bytes) => Role::Incoming(*bytes),
+            Self::Incoming(spec) => Role::Incoming(spec),
         }
     }
 }
@@ -158,10 +158,8 @@ impl Runners {
         child: &mut tokio::process::Child,
         role: &Role<'_>,
     ) -> Result<(), LocalError> {
-        let bytes = match role {
-            Role::Fresh(spec) => spec.memory_bytes,
-            Role::Incoming(bytes) => *bytes,
-        };
+        let (Role::Fresh(spec) | Role::Incoming(spec)) = role;
+        let bytes = spec.memory_bytes;
         let limit = START_TIMEOUT + Duration::from_secs(bytes >> 27);
         let socket = dir.join("runner.sock");
         let ready = async {
@@ -295,8 +293,9 @@ fn arguments(role: &Role<'_>) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut option = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
     match role {
-        Role::Incoming(bytes) => {
-            option("memory", bytes.to_string());
+        Role::Incoming(spec) => {
+            option("memory", spec.memory_bytes.to_string());
+            option("tick-interval-ms", spec.tick_interval_ms.to_string());
             arguments.push("--incoming".into());
         }
         Role::Fresh(spec) => {

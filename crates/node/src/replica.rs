@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   entry (bytes) ─▶ decode ─▶ Registry::apply ─▶ reply to whoever proposed it
+//!                                    ├─ outcome ─▶ Audit
 //!                                    └─ effects ─▶ Bells: node ─▶ guests that have changed ─▶ its session, if it has one
 //! ```
 //!
@@ -17,17 +18,26 @@ use godwit_domain::registry::{Command, GuestUid, Refusal, Registry};
 use godwit_wire::log;
 use tokio::sync::Notify;
 
+use crate::audit::Audit;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Replica {
     registry: Registry,
     bells: Arc<Bells>,
+    audit: Option<Audit>,
 }
 
 impl Replica {
     /// The empty state.
     pub fn new(bells: Arc<Bells>) -> Self {
-        Self { registry: Registry::default(), bells }
+        Self { registry: Registry::default(), bells, audit: None }
+    }
+
+    /// The same, and what is applied is written down.
+    #[must_use]
+    pub fn audited(self, audit: Audit) -> Self {
+        Self { audit: Some(audit), ..self }
     }
 
     /// What is agreed, as far as this voter has seen.
@@ -49,7 +59,11 @@ impl StateMachine for Replica {
             Command::Fence { node, .. } | Command::FenceSeen { node } => Some(node.clone()),
             _ => None,
         };
-        let effects = self.registry.apply(stamped)?;
+        let outcome = self.registry.apply(stamped);
+        if let Some(audit) = &mut self.audit {
+            audit.note(index, entry, outcome.as_ref().err());
+        }
+        let effects = outcome?;
         let mut bells = self.bells.lock();
         for effect in effects {
             bells.ring(&effect.node, Some(effect.guest));
@@ -67,8 +81,11 @@ impl StateMachine for Replica {
         }
     }
 
-    fn restore(&mut self, snapshot: &[u8]) -> Result<(), RestoreError> {
+    fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), RestoreError> {
         self.registry = log::decode_snapshot(snapshot).map_err(RestoreError::new)?;
+        if let Some(audit) = &mut self.audit {
+            audit.restored(index);
+        }
         // What has changed meanwhile is not known: everybody looks at everything.
         let all: BTreeSet<GuestUid> = self.registry.guests.keys().copied().collect();
         self.bells.lock().ring_all(&all);
@@ -221,10 +238,10 @@ mod tests {
         }
         let mut other = Replica::new(Arc::clone(&bells));
         bells.hang(name("b"), 1);
-        other.restore(&replica.snapshot()).expect("restores");
+        other.restore(2, &replica.snapshot()).expect("restores");
         assert_eq!(other.registry(), replica.registry());
         assert!(bells.take(&name("b"), 1).expect("its bell").guests.contains(&GuestUid(7)));
-        assert!(other.restore(&[9]).is_err());
+        assert!(other.restore(2, &[9]).is_err());
     }
 
     #[test]

@@ -29,7 +29,7 @@ const BALLAST: &str = "ballast";
 const CHUNK_BYTES: usize = 1 << 20;
 
 impl Disk {
-    pub(super) const ALL: [Self; 2] = [Self::Log, Self::Records];
+    pub(crate) const ALL: [Self; 2] = [Self::Log, Self::Records];
 
     /// Its name, and its size in bytes.
     ///

@@ -68,9 +68,17 @@ impl Group {
 
     /// Turns and messages until there is nothing left to do.
     pub(crate) fn settle(&mut self) {
+        self.settle_until(|_| false);
+    }
+
+    /// The same, but no further than something is so; what is on its way then stays there.
+    pub(crate) fn settle_until(&mut self, so: impl Fn(&Self) -> bool) {
         loop {
             for driver in self.drivers.values_mut() {
                 while driver.turn(self.now) {}
+            }
+            if so(self) {
+                return;
             }
             let next = self.sent.lock().expect("not poisoned").pop_front();
             let Some((from, to, bytes)) = next else { return };
@@ -129,6 +137,15 @@ impl Group {
         let caller = Box::new(move |outcome| *slot.lock().expect("not poisoned") = Some(outcome));
         self.drivers.get_mut(&n).expect("runs").propose(entry.to_vec(), self.now, caller);
         self.settle();
+        answer
+    }
+
+    /// Asks voter `n` for proof that it looks at the present; nothing is carried yet.
+    pub(crate) fn prove(&mut self, n: u64) -> Arc<Mutex<Option<bool>>> {
+        let answer = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&answer);
+        let caller = Box::new(move |is_proven| *slot.lock().expect("not poisoned") = Some(is_proven));
+        self.drivers.get_mut(&n).expect("runs").prove(self.now, caller);
         answer
     }
 

@@ -70,7 +70,7 @@ impl StateMachine for Ledger {
         bytes
     }
 
-    fn restore(&mut self, mut snapshot: &[u8]) -> Result<(), RestoreError> {
+    fn restore(&mut self, _: u64, mut snapshot: &[u8]) -> Result<(), RestoreError> {
         let cut = || RestoreError::new("cut short");
         self.entries.clear();
         while !snapshot.is_empty() {

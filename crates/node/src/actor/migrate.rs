@@ -105,7 +105,7 @@ impl NodeActor {
             return true;
         }
         self.tell_reached(migration, Milestone::PreparingTarget);
-        self.start_runner(ctx, view.name.clone(), about, OwnedRole::Incoming(view.spec.memory_bytes));
+        self.start_runner(ctx, view.name.clone(), about, OwnedRole::Incoming(view.spec.clone()));
         true
     }
 

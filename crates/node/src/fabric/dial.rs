@@ -85,6 +85,19 @@ pub enum DialError {
     },
 }
 
+impl DialError {
+    /// Whether the other side, or this one, has said no: to ask again would be answered alike. Silence says nothing.
+    pub fn is_a_refusal(&self) -> bool {
+        match self {
+            Self::NoNetwork { .. } | Self::Connect { .. } => true,
+            Self::Handshake { source, .. } => {
+                !matches!(source, quinn::ConnectionError::TimedOut | quinn::ConnectionError::Reset)
+            }
+            Self::Timeout { .. } | Self::Greet { .. } => false,
+        }
+    }
+}
+
 impl Fabric {
     /// Connects twice to a node's migration address, from two sockets, and says what for. Its certificate must bear its name.
     /// Over a named network, `address` is the node's in that network, and the connections leave from this node's there.

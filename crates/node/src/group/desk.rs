@@ -6,7 +6,8 @@
 //!          └─▶ ask the node that has the guest ────────▶ ok | error
 //! ```
 //!
-//! Always true: what is acknowledged is agreed; an outcome that nobody knows is said to be unknown; a refusal names the
+//! Always true: before anything is looked at, a quorum has said that this voter leads, and everything that was agreed until
+//! then is applied, so no answer is older than its question; what is acknowledged is agreed; an outcome that nobody knows is said to be unknown; a refusal names the
 //! rule and what would satisfy it.
 
 mod acts;
@@ -39,10 +40,6 @@ use problem::{gone, no_guest, no_migration, no_node};
 
 pub(crate) use moves::free_name;
 
-/// How long ago a quorum must have answered for a leader's word to be the present truth: less than the shortest election.
-const QUORUM_AGE_MAX: Duration = Duration::from_millis(900);
-/// How long that is waited for.
-const QUORUM_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a migration that is watched is looked at though nothing was agreed: its progress is the leader's alone.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Rest between two looks of whoever watches: the log may take a thousand entries in a second.
@@ -95,7 +92,8 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
 
 /// Answers a request, at the leader.
 pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>) -> Answered {
-    if !is_sure_to_lead(group).await {
+    // Asked anew for each request: a leader that slept, or was cut off a moment ago, does not know that another leads.
+    if !group.is_present().await {
         return Err(problem::no_quorum());
     }
     let Request { act, request_id, .. } = request;
@@ -105,12 +103,12 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
     }
     match act {
         Act::Version | Act::ControlStatus => Err(problem::not_here()),
-        Act::Status | Act::NodeList | Act::GuestList | Act::MigrationList => look(group, act).await,
+        Act::Status | Act::NodeList | Act::GuestList | Act::MigrationList => look_now(group, act).await,
         Act::NodeShow { node } => acts::node_show(group, node).await,
         Act::GuestShow { guest } => guest_detail(group, guest).await,
         Act::MigrationShow { migration } => migration_detail(group, migration).await,
         Act::MigrationWatch { migration } => watch(group, migration, events).await,
-        Act::MigrationExplain { .. } | Act::PolicyExplain { .. } => look(group, act).await,
+        Act::MigrationExplain { .. } | Act::PolicyExplain { .. } => look_now(group, act).await,
         Act::NodeFence { node, although_reachable } => {
             acts::fence(group, asked, node, although_reachable).await
         }
@@ -172,21 +170,6 @@ async fn again(group: &Group, act: Act, made: Option<String>) -> Answered {
     }
 }
 
-/// Whether a quorum has answered lately. A leader that was just elected asks within a moment.
-async fn is_sure_to_lead(group: &Group) -> bool {
-    let deadline = tokio::time::Instant::now() + QUORUM_PATIENCE;
-    while group.leads() {
-        if group.quorum_age().await.is_some_and(|age| age <= QUORUM_AGE_MAX) {
-            return true;
-        }
-        if tokio::time::Instant::now() > deadline {
-            return false;
-        }
-        tokio::time::sleep(WATCH_INTERVAL / 4).await;
-    }
-    false
-}
-
 /// Whether a request only looks, so that a replica may answer it when nobody leads.
 pub fn only_looks(act: &Act) -> bool {
     matches!(
@@ -203,14 +186,22 @@ pub fn only_looks(act: &Act) -> bool {
     )
 }
 
-/// Answers from what this voter has seen agreed so far, whoever leads.
+/// Answers from what this voter has seen agreed so far, whoever leads: it may be old, also if this voter thinks that it
+/// leads, and where there is room for it the answer says so.
 pub async fn look(group: &Group, act: Act) -> Answered {
+    look_as(group, act, true).await
+}
+
+async fn look_now(group: &Group, act: Act) -> Answered {
+    look_as(group, act, false).await
+}
+
+async fn look_as(group: &Group, act: Act, stale: bool) -> Answered {
     let beside = Beside::of(group).await;
-    let (cluster, me, view, leads) =
-        (group.cluster().to_owned(), group.me().clone(), group.view(), group.leads());
+    let (cluster, me, view) = (group.cluster().to_owned(), group.me().clone(), group.view());
     let found = group.read(move |registry| {
         let beside = beside.with_queue(registry);
-        look_at(registry, &beside, act, (cluster, me, view, leads))
+        look_at(registry, &beside, act, (cluster, me, view, stale))
     });
     found.await.unwrap_or_else(|| Err(gone()))
 }
@@ -265,7 +256,7 @@ fn migrations(registry: &Registry, beside: &Beside) -> Vec<godwit_wire::admin::M
     rows
 }
 
-fn status(registry: &Registry, beside: &Beside, (cluster, answered_by, view, leads): Head) -> Status {
+fn status(registry: &Registry, beside: &Beside, (cluster, answered_by, view, stale): Head) -> Status {
     let mut guests = std::collections::BTreeMap::new();
     for (_, guest) in living(registry) {
         *guests.entry(rows::guest_row(beside, guest).state).or_insert(0) += 1;
@@ -277,7 +268,7 @@ fn status(registry: &Registry, beside: &Beside, (cluster, answered_by, view, lea
     Status {
         cluster,
         answered_by,
-        stale: !leads,
+        stale,
         leader: beside.leader.clone(),
         term: view.term,
         applied: view.applied,
@@ -299,11 +290,11 @@ fn detail_of(registry: &Registry, beside: &Beside, migration: &MigrationId) -> A
 }
 
 async fn guest_detail(group: &Group, guest: GuestName) -> Answered {
-    look(group, Act::GuestShow { guest }).await
+    look_now(group, Act::GuestShow { guest }).await
 }
 
 async fn migration_detail(group: &Group, migration: MigrationId) -> Answered {
-    look(group, Act::MigrationShow { migration }).await
+    look_now(group, Act::MigrationShow { migration }).await
 }
 
 /// Every change of a migration, until it is over, holds nothing any more and, if it has succeeded, was measured.
@@ -370,5 +361,31 @@ async fn ask_node(group: &Group, node: &NodeName, ask: NodeAsk) -> Result<NodeAn
         Err(_) => {
             Err(problem::failed("node", format!("node {node} did not answer within {} s", limit.as_secs())))
         }
+    }
+}
+
+/// A bug that tests switch on: reads are answered by whoever is asked, from what it has applied.
+pub mod planted {
+    use godwit_wire::admin::Act;
+
+    use super::{Answered, Group};
+
+    /// The answer to a read, if the bug is on.
+    #[cfg(feature = "planted-bugs")]
+    pub async fn stale_read(group: &Group, act: &Act) -> Option<Answered> {
+        match act {
+            Act::Get { kind, name, namespace, watch: false }
+                if godwit_transfer::planted::is_on("stale-read") =>
+            {
+                Some(super::shown::get(group, kind, name.clone(), namespace.clone()).await)
+            }
+            _ => None,
+        }
+    }
+
+    /// No bug.
+    #[cfg(not(feature = "planted-bugs"))]
+    pub async fn stale_read(_: &Group, _: &Act) -> Option<Answered> {
+        None
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use actix::{Addr, MailboxError};
 use godwit_control::{
-    ControlActor, NodeId, Propose, ProposeError, Query, QuorumAge, Role, Status, StatusNow, View,
+    ControlActor, NodeId, Propose, ProposeError, Prove, Query, QuorumAge, Role, Status, StatusNow, View,
 };
 use godwit_domain::NodeName;
 use godwit_domain::registry::{Command, Refusal, Registry, RequestKey, Stamped};
@@ -138,11 +138,16 @@ impl Group {
     pub async fn propose_for(&self, request: Option<RequestKey>, command: Command) -> Result<(), NotAgreed> {
         let entry = log::encode_entry(&Stamped { time_ms: now_ms(), request, command })
             .map_err(|error| NotAgreed::NotTaken(error.to_string()))?;
+        if !self.0.control.connected() {
+            return Err(NotAgreed::NotTaken("this voter has stopped".to_owned()));
+        }
         match self.0.control.send(Propose::<Result<(), Refusal>>::new(entry)).await {
             Ok(Ok(applied)) => Ok(applied?),
-            Ok(Err(ProposeError::Unknown)) | Err(MailboxError::Timeout) => Err(NotAgreed::Unknown),
+            // A voter that stops now may have proposed it before: closed is not the same as not taken.
+            Ok(Err(ProposeError::Unknown)) | Err(MailboxError::Timeout | MailboxError::Closed) => {
+                Err(NotAgreed::Unknown)
+            }
             Ok(Err(refused)) => Err(NotAgreed::NotTaken(refused.to_string())),
-            Err(MailboxError::Closed) => Err(NotAgreed::NotTaken("this voter has stopped".to_owned())),
         }
     }
 
@@ -152,6 +157,12 @@ impl Group {
         look: impl FnOnce(&Registry) -> R + Send + 'static,
     ) -> Option<R> {
         self.0.control.send(Query::new(|replica: &Replica| look(replica.registry()))).await.ok()
+    }
+
+    /// Proof that what is read here after the answer holds everything that was agreed before this was asked. `false`: this
+    /// voter does not lead, or no quorum answers.
+    pub async fn is_present(&self) -> bool {
+        self.0.control.send(Prove).await.unwrap_or(false)
     }
 
     /// How long ago a quorum was asked that has answered since.

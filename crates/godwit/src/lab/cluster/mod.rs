@@ -204,13 +204,28 @@ impl Cluster {
         node: &NodeName,
         change: impl FnOnce(&mut NodeSpec),
     ) -> Result<(), ClusterError> {
+        self.relaunch_node(node, change).await?;
+        self.answers(node).await
+    }
+
+    /// The same without waiting until it answers.
+    pub async fn relaunch_node(
+        &mut self,
+        node: &NodeName,
+        change: impl FnOnce(&mut NodeSpec),
+    ) -> Result<(), ClusterError> {
         let Some(mut old) = self.nodes.remove(node) else {
             let why = ", and was never started".into();
             return Err(ClusterError::NodeEnded { node: node.clone(), why });
         };
         let _ = old.child.wait().await;
         change(&mut old.spec);
-        self.start_node(old.spec).await
+        self.launch(old.spec)
+    }
+
+    /// Whether a node's process has ended, or never was.
+    pub fn has_ended(&mut self, node: &NodeName) -> bool {
+        self.nodes.get_mut(node).is_none_or(NodeProcess::has_ended)
     }
 
     /// The end of a node's log, for an error.

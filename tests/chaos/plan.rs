@@ -1,0 +1,58 @@
+//! How long a run takes and what chance it is made of.
+//!
+//! ```text
+//!   CHAOS_MINUTES=11 CHAOS_SEED=4711 cargo test -p godwit --test chaos under_faults
+//! ```
+//!
+//! The seed decides what is done, to whom and for how long. When something happens in a phase of a migration depends on
+//! the machine too, so a replay is the same schedule, not the same history.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+const MINUTES_VARIABLE: &str = "CHAOS_MINUTES";
+const SEED_VARIABLE: &str = "CHAOS_SEED";
+/// Without a word about it: enough to see that the suite works.
+const MINUTES_DEFAULT: f64 = 1.0;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// How long faults go on.
+    pub(crate) length: Duration,
+    /// What everything random comes from.
+    pub(crate) seed: u64,
+    /// A bug that every node has.
+    pub(crate) planted: Option<&'static str>,
+    /// Guests at once.
+    pub(crate) guests: usize,
+    /// The named network that pages go over; none: the default one.
+    pub(crate) network: Option<&'static str>,
+}
+
+impl Plan {
+    /// As the environment says.
+    pub(crate) fn from_environment() -> Result<Self, String> {
+        let minutes: f64 = variable(MINUTES_VARIABLE, "minutes such as 10 or 0.5")?.unwrap_or(MINUTES_DEFAULT);
+        if !(0.1..=24.0 * 60.0).contains(&minutes) {
+            return Err(format!("{MINUTES_VARIABLE} must be from 0.1 to 1440, not {minutes}"));
+        }
+        // Short, since people copy it.
+        let seed = variable(SEED_VARIABLE, "a whole number")?.unwrap_or_else(|| u64::from(fastrand::u32(..)));
+        Ok(Self { length: Duration::from_secs_f64(minutes * 60.0), seed, planted: None, guests: 20, network: None })
+    }
+
+    /// The line that runs it again.
+    pub(crate) fn replay(&self, test: &str) -> String {
+        let minutes = self.length.as_secs_f64() / 60.0;
+        format!(
+            "{MINUTES_VARIABLE}={minutes:.2} {SEED_VARIABLE}={} cargo test -p godwit --test chaos {test}",
+            self.seed
+        )
+    }
+}
+
+fn variable<T: FromStr>(name: &str, must: &str) -> Result<Option<T>, String> {
+    let Ok(text) = std::env::var(name) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| format!("{name} must be {must}, not {text:?}"))
+}
