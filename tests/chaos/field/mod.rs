@@ -44,8 +44,8 @@ pub(crate) use rack::Net;
 use rack::{Rack, inside};
 use relays::{CONTROL_PORT, Delay, PAGES_PORT, Relays};
 
-/// It fits the cable, and ten of them, a burst, with their headers stay below the 65,536 bytes that a device takes in one
-/// piece. 6,550, the largest that a node's config takes, do not: the kernel cuts up each burst, for a third of the speed.
+/// It fits the cable, and ten of them, a burst, stay with their headers below the 65,536 bytes that a device takes in
+/// one piece. Ten of 6,550, the largest that a node's config takes, do not: the kernel then cuts up every burst.
 const UDP_PAYLOAD_BYTES_MAX: u16 = 6540;
 
 /// See the module.
