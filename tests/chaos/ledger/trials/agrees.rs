@@ -22,7 +22,7 @@ pub(super) fn the_count_agrees_with_the_registry_in_random_histories() {
     let seeds = only.map_or(0..HISTORIES, |seed: u64| seed..seed + 1);
     let (mut most, mut admitted, mut ends) = (0, 0, BTreeSet::new());
     for seed in seeds {
-        println!("LEDGER_SEED={seed} cargo test -p godwit --test chaos the_count_agrees");
+        crate::run::tell(&format!("LEDGER_SEED={seed} cargo test -p godwit --test chaos the_count_agrees"));
         let script = history(seed);
         let grants = judge(&script.all).unwrap_or_else(|found| panic!("seed {seed}: {found}"));
         most = most.max(grants.most_at_once);
