@@ -2,7 +2,8 @@
 //! given in one piece: most of a relay's time is the kernel's, for each piece anew.
 //!
 //! ```text
-//!   take ─▶ datagrams of one sender, as they were sent        give ◀─ datagrams; equal ones behind each other are a burst
+//!   take ─▶ datagrams of one sender, as they were sent
+//!   give ◀─ datagrams: those of one size behind each other are a burst
 //! ```
 //!
 //! Always true: it never blocks, and never sends fragments; whoever hears sees datagrams, however many were one piece.

@@ -1,10 +1,9 @@
 //! The hosts as the kernel knows them: a namespace for each, two cables to a hub, and a process that removes it all.
 //!
 //! ```text
-//!   godwit-PID-N-a: control, 192.0.2.1 ───▶ control1 ┐                ┌ control2 ◀─── control, 192.0.2.2 :godwit-PID-N-b
-//!                                                    ├ bridge control ┤
-//!                   pages, 198.51.100.1 ──▶ pages1   ┐ bridge pages   ┌ pages2 ◀────── pages, 198.51.100.2
-//!                                                    └ godwit-PID-N-hub ┘
+//!   godwit-PID-fN-a                      godwit-PID-fN-hub                     godwit-PID-fN-b
+//!   control, 192.0.2.1 ────▶ control1 ┐ bridge control ┌ control2 ◀──── control, 192.0.2.2
+//!   pages, 198.51.100.1 ───▶ pages1   ┐ bridge pages   ┌ pages2 ◀────── pages, 198.51.100.2
 //! ```
 //!
 //! Always true: a process that waits for this one's end removes namespaces, mounts and the folder, however it ends.
