@@ -56,11 +56,11 @@ fn main() {
         short_story("what_must_not_be_is_seen_in_ticks", ticks::tests::what_must_not_be_is_seen),
         short_story("more_than_was_granted_is_seen_on_the_wire", wire::tests::more_than_was_granted_is_seen),
     ];
-    let missing = support::network::missing();
+    let missing = field::missing();
     let planted = std::env::var_os(PLANTED_VARIABLE).map(|_| PLANTED.map(finds));
     let runs = stories![a_cluster_under_faults_keeps_its_promises];
     let runs = runs.into_iter().chain(planted.into_iter().flatten());
-    own.extend(runs.map(|run| unless(missing, run)));
+    own.extend(runs.map(|run| unless(missing.as_deref(), run)));
     own.extend(std::env::var_os(LAB_VARIABLE).map(|_| short_story(LAB, lab_keeps_its_promises)));
     let all = [field::trials(), linear::trials(), ledger::trials(), own];
     libtest_mimic::run(&arguments, all.into_iter().flatten().collect()).exit();
