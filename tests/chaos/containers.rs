@@ -26,6 +26,8 @@ use crate::support::Outcome;
 
 /// A command of the engine that takes longer has failed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where a node in a container keeps its state.
+const STATE: &str = "/var/lib/godwit";
 /// The lab's compose project.
 const PROJECT: &str = "godwit";
 
@@ -81,7 +83,7 @@ impl Containers {
     ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
         let nets = match kind {
             Kind::KillHost => {
-                let killed = runners(node)?;
+                let killed = runners(Path::new(STATE), node)?;
                 docker(&["kill", node.as_str()]).await?;
                 let killed = killed.into_iter().map(|(_, runner)| runner).collect();
                 return Ok((Undo::Start { shift: Duration::ZERO }, killed));

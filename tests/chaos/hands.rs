@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,11 +102,11 @@ impl Namespaces<'_> {
             }
             Kind::KillHost => {
                 self.cluster.kill_node(node).await?;
-                killed = kill_runners(node, usize::MAX)?;
+                killed = kill_runners(self.cluster, node, usize::MAX)?;
                 Undo::Start { shift: Duration::ZERO }
             }
             Kind::KillRunner => {
-                killed = kill_runners(node, 1)?;
+                killed = kill_runners(self.cluster, node, 1)?;
                 Undo::Nothing
             }
             Kind::PauseNode => {
@@ -179,8 +180,8 @@ impl Namespaces<'_> {
 }
 
 /// Kills so many of the runners that this node has started.
-pub(crate) fn kill_runners(node: &NodeName, most: usize) -> Result<Vec<Killed>, Box<dyn Error>> {
-    let mut killed = runners(node)?;
+fn kill_runners(cluster: &Cluster, node: &NodeName, most: usize) -> Result<Vec<Killed>, Box<dyn Error>> {
+    let mut killed = runners(&cluster.node_dir(node), node)?;
     killed.truncate(most);
     for (pid, _) in &killed {
         // It may have ended by itself meanwhile.
@@ -189,8 +190,8 @@ pub(crate) fn kill_runners(node: &NodeName, most: usize) -> Result<Vec<Killed>, 
     Ok(killed.into_iter().map(|(_, runner)| runner).collect())
 }
 
-/// The runners that this node has started, with their processes.
-pub(crate) fn runners(node: &NodeName) -> Result<Vec<(Pid, Killed)>, Box<dyn Error>> {
+/// The runners that a node with this state folder has started, with their processes. Other clusters may be here.
+pub(crate) fn runners(state: &Path, node: &NodeName) -> Result<Vec<(Pid, Killed)>, Box<dyn Error>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
@@ -202,10 +203,10 @@ pub(crate) fn runners(node: &NodeName) -> Result<Vec<(Pid, Killed)>, Box<dyn Err
             let at = words.iter().position(|word| word == name)?;
             words.get(at + 1).map(ToString::to_string)
         };
-        let is_runner =
-            words.iter().any(|word| word == "guest") && option("--node").as_deref() == Some(node.as_str());
+        let is_here = option("--dir").is_some_and(|dir| Path::new(&dir).starts_with(state));
+        let is_of_node = option("--node").as_deref() == Some(node.as_str());
         let (Some(guest), Some(instance)) = (option("--guest"), option("--instance")) else { continue };
-        if is_runner {
+        if is_here && is_of_node && words.iter().any(|word| word == "run") {
             found.push((Pid::from_raw(pid).ok_or("no pid")?, (guest.parse()?, instance.parse()?)));
         }
     }
