@@ -27,7 +27,7 @@ use crate::support::Outcome;
 /// A command of the engine that takes longer has failed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where a node in a container keeps its state.
-const STATE: &str = "/var/lib/godwit";
+const STATE: &str = "/var/lib/godwit/state";
 /// The lab's compose project.
 const PROJECT: &str = "godwit";
 
@@ -134,7 +134,7 @@ impl Containers {
         let log = docker(&["inspect", "--format", "{{.LogPath}}", node.as_str()]).await?;
         let volume = format!("{PROJECT}_{node}");
         let state = docker(&["volume", "inspect", "--format", "{{.Mountpoint}}", &volume]).await?;
-        let (state, log) = (PathBuf::from(state.trim()), PathBuf::from(log.trim()));
+        let (state, log) = (Path::new(state.trim()).join("state"), PathBuf::from(log.trim()));
         let socket = PathBuf::from(format!("/proc/{pid}/root/run/godwit/admin.sock"));
         let dir = self.dir.join(node.as_str());
         let links = [
