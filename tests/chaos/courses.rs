@@ -75,7 +75,7 @@ pub(crate) struct Courses {
 impl Courses {
     /// An entry was applied. What has begun by it.
     pub(crate) fn applied(&mut self, now: u64, stamped: Stamped) -> Option<Turn> {
-        let guests: Vec<GuestUid> = match &stamped.command {
+        let guests: Vec<GuestUid> = match stamped.command.bare() {
             Command::Guest { guest, .. } | Command::Admit { guest, .. } | Command::Migrate { guest, .. } => {
                 vec![*guest]
             }

@@ -60,7 +60,7 @@ impl Courses {
     /// This entry was applied, and made the registry what it is.
     pub(super) fn follow(&mut self, applied: &Applied, registry: &Registry) {
         let now = Moment { index: applied.index, applied_ms: applied.applied_ms, seen_ns: applied.seen_ns };
-        match &applied.command {
+        match applied.command.bare() {
             Command::Migrate { guest, migration, .. } if !self.open.contains_key(migration) => {
                 self.begin(*guest, migration, now, registry);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use godwit_domain::registry::{Command, Registry, Stamped};
+use godwit_domain::registry::{Command, Found, Met, Refusal, Registry, Stamped};
 
 use super::count::Count;
 use super::course::Courses;
@@ -59,7 +59,7 @@ pub(super) fn judge(all: &[Applied]) -> Result<Grants, String> {
     let mut answered = BTreeSet::new();
     for applied in all {
         let at = |why: String| format!("entry {}: {why}: {:?}", applied.index, applied.command);
-        let is_new = match &applied.command {
+        let is_new = match applied.command.bare() {
             Command::Migrate { migration, .. } => registry.guest_of(migration).is_none(),
             _ => false,
         };
@@ -75,13 +75,16 @@ pub(super) fn judge(all: &[Applied]) -> Result<Grants, String> {
         grants.entries += 1;
         let is_admission = matches!(applied.command, Command::Admit { .. });
         grants.refused += u64::from(is_admission && refused.is_some());
+        if has_met_other(applied) {
+            continue;
+        }
         // A request that was answered before has no second effect.
         let is_first = applied.request.as_ref().is_none_or(|key| answered.insert(key.id.clone()));
         if refused.is_some() || !is_first {
             continue;
         }
         grants.admitted += u64::from(is_admission);
-        count.apply(&applied.command, is_new).map_err(at)?;
+        count.apply(applied.command.bare(), is_new).map_err(at)?;
         courses.follow(applied, &registry);
     }
     (grants.most_at_once, grants.limits_changed) = (count.most_at_once, count.limits_changed);
@@ -89,10 +92,17 @@ pub(super) fn judge(all: &[Applied]) -> Result<Grants, String> {
     Ok(grants)
 }
 
+/// Whether the object was another than the leader has looked at: the leader looks again, and asks under the same id.
+fn has_met_other(applied: &Applied) -> bool {
+    let Command::If { .. } = &applied.command else { return false };
+    let met = Met { found: Found::Absent, guest: None };
+    applied.refused.as_ref().is_some_and(|refused| *refused == Refusal::MetOther(met).to_string())
+}
+
 fn acknowledged(all: &[Applied], ids: &[String]) -> Result<(), String> {
     let mut by_id: BTreeMap<&str, Vec<&Applied>> = BTreeMap::new();
     for applied in all {
-        if let Some(key) = &applied.request {
+        if let Some(key) = applied.request.as_ref().filter(|_| !has_met_other(applied)) {
             by_id.entry(&key.id).or_default().push(applied);
         }
     }
@@ -112,12 +122,13 @@ fn acknowledged(all: &[Applied], ids: &[String]) -> Result<(), String> {
             ));
         }
         for other in again {
-            if other.command == first.command {
+            let (other, first) = (other.command.bare(), first.command.bare());
+            if other == first {
                 continue;
             }
             // Asked twice at once, each time with a name of its own: the later one must be nobody's.
-            if let Command::Migrate { migration, .. } = &other.command
-                && let Command::Migrate { migration: made, .. } = &first.command
+            if let Command::Migrate { migration, .. } = other
+                && let Command::Migrate { migration: made, .. } = first
                 && migration != made
                 && admitted.contains(migration)
             {

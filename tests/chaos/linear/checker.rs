@@ -2,7 +2,7 @@
 //! and its answer such that, one after another, they are what a register would have answered.
 //!
 //! ```text
-//!   operations ─▶ moves ── search (Wing and Gong; Lowe's memory of where it has been) ─▶ an order │ the one in the way
+//!   operations ─▶ steps ── search (Wing and Gong; Lowe's memory of where it has been) ─▶ an order │ the one in the way
 //!              └▶ open effects, by what they make: 3 × "v7", 1 × "deleted"
 //! ```
 //!
@@ -16,6 +16,8 @@
 //!   Open effects that make the same are one class with a number: none of them ends, so which one is spent is all one.
 //! - Contents that no look asks for are all the same content: no look can tell them apart. To drop such an open put would
 //!   be wrong: it may be what a `configured` or a `deleted` has found.
+//! - An open create takes effect only where there is nothing. What may have made it so, and is needed for nothing else, is
+//!   an open delete: then both are spent together.
 //! - Where the same moves led to the same state with no more open effects spent, and in vain, it is in vain again.
 //!
 //! Always true: a history that is too hard is said to be so, and is no pass.
@@ -69,21 +71,21 @@ pub(crate) fn check(initial: State, operations: &[Operation], bound: usize) -> R
     })
 }
 
-/// A move of an operation that was answered.
+/// An operation that was answered.
 #[derive(Debug)]
 struct Placed {
     is: Move,
     invoked: u64,
     returned: u64,
     operation: usize,
-    /// The move before it in this list comes first: they are one operation's.
-    second: bool,
 }
 
 /// Open effects that make the same.
 #[derive(Debug)]
 struct Class {
     makes: State,
+    /// Only where there is nothing.
+    creates: bool,
     /// When each was invoked, in order.
     invoked: Vec<u64>,
 }
@@ -159,33 +161,30 @@ struct Search {
 impl Search {
     fn new(operations: &[Operation]) -> Self {
         let mut known: Vec<(usize, &Operation, u64)> = Vec::new();
-        let mut open: BTreeMap<State, Vec<u64>> = BTreeMap::new();
+        let mut open: BTreeMap<(State, bool), Vec<u64>> = BTreeMap::new();
         let asked = contents_asked_for(operations);
         for (number, operation) in operations.iter().enumerate() {
             match (operation.returned, operation.deed.effect()) {
                 (Some(returned), _) => known.push((number, operation, returned)),
                 (None, Some(makes)) => {
                     let makes = makes.map(|value| if asked.contains(&value) { value } else { ANONYMOUS });
-                    open.entry(makes).or_default().push(operation.invoked);
+                    let creates = operation.deed.step().look.is_some();
+                    open.entry((makes, creates)).or_default().push(operation.invoked);
                 }
                 // Nobody has seen what it saw.
                 (None, None) => {}
             }
         }
         known.sort_by_key(|(_, operation, returned)| (operation.invoked, *returned));
-        let moves = known.into_iter().flat_map(|(number, operation, returned)| {
-            let moves = operation.deed.moves().into_iter().enumerate();
-            moves.map(move |(nth, is)| Placed {
-                is,
-                invoked: operation.invoked,
-                returned,
-                operation: number,
-                second: nth > 0,
-            })
+        let moves = known.into_iter().map(|(number, operation, returned)| Placed {
+            is: operation.deed.step(),
+            invoked: operation.invoked,
+            returned,
+            operation: number,
         });
-        let classes = open.into_iter().map(|(makes, mut invoked)| {
+        let classes = open.into_iter().map(|((makes, creates), mut invoked)| {
             invoked.sort_unstable();
-            Class { makes, invoked }
+            Class { makes, creates, invoked }
         });
         Self { moves: moves.collect(), classes: classes.collect() }
     }
@@ -247,10 +246,7 @@ impl Search {
             }
         }
         let barrier = barrier?;
-        let may_come = |index: &usize| {
-            let one = &self.moves[*index];
-            one.invoked <= barrier.0 && (!one.second || done.has(*index - 1))
-        };
+        let may_come = |index: &usize| self.moves[*index].invoked <= barrier.0;
         Some((barrier, open.into_iter().filter(may_come).collect()))
     }
 
@@ -258,7 +254,7 @@ impl Search {
     fn leave(&self, at: &Configuration, barrier: u64, may_come: &[usize], stack: &mut Vec<Configuration>) {
         for (number, class) in self.classes.iter().enumerate().rev() {
             if usize::from(at.spent[number]) < class.by(barrier) {
-                self.spend(at, number, class.makes, may_come, stack);
+                self.spend(at, number, barrier, may_come, stack);
             }
         }
         let mut possible: Vec<usize> =
@@ -277,12 +273,21 @@ impl Search {
         &self,
         at: &Configuration,
         class: usize,
-        makes: State,
+        barrier: u64,
         may_come: &[usize],
         stack: &mut Vec<Configuration>,
     ) {
-        let mut spent = at.spent.clone();
+        let (mut spent, makes) = (at.spent.clone(), self.classes[class].makes);
         spent[class] += 1;
+        if self.classes[class].creates && at.state.is_some() {
+            let deletes = self.classes.iter().position(|class| class.makes.is_none());
+            let Some(deletes) =
+                deletes.filter(|it| usize::from(at.spent[*it]) < self.classes[*it].by(barrier))
+            else {
+                return;
+            };
+            spent[deletes] += 1;
+        }
         let mut is_looked_at = false;
         for index in may_come {
             if self.made(*index, at.state).is_some() || self.made(*index, makes).is_none() {
@@ -305,7 +310,7 @@ impl Search {
 
 fn contents_asked_for(operations: &[Operation]) -> BTreeSet<u64> {
     let answered = operations.iter().filter(|operation| operation.returned.is_some());
-    let looks = answered.flat_map(|operation| operation.deed.moves()).filter_map(|is| is.look);
+    let looks = answered.filter_map(|operation| operation.deed.step().look);
     looks
         .filter_map(|look| match look {
             Look::Exactly(state) => state,

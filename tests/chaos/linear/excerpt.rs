@@ -22,7 +22,7 @@ pub(super) fn excerpt(initial: State, operations: &[Operation], stuck: usize) ->
     let changes = |operation: &Operation| operation.deed.effect().is_some();
     let about = match it.deed {
         Deed::Get(seen) => seen,
-        Deed::Put(value, _) => Some(value),
+        Deed::Put(value, _) | Deed::Create(value, _) => Some(value),
         Deed::Delete(_) => None,
     };
     let mut before: Vec<usize> =
@@ -72,6 +72,7 @@ fn words(operation: &Operation) -> String {
     };
     match operation.deed {
         Deed::Put(value, before) => format!("put v{value}: {}", found(before)),
+        Deed::Create(value, before) => format!("create v{value}: {}", found(before)),
         Deed::Delete(before) => format!("delete: {}", found(before)),
         Deed::Get(Some(value)) => format!("get: v{value}"),
         Deed::Get(None) => "get: absent".to_owned(),

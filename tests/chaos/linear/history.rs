@@ -207,7 +207,9 @@ impl History {
             let Operation { deed, returned, .. } = &record.operation;
             let changed = matches!(
                 deed,
-                Deed::Put(_, Found::Absent | Found::Other | Found::Unsaid) | Deed::Delete(Found::There)
+                Deed::Put(_, Found::Absent | Found::Other | Found::Unsaid)
+                    | Deed::Create(_, Found::Absent)
+                    | Deed::Delete(Found::There | Found::Unsaid)
             );
             let request_id = record.request_id.clone().filter(|_| changed && returned.is_some())?;
             let what = format!("{}: {}", record.object, super::excerpt::line(&record.operation));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Operators ─▶ History ─ judge ─▶ object by object: checker ─▶ Judged │ what has no place
-//!   objects: manifests          register: what a put, a delete and a get are    excerpt: for people
+//!   objects: manifests          register: what puts, creates, deletes, gets are    excerpt: for people
 //! ```
 //!
 //! | file | in one line |
@@ -12,6 +12,7 @@
 //! | `history` | what was asked and heard; judged |
 //! | `register`, `checker`, `excerpt` | pure: the sequential object, the search, what is shown |
 //! | `tables`, `random` | the checker's own trials |
+//! | `together` | a real cluster without faults, and two operators at one object |
 //! | `stale` | a real cluster whose reads are stale, and the same one whose reads are not |
 //!
 //! Always true: the checker knows nothing of clusters, the operators nothing of faults.
@@ -25,6 +26,7 @@ mod random;
 mod register;
 mod stale;
 mod tables;
+mod together;
 
 use libtest_mimic::Trial;
 
@@ -33,5 +35,5 @@ pub(crate) use history::{Acknowledged, History, Judged};
 pub(crate) use operators::Operators;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    [tables::trials(), random::trials(), stale::trials()].into_iter().flatten().collect()
+    [tables::trials(), random::trials(), together::trials(), stale::trials()].into_iter().flatten().collect()
 }

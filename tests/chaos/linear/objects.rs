@@ -3,6 +3,7 @@
 //! ```text
 //!   policy      bandwidthPerMigration: so many bytes        selects guests that nobody has
 //!   namespace   label chaos/content                         no guest is in it
+//!   label       one of two labels of one more namespace     each is changed alone; absent: without it
 //!   node        label chaos/content of its Node manifest    absent: without that label
 //!   settings    one of the given manifests, whole           always there
 //! ```
@@ -21,6 +22,8 @@ use super::register::{State, Value};
 
 /// The key of the label that namespaces and nodes carry.
 const LABEL: &str = "chaos/content";
+/// The keys of the labels that are changed one by one.
+pub(super) const KEYS: [&str; 2] = ["chaos/one", "chaos/two"];
 /// A policy's content is its bandwidth in bytes a second above this: no limit in practice.
 const BANDWIDTH: u64 = 1 << 40;
 /// The content of settings that none of the given manifests made.
@@ -31,6 +34,8 @@ pub(super) const FOREIGN: Value = 0;
 pub(super) enum Kind {
     Policy,
     Namespace,
+    /// A label with this key, of a namespace that is changed in no other way.
+    Label(&'static str),
     Node,
     Settings,
 }
@@ -44,7 +49,10 @@ pub(super) struct Object {
 
 impl fmt::Display for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.noun(), self.name)
+        match self.kind {
+            Kind::Label(key) => write!(f, "label {key} of {}", self.name),
+            _ => write!(f, "{} {}", self.noun(), self.name),
+        }
     }
 }
 
@@ -53,7 +61,7 @@ impl Object {
     pub(super) fn noun(&self) -> &'static str {
         match self.kind {
             Kind::Policy => "migrationpolicy",
-            Kind::Namespace => "namespace",
+            Kind::Namespace | Kind::Label(_) => "namespace",
             Kind::Node => "node",
             Kind::Settings => "hyperconverged",
         }
@@ -61,6 +69,11 @@ impl Object {
 
     /// Whether it can be removed without harm to anybody.
     pub(super) fn can_go(&self) -> bool {
+        matches!(self.kind, Kind::Policy | Kind::Namespace | Kind::Label(_))
+    }
+
+    /// Whether it can be created: a label is set.
+    pub(super) fn can_come(&self) -> bool {
         matches!(self.kind, Kind::Policy | Kind::Namespace)
     }
 }
@@ -113,7 +126,7 @@ impl Choices {
                     "selectors": { "virtualMachineInstanceSelector": { "chaos": "none" } },
                 },
             }),
-            Kind::Namespace => labelled("Namespace"),
+            Kind::Namespace | Kind::Label(_) => labelled("Namespace"),
             Kind::Node => labelled("Node"),
             Kind::Settings => {
                 let chosen = usize::try_from(value).ok().and_then(|value| self.0.get(value.checked_sub(1)?));
@@ -130,6 +143,10 @@ impl Choices {
             return Err(format!("one {object} was asked for: {shown}"));
         };
         let (found, _) = manifest::read(item).map_err(|error| format!("{error}: {item}"))?;
+        if let (Kind::Label(key), Manifest::Namespace { labels, .. }) = (object.kind, &found) {
+            let value = labels.get(key).map(|value| value.parse()).transpose();
+            return value.map_err(|_| format!("{object} has a content that nobody gave it: {item}"));
+        }
         let value = match &found {
             Manifest::Settings { settings, .. } => {
                 let chosen = self.0.iter().position(|(_, known)| known == settings);

@@ -1,12 +1,12 @@
 //! Operators: a few at once, each of whom asks one thing after another at some node, whatever becomes of it.
 //!
 //! ```text
-//!   operator ─ get │ put │ delete, of one of about six objects ─▶ a node, alive or not
+//!   operator ─ get │ put │ create │ delete, of one of about eight objects ─▶ a node, alive or not
 //!       └─ nobody knows? ─┬─ ask again under the same id, at another node
 //!                         └─ leave it open
 //! ```
 //!
-//! Policies and namespaces are others every [`GENERATION`], so that histories stay short while operators meet at the same
+//! Policies, namespaces and labels are others every [`GENERATION`], so that histories stay short while operators meet at the same
 //! objects; a node's label and the settings are the same all along.
 //!
 //! Always true: what is sent stands in the history before; operators look at answers and at nothing else.
@@ -24,16 +24,16 @@ use serde_json::Value as Json;
 use tokio::task::JoinHandle;
 
 use super::history::{End, History};
-use super::objects::{Choices, Kind, Object};
+use super::objects::{Choices, KEYS, Kind, Object};
 use super::register::{Deed, Found, Value};
 
 /// Operators at work.
 const OPERATORS: u64 = 5;
 /// Mean time between two questions of one.
 const PACE: Duration = Duration::from_millis(350);
-/// How long policies and namespaces of one set are asked for.
+/// How long the objects of one set are asked for.
 const GENERATION: Duration = Duration::from_secs(45);
-/// Policies of one set, and as many namespaces.
+/// Policies of one set, and as many namespaces, and namespaces of which two labels are changed.
 const OF_EACH: u64 = 2;
 /// How long an answer is waited for.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +43,8 @@ const REPEATS_MAX: usize = 3;
 const REST: Duration = Duration::from_millis(250);
 /// How long what must be answered may take: the first look, all last looks, and calls under way at the end.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// The rule by which a create is refused.
+const EXISTS: &str = "what is created is not there yet";
 
 /// See the module.
 pub(crate) struct Operators {
@@ -67,6 +69,8 @@ struct Shared {
 enum Heard {
     Answer(Json),
     NotFound,
+    /// What was to be created is there.
+    Exists,
     /// As the problem's code is documented.
     NothingDone,
     /// Nothing by which anybody could know.
@@ -164,13 +168,18 @@ impl Shared {
     fn object(&self, rng: &mut Rng) -> Object {
         let known = self.lasting.iter().filter(|(_, is_known)| is_known.load(Ordering::Relaxed));
         let lasting: Vec<&Object> = known.map(|(object, _)| object).collect();
-        let chosen = rng.usize(..lasting.len() + usize::try_from(2 * OF_EACH).unwrap_or_default());
+        let chosen = rng.usize(..lasting.len() + usize::try_from(3 * OF_EACH).unwrap_or_default());
         if let Some(object) = lasting.get(chosen) {
             return (*object).clone();
         }
         let generation = self.began.elapsed().as_secs() / GENERATION.as_secs();
-        let kind = if rng.bool() { Kind::Policy } else { Kind::Namespace };
-        Object { kind, name: format!("chaos-{:04x}-{generation}-{}", self.seed & 0xffff, rng.u64(..OF_EACH)) }
+        let (kind, what) = match rng.u8(..3) {
+            0 => (Kind::Policy, "chaos"),
+            1 => (Kind::Namespace, "chaos"),
+            _ => (Kind::Label(KEYS[rng.usize(..KEYS.len())]), "labels"),
+        };
+        let number = rng.u64(..OF_EACH);
+        Object { kind, name: format!("{what}-{:04x}-{generation}-{number}", self.seed & 0xffff) }
     }
 
     /// Asks some node, once.
@@ -195,6 +204,7 @@ impl Shared {
         match problem.code {
             Code::NotFound => Heard::NotFound,
             Code::Unavailable => Heard::NothingDone,
+            Code::Refused if problem.rule == EXISTS => Heard::Exists,
             Code::Invalid | Code::Refused => {
                 self.history.fault(format!("refused, and by no rule: {problem} ({})", problem.rule));
                 Heard::NothingDone
@@ -211,7 +221,7 @@ impl Shared {
         let seen = match heard {
             Heard::Answer(answer) => self.choices.seen(object, answer),
             Heard::NotFound if object.can_go() => Ok(None),
-            Heard::NotFound | Heard::NothingDone | Heard::Nothing => {
+            Heard::NotFound | Heard::Exists | Heard::NothingDone | Heard::Nothing => {
                 self.history.end(number, End::InVain, &by);
                 return false;
             }
@@ -259,7 +269,11 @@ impl Operator {
                 _ => {
                     let value = self.value(&object);
                     self.last = Some((object.clone(), value));
-                    self.change(&object, Deed::Put(value, Found::Unsaid), &who).await;
+                    let deed = match object.can_come() && self.rng.u8(..3) == 0 {
+                        true => Deed::Create(value, Found::Unsaid),
+                        false => Deed::Put(value, Found::Unsaid),
+                    };
+                    self.change(&object, deed, &who).await;
                 }
             }
             // Not all at the same moment.
@@ -290,7 +304,10 @@ impl Operator {
             let (node, heard) = shared.ask(&mut self.rng, Some(id.clone()), act.clone()).await;
             by = format!("{by}, {node}");
             let end = match heard {
-                Heard::Answer(answer) => answered(object, deed, answer, may_be_done),
+                Heard::Answer(answer) => answered(object, deed, answer),
+                // It stands in no log: an earlier asking may yet come through.
+                Heard::Exists if may_be_done => End::Open,
+                Heard::Exists => exists(&shared.history, deed),
                 Heard::NotFound => not_found(object, deed, may_be_done),
                 // Of this asking: an earlier one may have had its effect.
                 Heard::NothingDone if !may_be_done => End::InVain,
@@ -307,25 +324,30 @@ impl Operator {
 }
 
 fn act(choices: &Choices, object: &Object, deed: Deed) -> Act {
-    match deed {
-        Deed::Put(value, _) => {
-            let object = choices.manifest(object, value);
-            Act::Apply { object, namespace: None, create: false, dry_run: false }
+    let (kind, name) = (object.noun().to_owned(), object.name.clone());
+    let apply = |value, create| {
+        let object = choices.manifest(object, value);
+        Act::Apply { object, namespace: None, create, dry_run: false }
+    };
+    match (object.kind, deed) {
+        (_, Deed::Get(_)) => get(object),
+        (Kind::Label(key), Deed::Put(..) | Deed::Create(..) | Deed::Delete(_)) => {
+            let value = deed.effect().flatten().map(|value| value.to_string());
+            let labels = [(key.to_owned(), value)].into_iter().collect();
+            Act::Label { kind, name, namespace: None, labels, overwrite: true, dry_run: false }
         }
-        Deed::Delete(_) => {
-            let (kind, name) = (object.noun().to_owned(), object.name.clone());
-            Act::Delete { kind, name, namespace: None, dry_run: false }
-        }
-        Deed::Get(_) => get(object),
+        (_, Deed::Put(value, _)) => apply(value, false),
+        (_, Deed::Create(value, _)) => apply(value, true),
+        (_, Deed::Delete(_)) => Act::Delete { kind, name, namespace: None, dry_run: false },
     }
 }
 
-/// What an answer says was done. An `unchanged` to a repetition leaves open what becomes of the first asking: it stands
-/// in no log, so the registry does not remember it.
-fn answered(object: &Object, deed: Deed, answer: Json, is_repetition: bool) -> End {
+/// What an answer says was done.
+fn answered(object: &Object, deed: Deed, answer: Json) -> End {
     let Ok(Applied { done, .. }) = serde_json::from_value(answer) else { return End::Open };
     let is = |found| match deed {
         Deed::Put(value, _) => End::Answered(Deed::Put(value, found)),
+        Deed::Create(value, _) => End::Answered(Deed::Create(value, found)),
         Deed::Delete(_) => End::Answered(Deed::Delete(found)),
         Deed::Get(_) => End::Open,
     };
@@ -334,17 +356,29 @@ fn answered(object: &Object, deed: Deed, answer: Json, is_repetition: bool) -> E
         // Of a node more is compared than its label.
         "configured" if object.kind == Kind::Node => is(Found::Unsaid),
         "configured" => is(Found::Other),
-        "unchanged" if !is_repetition => is(Found::Same),
+        "unchanged" => is(Found::Same),
         "deleted" => is(Found::There),
+        "labeled" => is(Found::Unsaid),
         _ => End::Open,
     }
+}
+
+/// What was to be created is there.
+fn exists(history: &History, deed: Deed) -> End {
+    if let Deed::Create(value, _) = deed {
+        return End::Answered(Deed::Create(value, Found::There));
+    }
+    history.fault(format!("refused because it is there, and nothing was to be created: {deed:?}"));
+    End::Open
 }
 
 fn not_found(object: &Object, deed: Deed, may_be_done: bool) -> End {
     match deed {
         Deed::Delete(_) => End::Answered(Deed::Delete(Found::Absent)),
         // The node has not joined yet.
-        Deed::Put(..) | Deed::Get(_) if object.kind == Kind::Node && !may_be_done => End::InVain,
-        Deed::Put(..) | Deed::Get(_) => End::Open,
+        Deed::Put(..) | Deed::Create(..) | Deed::Get(_) if object.kind == Kind::Node && !may_be_done => {
+            End::InVain
+        }
+        Deed::Put(..) | Deed::Create(..) | Deed::Get(_) => End::Open,
     }
 }

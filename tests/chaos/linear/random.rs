@@ -2,7 +2,7 @@
 //! ones of any kind, of which a search that knows no tricks says the same.
 //!
 //! ```text
-//!   seed ─▶ clients ─▶ invoked … looked … written … returned (or never) ─▶ history
+//!   seed ─▶ clients ─▶ invoked … done, at once … returned (or never) ─▶ history
 //! ```
 //!
 //! Always true: a failure names the seed; `CHAOS_SEED=n` tells that one history again.
@@ -13,7 +13,7 @@ use fastrand::Rng;
 use libtest_mimic::{Failed, Trial};
 
 use super::checker::{NotLinear, VISITED_MAX, check};
-use super::register::{Deed, Found, Move, Operation, State, Value};
+use super::register::{Deed, Found, Operation, State, Value};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -46,11 +46,10 @@ struct Shape {
     contents: Option<Value>,
 }
 
-/// A move that is under way.
+/// An operation that is under way.
 struct UnderWay {
     at: u64,
     operation: usize,
-    is: Move,
 }
 
 /// A history of a real register.
@@ -67,37 +66,33 @@ fn history(rng: &mut Rng, shape: &Shape) -> Vec<Operation> {
         let deed = match rng.u8(..20) {
             ..9 => Deed::Get(None),
             9..12 => Deed::Delete(Found::Unsaid),
+            12..15 => Deed::Create(value, Found::Unsaid),
             _ => Deed::Put(value, Found::Unsaid),
         };
         let is_unknown = rng.u64(..1000) < shape.unknown && deed.effect().is_some();
-        let is = Move { look: None, write: deed.effect() };
         if !is_unknown {
-            let look = rng.u64(invoked..=returned);
-            moves.push(UnderWay { at: look, operation: number, is: Move { look: None, write: None } });
-            moves.push(UnderWay { at: rng.u64(look..=returned), operation: number, is });
+            moves.push(UnderWay { at: rng.u64(invoked..=returned), operation: number });
         } else if rng.bool() {
-            moves.push(UnderWay { at: invoked + rng.u64(..2000), operation: number, is });
+            moves.push(UnderWay { at: invoked + rng.u64(..2000), operation: number });
         }
         let returned = Some(returned).filter(|_| !is_unknown);
         operations.push(Operation { deed, invoked, returned, by: format!("client {client}") });
     }
-    // Stable: a look comes before its own write.
     moves.sort_by_key(|one| one.at);
     let mut state: State = None;
-    for UnderWay { operation, is, .. } in moves {
+    for UnderWay { operation, .. } in moves {
         let operation = &mut operations[operation];
-        let is_known = operation.returned.is_some();
-        match (&mut operation.deed, is.write) {
-            (Deed::Get(seen), _) if is.write.is_none() => *seen = state,
-            (Deed::Put(value, found), None) => *found = word(*value, state),
-            // One that changes nothing is not proposed.
-            (Deed::Put(_, Found::Same), Some(_)) if is_known => {}
-            (Deed::Delete(found), Some(_)) if is_known => {
-                *found = if state.is_some() { Found::There } else { Found::Absent };
-                state = None;
-            }
-            (_, Some(write)) => state = write,
-            (_, None) => {}
+        let answered = match operation.deed {
+            Deed::Get(_) => Deed::Get(state),
+            Deed::Put(value, _) => Deed::Put(value, word(value, state)),
+            Deed::Create(value, _) if state.is_some() => Deed::Create(value, Found::There),
+            Deed::Create(value, _) => Deed::Create(value, Found::Absent),
+            Deed::Delete(_) if state.is_some() => Deed::Delete(Found::There),
+            Deed::Delete(_) => Deed::Delete(Found::Absent),
+        };
+        state = answered.step().made(state).expect("what is answered is possible");
+        if operation.returned.is_some() {
+            operation.deed = answered;
         }
     }
     operations
@@ -134,6 +129,7 @@ fn accepted() -> Result<(), Failed> {
 fn make_stale(rng: &mut Rng, operations: &mut [Operation]) -> Option<usize> {
     let known_put = |one: &Operation| match one.deed {
         Deed::Put(value, found) if found != Found::Same => Some((value, one.invoked, one.returned?)),
+        Deed::Create(value, Found::Absent) => Some((value, one.invoked, one.returned?)),
         _ => None,
     };
     let puts: Vec<(Value, u64, u64)> = operations.iter().filter_map(known_put).collect();
@@ -174,29 +170,18 @@ fn rejected() -> Result<(), Failed> {
     if judged * 10 < all.len() * 9 { Err(format!("only {judged} were stale").into()) } else { Ok(()) }
 }
 
-/// Whether there is an order, by trying all: every move and every open effect at every place that time allows.
-fn is_linear(operations: &[Operation], placed: &mut Vec<usize>, state: State) -> bool {
-    let known = |index: &usize| operations[*index].returned.is_some();
-    let steps = |index: usize| match operations[index].returned {
-        Some(_) => operations[index].deed.moves(),
-        None => vec![Move { look: None, write: operations[index].deed.effect() }],
-    };
-    let is_whole = |index: &usize| placed[*index] == steps(*index).len();
+/// Whether there is an order, by trying all: every operation, with an answer or without, at every place that time allows.
+fn is_linear(operations: &[Operation], placed: &mut Vec<bool>, state: State) -> bool {
     let all = 0..operations.len();
-    if all.clone().filter(known).all(|index| is_whole(&index)) {
+    let left: Vec<usize> = all.filter(|index| !placed[*index]).collect();
+    let Some(first_end) = left.iter().filter_map(|index| operations[*index].returned).min() else {
         return true;
-    }
-    let first_end =
-        all.clone().filter(|index| !is_whole(index)).filter_map(|index| operations[index].returned).min();
-    let may_come: Vec<usize> = all
-        .filter(|index| !is_whole(index))
-        .filter(|index| first_end.is_none_or(|end| operations[*index].invoked <= end))
-        .collect();
-    may_come.into_iter().any(|index| {
-        let Some(after) = steps(index)[placed[index]].made(state) else { return false };
-        placed[index] += 1;
+    };
+    left.into_iter().filter(|index| operations[*index].invoked <= first_end).any(|index| {
+        let Some(after) = operations[index].deed.step().made(state) else { return false };
+        placed[index] = true;
         let is_linear = is_linear(operations, placed, after);
-        placed[index] -= 1;
+        placed[index] = false;
         is_linear
     })
 }
@@ -215,6 +200,7 @@ fn any(rng: &mut Rng) -> Vec<Operation> {
         let mut deed = match rng.u8(..10) {
             ..4 => Deed::Get(Some(rng.u64(1..=contents)).filter(|_| rng.u8(..4) > 0)),
             4..6 => Deed::Delete(is_there),
+            6..8 => Deed::Create(rng.u64(1..=contents), is_there),
             _ => Deed::Put(rng.u64(1..=contents), found),
         };
         let invoked = rng.u64(..20);
@@ -223,6 +209,7 @@ fn any(rng: &mut Rng) -> Vec<Operation> {
             returned = None;
             deed = match deed {
                 Deed::Put(value, _) => Deed::Put(value, Found::Unsaid),
+                Deed::Create(value, _) => Deed::Create(value, Found::Unsaid),
                 Deed::Delete(_) | Deed::Get(_) => Deed::Delete(Found::Unsaid),
             };
         }
@@ -236,7 +223,7 @@ fn compared() -> Result<(), Failed> {
     for seed in seeds(20_000) {
         let mut rng = Rng::with_seed(seed);
         let history = any(&mut rng);
-        let plain = is_linear(&history, &mut vec![0; history.len()], None);
+        let plain = is_linear(&history, &mut vec![false; history.len()], None);
         let judged = check(None, &history, VISITED_MAX);
         let agrees = match &judged {
             Ok(_) => plain,

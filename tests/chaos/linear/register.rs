@@ -1,17 +1,18 @@
 //! A register that may be absent, and what is asked of it: the sequential object that a history is compared with.
 //!
 //! ```text
-//!   Operation ─▶ moves, in this order          what a look asks of the state
-//!   get             look                        exactly this
-//!   put             look, then write            absent | there, with another content
-//!   put, unchanged  look                        exactly this
-//!   delete          look and write at once      there
+//!   Operation ─▶ one step: what it asks of the state    and makes of it
+//!   get               exactly this                       -
+//!   put               absent │ there, with another       this content
+//!   put, unchanged    exactly this                       -
+//!   create            absent                             this content
+//!   create, refused   there                              -
+//!   delete            there                              absent
 //! ```
 //!
-//! A put looks and writes apart because the product does: the leader compares the object with what it has applied, says
-//! `created` or `configured` by that, and then proposes. A delete is refused by the log itself, so it is one move.
+//! Every operation is one step: whoever looked and then wrote did it as if nobody had come between.
 //!
-//! Always true: nothing here knows the time; a move is possible in a state or it is not.
+//! Always true: nothing here knows the time; a step is possible in a state or it is not.
 
 /// A content. Equal numbers are equal contents.
 pub(crate) type Value = u64;
@@ -25,7 +26,7 @@ pub(super) const ANONYMOUS: Value = Value::MAX;
 pub(crate) enum Found {
     /// There was none: `created`; a delete's "not found".
     Absent,
-    /// There was one: a delete's `deleted`.
+    /// There was one: a delete's `deleted`; a create's refusal.
     There,
     /// There was one with another content: `configured`.
     Other,
@@ -40,6 +41,8 @@ pub(crate) enum Found {
 pub(crate) enum Deed {
     /// It shall have this content.
     Put(Value, Found),
+    /// It shall be made with this content, if it is not there. Refused, it looked and did nothing.
+    Create(Value, Found),
     /// It shall not be there.
     Delete(Found),
     /// What is it?
@@ -77,7 +80,7 @@ impl Look {
     }
 }
 
-/// A step of an operation: what it asks of the state, and what it makes of it.
+/// What an operation asks of the state, and what it makes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Move {
     pub(super) look: Option<Look>,
@@ -92,29 +95,30 @@ impl Move {
 }
 
 impl Deed {
-    /// Its moves in order; at least one, at most two.
-    pub(super) fn moves(self) -> Vec<Move> {
+    /// What it is, by its answer; without one, what it would be if it took effect.
+    pub(super) fn step(self) -> Move {
         let look = |look| Move { look: Some(look), write: None };
         let write = |state| Move { look: None, write: Some(state) };
+        let both = |look, state| Move { look: Some(look), write: Some(state) };
         match self {
-            Self::Get(seen) => vec![look(Look::Exactly(seen))],
-            Self::Put(value, Found::Same) => vec![look(Look::Exactly(Some(value)))],
-            Self::Put(value, Found::Absent) => vec![look(Look::Exactly(None)), write(Some(value))],
-            Self::Put(value, Found::Other) => vec![look(Look::OtherThan(value)), write(Some(value))],
-            Self::Put(value, Found::There) => vec![look(Look::There), write(Some(value))],
-            Self::Put(value, Found::Unsaid) => vec![write(Some(value))],
-            Self::Delete(Found::Absent) => vec![look(Look::Exactly(None))],
-            Self::Delete(Found::Unsaid) => vec![write(None)],
-            Self::Delete(Found::There | Found::Other | Found::Same) => {
-                vec![Move { look: Some(Look::There), write: Some(None) }]
-            }
+            Self::Get(seen) => look(Look::Exactly(seen)),
+            Self::Put(value, Found::Same) => look(Look::Exactly(Some(value))),
+            Self::Put(value, Found::Absent) => both(Look::Exactly(None), Some(value)),
+            Self::Put(value, Found::Other) => both(Look::OtherThan(value), Some(value)),
+            Self::Put(value, Found::There) => both(Look::There, Some(value)),
+            Self::Put(value, Found::Unsaid) => write(Some(value)),
+            Self::Create(_, Found::There | Found::Other | Found::Same) => look(Look::There),
+            Self::Create(value, Found::Absent | Found::Unsaid) => both(Look::Exactly(None), Some(value)),
+            Self::Delete(Found::Absent) => look(Look::Exactly(None)),
+            Self::Delete(Found::Unsaid) => write(None),
+            Self::Delete(Found::There | Found::Other | Found::Same) => both(Look::There, None),
         }
     }
 
-    /// What it would make of any state, if it took effect. A get makes nothing of it.
+    /// What the state would be, if it took effect. A get has none.
     pub(super) fn effect(self) -> Option<State> {
         match self {
-            Self::Put(value, _) => Some(Some(value)),
+            Self::Put(value, _) | Self::Create(value, _) => Some(Some(value)),
             Self::Delete(_) => Some(None),
             Self::Get(_) => None,
         }

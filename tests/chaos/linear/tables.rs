@@ -19,7 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// What each is about, and the history. Times are `from-to`; without `to`, the outcome is unknown.
-const GOOD: [(&str, &str); 18] = [
+const GOOD: [(&str, &str); 22] = [
     ("nothing", ""),
     (
         "one after another",
@@ -47,10 +47,23 @@ const GOOD: [(&str, &str); 18] = [
         "put 1 unknown 0- │ put 1 unknown 0- │ delete done 3-4 │ delete done 5-6",
     ),
     (
-        "deleted between a put's look and its write",
-        "put 1 created 0-1 │ put 2 configured 2-9 │ delete done 3-4 │ get 2 10-11",
+        "a put, and a delete beside it",
+        "put 1 created 0-1 │ put 2 configured 2-9 │ delete done 3-4 │ get absent 10-11",
     ),
-    ("both created", "put 1 created 0-5 │ put 2 created 0-5 │ get 1 6-7"),
+    (
+        "created again, beside a delete",
+        "put 1 created 0-1 │ put 2 created 2-9 │ delete done 3-4 │ get 2 10-11",
+    ),
+    ("one of two creates", "create 1 created 0-5 │ create 2 exists 0-5 │ get 1 6-7"),
+    ("an unknown create that was done", "create 1 unknown 0- │ create 2 exists 3-4 │ get 1 5-6"),
+    (
+        "an unknown create that came late",
+        "put 1 created 0-1 │ create 2 unknown 2- │ delete done 3-4 │ get 2 5-6",
+    ),
+    (
+        "an unknown create after an unknown delete",
+        "put 1 created 0-1 │ create 2 unknown 2- │ delete unknown 2- │ get 2 3-4",
+    ),
     ("unchanged", "put 1 created 0-1 │ put 1 unchanged 2-3 │ get 1 4-5"),
     (
         "a long one that spans all",
@@ -59,7 +72,7 @@ const GOOD: [(&str, &str); 18] = [
 ];
 
 /// The same, and the operation that has no place, from 0.
-const BAD: [(&str, &str, usize); 17] = [
+const BAD: [(&str, &str, usize); 23] = [
     ("a stale read", "put 1 created 0-1 │ put 2 configured 2-3 │ get 1 4-5", 2),
     ("a lost write", "put 1 created 0-1 │ get absent 2-3", 1),
     ("a write that is seen before it was asked for", "get 1 0-1 │ put 1 created 2-3", 0),
@@ -92,6 +105,16 @@ const BAD: [(&str, &str, usize); 17] = [
     ("configured, and it was this very content", "put 1 created 0-1 │ put 1 configured 2-3", 1),
     ("unchanged, and it was another", "put 1 created 0-1 │ put 2 unchanged 2-3", 1),
     ("not found, and it was there", "put 1 created 0-1 │ delete absent 2-3", 1),
+    ("both put, both created", "put 1 created 0-5 │ put 2 created 0-5 │ get 1 6-7", 1),
+    ("both created", "create 1 created 0-5 │ create 2 created 0-6", 1),
+    (
+        "deleted between a put's look and its write",
+        "put 1 created 0-1 │ put 2 configured 2-9 │ delete done 3-4 │ get 2 10-11",
+        3,
+    ),
+    ("refused, and it was not there", "create 1 exists 0-1", 0),
+    ("an unknown create over what is there", "put 1 created 0-1 │ create 2 unknown 2- │ get 2 3-4", 2),
+    ("unchanged, and written meanwhile", "put 1 created 0-1 │ put 2 configured 2-3 │ put 1 unchanged 4-5", 2),
     ("deleted twice", "put 1 created 0-1 │ delete done 2-3 │ delete done 4-5", 2),
 ];
 
@@ -101,6 +124,7 @@ fn read(history: &str) -> Vec<Operation> {
         let words: Vec<&str> = part.split_whitespace().collect();
         let found = |word: &str| match word {
             "created" | "absent" => Found::Absent,
+            "exists" => Found::There,
             "configured" => Found::Other,
             "unchanged" => Found::Same,
             "done" if part.starts_with("delete") => Found::There,
@@ -112,6 +136,7 @@ fn read(history: &str) -> Vec<Operation> {
             ["get", "absent", times] => (Deed::Get(None), times),
             ["get", seen, times] => (Deed::Get(Some(value(seen))), times),
             ["put", content, word, times] => (Deed::Put(value(content), found(word)), times),
+            ["create", content, word, times] => (Deed::Create(value(content), found(word)), times),
             ["delete", word, times] => (Deed::Delete(found(word)), times),
             other => panic!("{other:?}"),
         };

@@ -1,11 +1,12 @@
 //! What stands in the log, and why it is refused.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::met::{Labelled, Met};
 use super::requests::RequestKey;
 use super::{Node, WaitReason, Wish};
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
@@ -231,6 +232,22 @@ pub enum Command {
         /// The node.
         node: NodeName,
     },
+    /// An operator's change, if it meets what its answer says that it has met.
+    If {
+        /// What.
+        met: Met,
+        /// The change; it has no condition of its own.
+        command: Box<Command>,
+    },
+    /// Labels of one object, changed one by one.
+    Label {
+        /// Of what.
+        of: Labelled,
+        /// Those that are set and, without a value, removed.
+        change: BTreeMap<String, Option<String>>,
+        /// A label that has another value may be changed.
+        overwrite: bool,
+    },
 }
 
 /// Why a command was refused. Nothing has changed.
@@ -367,6 +384,17 @@ pub enum Refusal {
     /// This is a command of its own.
     #[error("{0} is not proposed as an entry: ask for a migration, and it is admitted in its turn")]
     NotByEntry(Cow<'static, str>),
+    /// It has changed since it was looked at.
+    #[error("it was changed by somebody else at the same moment")]
+    MetOther(Met),
+    /// A label has another value.
+    #[error("label {key} is {is:?}")]
+    Labelled {
+        /// The label's key.
+        key: String,
+        /// Its value.
+        is: String,
+    },
 }
 
 impl From<SettingError> for Refusal {

@@ -222,7 +222,7 @@ impl Registry {
     }
 }
 
-fn is_ending(guest: &Guest) -> bool {
+pub(super) fn is_ending(guest: &Guest) -> bool {
     matches!(guest.ownership.life, Life::Deleting(_))
 }
 

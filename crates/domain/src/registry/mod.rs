@@ -23,6 +23,7 @@ mod drain;
 mod guests;
 mod index;
 mod layers;
+mod met;
 mod migrations;
 mod nodes;
 mod order;
@@ -51,6 +52,7 @@ pub use admission::Waiting;
 pub use command::{BootId, Command, GuestUid, Home, Milestone, NodeChange, Refusal, Stamped};
 pub use drain::{Drain, Due, Tries, retry_after_ms};
 pub use layers::InForce;
+pub use met::{Found, Labelled, Met};
 pub use reasons::{Obstacle, WaitReason};
 pub use record::{Change, Finished, PREPARING_TARGET, RUNNING, Record, Step, UNSCHEDULABLE_TIMEOUT_S, Wish};
 pub use requests::{Answered, REQUEST_ID_BYTES_MAX, RequestKey, Requests};
@@ -239,7 +241,10 @@ impl Registry {
             None => {
                 let applied = self.command(stamped.command);
                 let outcome = applied.as_ref().map(drop).map_err(Clone::clone);
-                self.state.requests.remember(time_ms, key, outcome);
+                // Whoever has met something else looks again, and asks under the same id.
+                if !matches!(outcome, Err(Refusal::MetOther(_))) {
+                    self.state.requests.remember(time_ms, key, outcome);
+                }
                 applied
             }
         }
@@ -268,6 +273,8 @@ impl Registry {
             Command::Fence { node, boot, instances } => self.fence(&node, boot, &instances),
             Command::FenceSeen { node } => self.fence_seen(&node),
             Command::RemoveNode { node } => self.remove_node(&node),
+            Command::If { met, command } => self.change_if(met, *command),
+            Command::Label { of, change, overwrite } => self.label(of, &change, overwrite),
         }
     }
 

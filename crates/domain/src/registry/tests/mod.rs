@@ -1,13 +1,14 @@
 //! The registry as stories. Here what all of them are made of, and those about guests, nodes and permits.
 //!
 //! ```text
-//!   queue, placement, layers, drain, requests, guests    stories and tables
+//!   queue, placement, layers, drain, requests, met, guests    stories and tables
 //!   random ◀─ oracle                                      the laws under random commands, against a plain count
 //! ```
 
 mod drain;
 mod guests;
 mod layers;
+mod met;
 mod oracle;
 mod placement;
 mod queue;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Licence, Life, Phase};
-use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Home, Refusal, Registry, WaitReason};
+use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Home, Registry, WaitReason};
 use godwit_domain::{GuestName, InstanceId, Labels, NodeName, PageCount};
 use godwit_wire::admin::{Done, Fenced, GuestStats, LostGuest, NodeDetail, Problem, RunnerRow};
 use godwit_wire::handoff::RunState;
 use godwit_wire::session::{NodeAnswer, NodeAsk};
 
-use super::super::{Group, NotAgreed};
+use super::super::Group;
 use super::asked::Asked;
 use super::problem::{self, gone, no_guest, no_node, refused};
 use super::rows::{self, Beside};
@@ -167,17 +167,12 @@ pub(super) async fn create(
     let memory_bytes = body.spec.memory_bytes;
     let place = (home.uid, home.node.clone());
     let new = Command::PutInstance { name: name.clone(), labels, body: Some(body), home: Some(home) };
-    refuse_taken(group, &name).await?;
-    asked.propose(group, made, new).await?;
+    // That no other guest has this name, the registry sees to.
+    if let Some(first) = asked.propose(group, made, new).await? {
+        return await_created(group, name, first.made).await;
+    }
     settle_in(group, &name, place, memory_bytes).await?;
     guest_detail(group, name).await
-}
-
-/// A name that a guest has is not given to another.
-async fn refuse_taken(group: &Group, name: &GuestName) -> Result<(), Problem> {
-    let asked = name.clone();
-    let taken = group.read(move |registry| registry.guest_named(&asked).is_some()).await.ok_or_else(gone)?;
-    if taken { Err(NotAgreed::Refused(Refusal::NameTaken(name.clone())).into()) } else { Ok(()) }
 }
 
 /// Where a new guest is made: on that node, or the best one.

@@ -48,27 +48,28 @@ impl Asked {
         }
     }
 
-    /// Agrees on the command that this request comes to. `made`: what must be known to answer it again.
+    /// Whether nobody can ask for its answer again.
+    pub(super) fn is_once(&self) -> bool {
+        self.key.is_none()
+    }
+
+    /// Agrees on the command that this request comes to. `made`: what must be known to answer it again. Returns the first
+    /// answer, if the same request, asked twice at once, through two nodes say, got one that is not this.
     pub(super) async fn propose(
         self,
         group: &Group,
         made: Option<String>,
         command: Command,
-    ) -> Result<(), NotAgreed> {
-        let Some((id, digest)) = self.key else { return group.propose_for(None, command).await };
+    ) -> Result<Option<Remembered>, NotAgreed> {
+        let Some((id, digest)) = self.key else {
+            return group.propose_for(None, command).await.map(|()| None);
+        };
         let key = RequestKey { id: id.clone(), digest, made: made.clone() };
         group.propose_for(Some(key), command).await?;
-        // Asked twice at once, through two nodes say: what the other has made is the answer, and it is still being made.
         let first = group.read(move |registry| match registry.requests.answer(&id, digest) {
-            Some(Ok(answered)) => Some(answered.made.clone()),
+            Some(Ok(answered)) => Some(answered.clone()),
             Some(Err(_)) | None => None,
         });
-        match first.await.flatten() {
-            Some(first) if first != made => {
-                let why = "the same request is being answered at this moment; ask again under its id";
-                Err(NotAgreed::NotTaken(why.to_owned()))
-            }
-            Some(_) | None => Ok(()),
-        }
+        Ok(first.await.flatten().filter(|first| first.made != made))
     }
 }

@@ -47,7 +47,8 @@ pub(super) async fn migrate(group: &Group, asked: Asked, act: Act) -> Answered {
         return Err(problem::failed("a migration's name", format!("none is free for {name}")));
     };
     let command = Command::Migrate { guest: uid, migration: migration.clone(), wish };
-    asked.propose(group, Some(migration.to_string()), command).await?;
+    let first = asked.propose(group, Some(migration.to_string()), command).await?;
+    let migration = first.and_then(|first| first.made?.parse().ok()).unwrap_or(migration);
     migration_detail(group, migration).await
 }
 

@@ -1,17 +1,21 @@
 //! Manifests: made, changed and removed, one object at a time.
 //!
 //! ```text
-//!   object ─ read ─▶ Manifest ─▶ the command that it comes to ─▶ dry run: applied to a copy, and thrown away
-//!                       └─ as it is already: unchanged      └──▶ proposed, and seen through
+//!   object ─ read ─▶ Manifest ─▶ look: what its command would meet ─▶ dry run: applied to a copy, and thrown away
+//!                                 ▲                             └──▶ proposed, if it meets that, and seen through
+//!                                 └────────── it has met something else
 //! ```
 //!
 //! Always true: an object is judged by the registry, with a dry run as without; what it says that is not understood was
-//! refused before anything was proposed.
+//! refused before anything was proposed; `created`, `configured` and `unchanged` are about the very state that the
+//! command has met, whoever else changes the object at that moment, and whoever leads.
 
 use godwit_domain::labels::Labels;
 use godwit_domain::machine::{Body, Machine};
 use godwit_domain::ownership::{Entry, Life, Side};
-use godwit_domain::registry::{Command, GuestUid, Home, NodeChange, Registry, Stamped, Wish};
+use godwit_domain::registry::{
+    Command, Found, GuestUid, Home, Met, NodeChange, Refusal, Registry, Stamped, Wish,
+};
 use godwit_domain::{ClusterSettings, GuestName, NodeName};
 use godwit_wire::admin::{Applied, Code, POST_COPY_PRICE, Problem};
 use godwit_wire::manifest::{self, Kind, Manifest, MigrationWish, NameWish};
@@ -21,9 +25,13 @@ use serde_json::Value;
 use super::super::{Group, NotAgreed, now_ms};
 use super::acts;
 use super::asked::Asked;
-use super::problem::{gone, refused};
+use super::problem::{self, gone, refused};
 use super::{Answered, json};
 use crate::files;
+
+/// How often an object is looked at anew, since somebody else has changed it between the look and the agreement: each
+/// time one of the others has got through.
+const TRIES_MAX: usize = 64;
 
 /// How an object is to be made.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +48,20 @@ pub(super) struct Plan {
     pub(super) kind: Kind,
     pub(super) name: String,
     pub(super) done: &'static str,
-    pub(super) command: Option<Command>,
+    /// What is agreed on, and, where `done` says what it meets, only if it meets that.
+    pub(super) command: Command,
     /// A guest that is made by it, with its memory in bytes.
     pub(super) makes: Option<(GuestName, Home, u64)>,
     /// A guest that is ended by it.
     pub(super) ends: Option<(GuestName, GuestUid)>,
     pub(super) notes: Vec<String>,
+}
+
+impl Plan {
+    /// A plan that makes and ends no guest.
+    pub(super) fn simple(kind: Kind, name: String, done: &'static str, command: Command) -> Self {
+        Self { kind, name, done, command, makes: None, ends: None, notes: Vec::new() }
+    }
 }
 
 pub(super) async fn apply(
@@ -57,9 +73,19 @@ pub(super) async fn apply(
 ) -> Answered {
     let namespace = namespace.as_deref().unwrap_or(manifest::DEFAULT_NAMESPACE);
     let (manifest, notes) = manifest::read_in(object, namespace).map_err(|error| invalid(&error))?;
-    let mut plan = plan(group, manifest, verb).await?;
-    plan.notes.splice(0..0, notes);
-    carry_out(group, asked, plan, verb.dry_run).await
+    for _ in 0..TRIES_MAX {
+        let planned = plan(group, manifest.clone(), verb).await;
+        // Asked twice at once: what the first one has done since is no reason to refuse the second.
+        if let Some(first) = asked.clone().earlier(group).await? {
+            return again(group, first.made).await;
+        }
+        let mut plan = planned?;
+        plan.notes.splice(0..0, notes.clone());
+        if let Some(answer) = carry_out(group, asked.clone(), plan, verb.dry_run).await? {
+            return Ok(answer);
+        }
+    }
+    Err(problem::contended())
 }
 
 pub(super) fn invalid(error: &dyn std::error::Error) -> Problem {
@@ -67,26 +93,42 @@ pub(super) fn invalid(error: &dyn std::error::Error) -> Problem {
     refused(rule, error.to_string(), "docs/settings.md and docs/policies.md have examples")
 }
 
-pub(super) async fn carry_out(group: &Group, asked: Asked, plan: Plan, dry_run: bool) -> Answered {
+/// Does it, unless it is a dry run. `None`: it has met something else than was planned for, and nothing was done.
+pub(super) async fn carry_out(
+    group: &Group,
+    asked: Asked,
+    plan: Plan,
+    dry_run: bool,
+) -> Result<Option<Value>, Problem> {
     let Plan { kind, name, done, command, makes, ends, notes } = plan;
     let applied = Applied { kind: kind.to_string(), name, done: done.to_owned(), dry_run, notes };
-    let Some(command) = command else { return json(&applied) };
-    if dry_run {
-        let stamped = Stamped { time_ms: now_ms(), request: None, command };
-        let tried = group.read(move |registry| registry.clone().apply(stamped).map(drop));
-        tried.await.ok_or_else(gone)?.map_err(NotAgreed::Refused)?;
-        return json(&applied);
+    let is_same = matches!(&command, Command::If { met, .. } if met.found == Found::Same);
+    // Only whoever gave it an id may ask for this answer again.
+    if is_same && asked.is_once() {
+        return json(&applied).map(Some);
     }
-    let makes_uid = makes.as_ref().map(|(_, home, _)| home.uid.0);
-    let made = serde_json::to_string(&Made { applied: applied.clone(), makes: makes_uid }).ok();
-    asked.propose(group, made, command).await?;
-    if let Some((guest, Home { uid, node }, memory_bytes)) = makes {
+    let agreed = if dry_run {
+        let stamped = Stamped { time_ms: now_ms(), request: None, command };
+        let tried = read(group, move |registry| registry.clone().apply(stamped));
+        tried.await?.map(|_| None).map_err(NotAgreed::Refused)
+    } else {
+        let makes_uid = makes.as_ref().map(|(_, home, _)| home.uid.0);
+        let made = serde_json::to_string(&Made { applied: applied.clone(), makes: makes_uid }).ok();
+        asked.propose(group, made, command).await
+    };
+    match agreed {
+        Ok(None) => {}
+        Ok(Some(first)) => return again(group, first.made).await.map(Some),
+        Err(NotAgreed::Refused(Refusal::MetOther(_))) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    if let Some((guest, Home { uid, node }, memory_bytes)) = makes.filter(|_| !dry_run) {
         acts::settle_in(group, &guest, (uid, node), memory_bytes).await?;
     }
-    if let Some((guest, uid)) = ends {
+    if let Some((guest, uid)) = ends.filter(|_| !dry_run) {
         acts::until_gone(group, &guest, uid).await?;
     }
-    json(&applied)
+    json(&applied).map(Some)
 }
 
 /// What must be known to answer a request again.
@@ -101,7 +143,7 @@ struct Made {
 pub(super) async fn again(group: &Group, made: Option<String>) -> Answered {
     let made = made.and_then(|made| serde_json::from_str::<Made>(&made).ok());
     let Some(Made { applied, makes }) = made else {
-        return Err(super::problem::failed("request", "its first answer can not be read"));
+        return Err(problem::failed("request", "its first answer can not be read"));
     };
     if let Some(uid) = makes.map(GuestUid) {
         let found = read(group, move |registry| {
@@ -120,7 +162,7 @@ pub(super) async fn again(group: &Group, made: Option<String>) -> Answered {
             Some((_, None, false, _)) => {}
             Some((_, None, true, _)) | None => {
                 let message = format!("guest {} was made and is not there any more", applied.name);
-                return Err(super::problem::failed("the guest's runner must start", message));
+                return Err(problem::failed("the guest's runner must start", message));
             }
         }
     }
@@ -129,15 +171,6 @@ pub(super) async fn again(group: &Group, made: Option<String>) -> Answered {
 
 async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Problem> {
     let (kind, full) = (manifest.kind(), full_name(&manifest));
-    let simple = |there: bool, same: bool, command: Command| {
-        let done = match (there, same) {
-            (false, _) => "created",
-            (true, true) => "unchanged",
-            (true, false) => "configured",
-        };
-        let command = Some(command).filter(|_| done != "unchanged");
-        Plan { kind, name: full.clone(), done, command, makes: None, ends: None, notes: Vec::new() }
-    };
     let allows_post_copy = match &manifest {
         Manifest::Settings { settings, .. } => settings.migration.allow_post_copy,
         Manifest::Policy { policy, .. } => policy.overrides.allow_post_copy,
@@ -149,34 +182,19 @@ async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Pro
     };
     let mut plan = match manifest {
         Manifest::Settings { settings, .. } => {
-            let (there, same) = (true, settings.clone());
-            let same = read(group, move |registry| registry.settings == same).await?;
-            simple(there, same, Command::PutSettings { settings })
+            put_plan(group, kind, full, Command::PutSettings { settings }).await?
         }
         Manifest::Policy { name, policy } => {
-            let (of, new) = (name.clone(), policy.clone());
-            let known =
-                read(group, move |registry| registry.policies.get(&of).map(|known| *known == new)).await?;
-            simple(known.is_some(), known == Some(true), Command::PutPolicy { name, policy })
+            put_plan(group, kind, full, Command::PutPolicy { name, policy }).await?
         }
         Manifest::Namespace { name, labels } => {
-            let (of, new) = (name.clone(), labels.clone());
-            let known =
-                read(group, move |registry| registry.namespaces.get(&of).map(|known| *known == new)).await?;
-            simple(known.is_some(), known == Some(true), Command::PutNamespace { name, labels })
+            put_plan(group, kind, full, Command::PutNamespace { name, labels }).await?
         }
         Manifest::Node { name, labels, cordoned } => {
-            let (of, new) = (name.clone(), (labels.clone(), cordoned));
-            let known = read(group, move |registry| {
-                let wish = registry.node_wishes.get(&of);
-                let same = wish.is_some_and(|wish| (&wish.labels, wish.cordoned) == (&new.0, new.1));
-                (wish.is_some() || registry.nodes.contains_key(&of), same)
-            });
-            let (there, same) = known.await?;
             let of = name.clone();
             let drains = read(group, move |registry| registry.is_draining(&of)).await?;
             let change = NodeChange::Put { labels, cordoned };
-            let mut plan = simple(there, same, Command::Node { node: name.clone(), change });
+            let mut plan = put_plan(group, kind, full, Command::Node { node: name.clone(), change }).await?;
             if drains && !cordoned {
                 plan.notes
                     .push(format!("it is being drained and stays cordoned: godwit node uncordon {name}"));
@@ -204,6 +222,33 @@ async fn plan(group: &Group, manifest: Manifest, verb: Verb) -> Result<Plan, Pro
     Ok(plan)
 }
 
+/// A change whose answer says what it has met.
+async fn put_plan(group: &Group, kind: Kind, name: String, command: Command) -> Result<Plan, Problem> {
+    let (met, command) = meets(group, command, |_| ()).await?.0;
+    Ok(Plan::simple(kind, name, done(met), conditional(met, command)))
+}
+
+/// What a command would meet, and whatever else is to be seen at the same moment.
+async fn meets<R: Send + 'static>(
+    group: &Group,
+    command: Command,
+    look: impl FnOnce(&Registry) -> R + Send + 'static,
+) -> Result<((Met, Command), R), Problem> {
+    read(group, move |registry| ((registry.met(&command), command), look(registry))).await
+}
+
+fn conditional(met: Met, command: Command) -> Command {
+    Command::If { met, command: Box::new(command) }
+}
+
+fn done(met: Met) -> &'static str {
+    match met.found {
+        Found::Absent => "created",
+        Found::Other => "configured",
+        Found::Same => "unchanged",
+    }
+}
+
 async fn machine_plan(
     group: &Group,
     kind: Kind,
@@ -211,40 +256,24 @@ async fn machine_plan(
     name: GuestName,
     machine: Machine,
 ) -> Result<Plan, Problem> {
-    let (of, new) = (name.clone(), machine.clone());
-    let (known, guest, ending) = read(group, move |registry| {
+    let (runs, of, body) = (machine.runs, name.clone(), machine.body.clone());
+    let put = Command::PutMachine { name: name.clone(), machine, home: None };
+    let ((met, mut command), (body, ending)) = meets(group, put, move |registry| {
         let guest = registry.guest_named(&of);
         let ending = guest.is_some_and(|(_, guest)| matches!(guest.ownership.life, Life::Deleting(_)));
-        (registry.machines.get(&of).cloned(), guest.map(|(uid, _)| uid), ending)
+        (body.or_else(|| registry.machines.get(&of)?.body.clone()), ending)
     })
     .await?;
-    let body = machine.body.clone().or_else(|| known.as_ref()?.body.clone());
-    let mut notes = Vec::new();
-    let makes = match (&body, guest) {
-        (Some(body), None) if machine.runs => {
-            Some((name.clone(), acts::home(group, None, body).await?, body.spec.memory_bytes))
-        }
-        _ => None,
+    let makes = match body.filter(|_| runs && met.guest.is_none()) {
+        Some(body) => Some((name.clone(), acts::home(group, None, &body).await?, body.spec.memory_bytes)),
+        None => None,
     };
-    let ends = guest.filter(|_| !machine.runs && !ending).map(|uid| (name.clone(), uid));
-    if ends.is_some() {
-        notes.push(format!("guest {name} runs and shall not: it is stopped"));
+    let ends = met.guest.filter(|_| !runs && !ending).map(|uid| (name.clone(), uid));
+    let notes = ends.iter().map(|_| format!("guest {name} runs and shall not: it is stopped")).collect();
+    if let Command::PutMachine { home, .. } = &mut command {
+        *home = makes.as_ref().map(|(_, home, _)| home.clone());
     }
-    // One that is being ended is no guest that is as it should be: the registry says so.
-    let same = !(ending && machine.runs)
-        && known.as_ref().is_some_and(|known| {
-            let body = new.body.clone().or_else(|| known.body.clone());
-            *known == Machine { body, ..new }
-        });
-    let done = match (known.is_some() || guest.is_some(), same && makes.is_none() && ends.is_none()) {
-        (false, _) => "created",
-        (true, true) => "unchanged",
-        (true, false) => "configured",
-    };
-    let home = makes.as_ref().map(|(_, home, _)| home.clone());
-    let machine = Machine { body, ..machine };
-    let command = Some(Command::PutMachine { name, machine, home }).filter(|_| done != "unchanged");
-    Ok(Plan { kind, name: full, done, command, makes, ends, notes })
+    Ok(Plan { makes, ends, notes, ..Plan::simple(kind, full, done(met), conditional(met, command)) })
 }
 
 async fn instance_plan(
@@ -256,34 +285,24 @@ async fn instance_plan(
     body: Option<Body>,
 ) -> Result<Plan, Problem> {
     let of = name.clone();
-    let known = read(group, move |registry| {
-        let (_, guest) = registry.guest_named(&of)?;
-        let template = registry.machines.get(&of).and_then(|machine| machine.template_labels.as_ref());
-        let ending = matches!(guest.ownership.life, Life::Deleting(_));
-        Some((guest.labels.clone(), guest.body.clone(), template.is_some(), ending))
-    });
-    let known = known.await?;
+    let put = Command::PutInstance { name: name.clone(), labels, body: body.clone(), home: None };
+    let ((met, mut command), has_template) = meets(group, put, move |registry| {
+        let machine = registry.machines.get(&of).filter(|_| registry.guest_named(&of).is_some());
+        machine.is_some_and(|machine| machine.template_labels.is_some())
+    })
+    .await?;
     let mut notes = Vec::new();
-    if known.as_ref().is_some_and(|(_, _, has_template, _)| *has_template) {
+    if has_template {
         notes.push(format!("VirtualMachine {name} has labels in its template: those count, not these"));
     }
-    let makes = match (&body, &known) {
-        (Some(body), None) => {
-            Some((name.clone(), acts::home(group, None, body).await?, body.spec.memory_bytes))
-        }
-        _ => None,
+    let makes = match body.filter(|_| met.guest.is_none()) {
+        Some(body) => Some((name.clone(), acts::home(group, None, &body).await?, body.spec.memory_bytes)),
+        None => None,
     };
-    let same = known.as_ref().is_some_and(|(known_labels, known_body, _, ending)| {
-        !ending && *known_labels == labels && body.as_ref().is_none_or(|body| body == known_body)
-    });
-    let done = match (known.is_some(), same) {
-        (false, _) => "created",
-        (true, true) => "unchanged",
-        (true, false) => "configured",
-    };
-    let home = makes.as_ref().map(|(_, home, _)| home.clone());
-    let command = Some(Command::PutInstance { name, labels, body, home }).filter(|_| done != "unchanged");
-    Ok(Plan { kind, name: full, done, command, makes, ends: None, notes })
+    if let Command::PutInstance { home, .. } = &mut command {
+        *home = makes.as_ref().map(|(_, home, _)| home.clone());
+    }
+    Ok(Plan { makes, notes, ..Plan::simple(kind, full, done(met), conditional(met, command)) })
 }
 
 async fn migration_plan(
@@ -313,20 +332,14 @@ async fn migration_plan(
     let mut wish = Wish { selector, ..Wish::default() };
     wish.overrides.priority = priority;
     wish.unschedulable_timeout_s = unschedulable_timeout_seconds.unwrap_or(wish.unschedulable_timeout_s);
-    let of = migration.clone();
-    let (uid, there) = read(group, {
-        let guest = guest.clone();
-        move |registry: &Registry| {
-            (registry.guest_named(&guest).map(|(uid, _)| uid), registry.guest_of(&of).is_some())
-        }
-    })
-    .await?;
+    let of = guest.clone();
+    let uid = read(group, move |registry| registry.guest_named(&of).map(|(uid, _)| uid)).await?;
     let uid = uid.ok_or_else(|| super::no_guest(&guest))?;
-    // One that is there is proposed again all the same: whether it is the same one, the registry knows.
-    let done = if there { "unchanged" } else { "created" };
-    let command = Some(Command::Migrate { guest: uid, migration: migration.clone(), wish });
     let name = migration.to_string();
-    Ok(Plan { kind, name, done, command, makes: None, ends: None, notes: Vec::new() })
+    let (met, command) = meets(group, Command::Migrate { guest: uid, migration, wish }, |_| ()).await?.0;
+    // One that is there is proposed again all the same: whether it is the same one, the registry knows.
+    let done = if met.found == Found::Absent { "created" } else { "unchanged" };
+    Ok(Plan::simple(kind, name, done, conditional(met, command)))
 }
 
 // ---- delete -------------------------------------------------------------------------------------------------
@@ -340,29 +353,21 @@ pub(super) async fn delete(
     dry_run: bool,
 ) -> Answered {
     let kind: Kind = kind.parse().map_err(|error| invalid(&error))?;
-    let mut plan = Plan {
-        kind,
-        name: name.clone(),
-        done: "deleted",
-        command: None,
-        makes: None,
-        ends: None,
-        notes: Vec::new(),
-    };
-    match kind {
+    let (mut full, mut ends, mut notes) = (name.clone(), None, Vec::new());
+    let command = match kind {
         Kind::HyperConverged | Kind::KubeVirt => {
-            plan.notes.push("every setting has its default again".to_owned());
-            plan.command = Some(Command::PutSettings { settings: ClusterSettings::default() });
+            notes.push("every setting has its default again".to_owned());
+            Command::PutSettings { settings: ClusterSettings::default() }
         }
         Kind::MigrationPolicy => {
             let name = name.parse().map_err(|error| invalid(&error))?;
-            plan.command = Some(Command::DeletePolicy { name });
+            Command::DeletePolicy { name }
         }
-        Kind::Namespace => plan.command = Some(Command::DeleteNamespace { name }),
+        Kind::Namespace => Command::DeleteNamespace { name },
         Kind::Node => {
             let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
             acts::removable(group, &node).await?;
-            plan.command = Some(Command::RemoveNode { node });
+            Command::RemoveNode { node }
         }
         Kind::VirtualMachine | Kind::VirtualMachineInstance => {
             let guest = guest_name(&name, namespace)?;
@@ -371,13 +376,13 @@ pub(super) async fn delete(
                 (registry.guest_named(&of).map(|(uid, _)| uid), registry.machines.contains_key(&of))
             })
             .await?;
-            plan.name = guest.to_string();
-            plan.ends = uid.map(|uid| (guest.clone(), uid));
-            plan.command = match (has_machine, uid) {
-                (true, _) => Some(Command::DeleteMachine { name: guest }),
-                (false, Some(uid)) => Some(Command::Guest { guest: uid, entry: Entry::Delete }),
+            full = guest.to_string();
+            ends = uid.map(|uid| (guest.clone(), uid));
+            match (has_machine, uid) {
+                (true, _) => Command::DeleteMachine { name: guest },
+                (false, Some(uid)) => Command::Guest { guest: uid, entry: Entry::Delete },
                 (false, None) => return Err(super::no_guest(&guest)),
-            };
+            }
         }
         Kind::VirtualMachineInstanceMigration => {
             let migration: godwit_domain::MigrationId = name.parse().map_err(|error| invalid(&error))?;
@@ -388,17 +393,18 @@ pub(super) async fn delete(
                 let open = guest.ownership.phase_of(&of).is_some_and(|phase| !phase.is_over());
                 there.then_some((uid, open))
             });
-            plan.command = Some(match found.await?.ok_or_else(|| super::no_migration(&migration))? {
+            match found.await?.ok_or_else(|| super::no_migration(&migration))? {
                 (guest, true) => {
-                    plan.notes.push("it was not over: it is cancelled".to_owned());
+                    notes.push("it was not over: it is cancelled".to_owned());
                     let reason = "cancelled by an operator".to_owned();
                     Command::Guest { guest, entry: Entry::End { migration, side: Side::Operator, reason } }
                 }
                 (_, false) => Command::ForgetMigration { migration },
-            });
+            }
         }
-    }
-    carry_out(group, asked, plan, dry_run).await
+    };
+    let plan = Plan { ends, notes, ..Plan::simple(kind, full, "deleted", command) };
+    carry_out(group, asked, plan, dry_run).await?.ok_or_else(problem::contended)
 }
 
 // ---- helpers -------------------------------------------------------------------------------------------------------

@@ -77,6 +77,11 @@ pub(super) fn no_quorum() -> Problem {
     Problem::new(Code::Unavailable, "a quorum of voters must answer", message, hint)
 }
 
+pub(super) fn contended() -> Problem {
+    let message = "others change it again and again at this moment; nothing was done";
+    Problem::new(Code::Unavailable, "a change meets what was looked at", message, "ask again in a moment")
+}
+
 pub(super) fn leadership_lost() -> Problem {
     let message = "the leadership was lost while the answer was waited for";
     Problem::new(Code::Unknown, "the leader must stay", message, "look how things stand, and ask again")
@@ -161,6 +166,12 @@ fn of_refusal(refusal: &Refusal) -> Problem {
         Refusal::NoDrain(_) => (Code::NotFound, "the node must be drained", "godwit drain NODE"),
         Refusal::RequestTaken(_) => {
             (Code::Refused, "a request id is one request's", "leave --request-id out, and one is made")
+        }
+        Refusal::MetOther(_) => {
+            (Code::Unavailable, "a change meets what was looked at", "ask again in a moment")
+        }
+        Refusal::Labelled { .. } => {
+            (Code::Refused, "a label that is there is not changed by chance", "--overwrite")
         }
         Refusal::NotByEntry(_) => (Code::Refused, "it is agreed on in another way", "ask for a migration"),
         Refusal::Ownership(_) => {

@@ -1,21 +1,23 @@
 //! Labels of one object, changed one by one.
 //!
-//! Always true: what is not named stays as it is; a label that has another value is changed only where that is said.
+//! ```text
+//!   label ─▶ Command::Label ─▶ log ─▶ the registry: those that are there, changed
+//! ```
+//!
+//! Always true: what is not named stays as it is, whoever else changes the object at that moment; a label that has another
+//! value is changed only where that is said. The registry sees to both.
 
 use std::collections::BTreeMap;
 
 use godwit_domain::NodeName;
-use godwit_domain::labels::Labels;
-use godwit_domain::machine::Machine;
-use godwit_domain::registry::{Command, NodeChange, Refusal};
-use godwit_wire::admin::Problem;
+use godwit_domain::registry::{Command, Labelled};
 use godwit_wire::manifest::Kind;
 
-use super::super::{Group, NotAgreed};
+use super::super::Group;
 use super::Answered;
 use super::asked::Asked;
 use super::objects::{Plan, carry_out, guest_name, invalid, read};
-use super::problem::refused;
+use super::problem::{self, refused};
 
 /// What is done about a `label` command.
 #[derive(Debug, Clone)]
@@ -37,52 +39,33 @@ pub(super) async fn label(
 ) -> Answered {
     let kind: Kind = kind.parse().map_err(|error| invalid(&error))?;
     let mut notes = Vec::new();
-    let (name, command) = match kind {
-        Kind::Namespace => {
-            let of = name.clone();
-            let labels = read(group, move |registry| registry.namespaces.get(&of).cloned()).await?;
-            let labels = change.of(kind, &name, &labels.unwrap_or_default())?;
-            (name.clone(), Command::PutNamespace { name, labels })
-        }
+    let (name, of) = match kind {
+        Kind::Namespace => (name.clone(), Labelled::Namespace(name)),
         Kind::Node => {
             let node: NodeName = name.parse().map_err(|error| invalid(&error))?;
             let of = node.clone();
-            let known = read(group, move |registry| {
-                registry.nodes.contains_key(&of).then(|| {
-                    (
-                        registry.node_wishes.get(&of).cloned().unwrap_or_default(),
-                        registry.nodes[&of].labels.clone(),
-                    )
-                })
-            });
-            let (wish, of_config) = known.await?.ok_or_else(|| super::no_node(&node))?;
-            let labels = change.of(kind, &name, &wish.labels)?;
+            let known = read(group, move |registry| Some(registry.nodes.get(&of)?.labels.clone()));
+            let of_config = known.await?.ok_or_else(|| super::no_node(&node))?;
             let stays =
                 change.labels.iter().find(|(key, value)| value.is_none() && of_config.contains_key(*key));
             notes.extend(stays.map(|(key, _)| format!("label {key} is in the node's config: it stays")));
-            (name, Command::Node { node, change: NodeChange::Put { labels, cordoned: wish.cordoned } })
+            (name, Labelled::Node(node))
         }
         Kind::VirtualMachine => {
             let guest = guest_name(&name, namespace)?;
-            let of = guest.clone();
-            let machine = read(group, move |registry| registry.machines.get(&of).cloned()).await?;
-            let missing = || Problem::from(NotAgreed::Refused(Refusal::NoMachine(guest.clone())));
-            let machine = machine.ok_or_else(missing)?;
-            let labels = change.of(kind, guest.name(), &machine.labels)?;
             notes.push(
                 "no policy looks at a VirtualMachine's own labels: spec.template.metadata.labels count"
                     .to_owned(),
             );
-            let machine = Machine { labels, ..machine };
-            (guest.to_string(), Command::PutMachine { name: guest, machine, home: None })
+            (guest.to_string(), Labelled::Machine(guest))
         }
         Kind::VirtualMachineInstance => {
             let guest = guest_name(&name, namespace)?;
             let of = guest.clone();
-            let labels =
-                read(group, move |registry| Some(registry.guest_named(&of)?.1.labels.clone())).await?;
-            let labels = change.of(kind, guest.name(), &labels.ok_or_else(|| super::no_guest(&guest))?)?;
-            (guest.to_string(), Command::PutInstance { name: guest, labels, body: None, home: None })
+            if !read(group, move |registry| registry.guest_named(&of).is_some()).await? {
+                return Err(super::no_guest(&guest));
+            }
+            (guest.to_string(), Labelled::Instance(guest))
         }
         Kind::HyperConverged
         | Kind::KubeVirt
@@ -96,31 +79,7 @@ pub(super) async fn label(
             ));
         }
     };
-    let plan = Plan { kind, name, done: "labeled", command: Some(command), makes: None, ends: None, notes };
-    carry_out(group, asked, plan, dry_run).await
-}
-
-impl Relabel {
-    fn of(&self, kind: Kind, name: &str, labels: &Labels) -> Result<Labels, Problem> {
-        let mut changed = labels.clone();
-        for (key, value) in &self.labels {
-            match (value, labels.get(key)) {
-                (Some(value), Some(known)) if value != known && !self.overwrite => {
-                    let message = format!("label {key} of {kind} {name} is {known:?}");
-                    return Err(refused(
-                        "a label that is there is not changed by chance",
-                        message,
-                        "--overwrite",
-                    ));
-                }
-                (Some(value), _) => {
-                    changed.insert(key.clone(), value.clone());
-                }
-                (None, _) => {
-                    changed.remove(key);
-                }
-            }
-        }
-        Ok(changed)
-    }
+    let command = Command::Label { of, change: change.labels, overwrite: change.overwrite };
+    let plan = Plan { notes, ..Plan::simple(kind, name, "labeled", command) };
+    carry_out(group, asked, plan, dry_run).await?.ok_or_else(problem::contended)
 }
