@@ -144,9 +144,9 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     all_tick(&eyes, &herd).await?;
     eyes.close();
     violated(&eyes, &herd)?;
-    let mut seen = eyes.seen();
+    let seen = eyes.seen();
     let faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(judge(&mut seen, &faults, &herd, &history, ended, settled)?)
+    Ok(judge(&seen, &faults, &herd, &history, ended, settled)?)
 }
 
 /// What has been seen by now that must not be.

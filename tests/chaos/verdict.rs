@@ -57,7 +57,7 @@ pub(crate) struct Report {
 
 /// Everything that must hold of what was seen.
 pub(crate) fn judge(
-    seen: &mut Seen,
+    seen: &Seen,
     faults: &[Fault],
     herd: &Herd,
     history: &History,
