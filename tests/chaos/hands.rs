@@ -38,16 +38,24 @@ impl Hand<'_> {
         }
     }
 
-    /// Does it. What undoes it, and runners that were killed.
+    /// Does it. What undoes it, and runners that were killed. If one is to be killed, it is this one, else any.
     pub(crate) async fn begin(
         &mut self,
         kind: Kind,
         node: &NodeName,
+        runner: Option<InstanceId>,
         rng: &mut Rng,
     ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
         match self {
-            Self::Namespaces(hosts) => hosts.begin(kind, node, rng).await,
+            Self::Namespaces(hosts) => hosts.begin(kind, node, runner, rng).await,
             Self::Containers(hosts) => hosts.begin(kind, node).await,
+        }
+    }
+
+    /// Nodes that do not vote hear and say everything so much later from now on.
+    pub(crate) fn hold_back(&self, nodes: &[NodeName], delay: Duration) {
+        if let Self::Namespaces(hosts) = self {
+            nodes.iter().for_each(|node| hosts.field.delay(node, Net::Control, delay, Duration::ZERO));
         }
     }
 
@@ -87,6 +95,7 @@ impl Namespaces<'_> {
         &mut self,
         kind: Kind,
         node: &NodeName,
+        runner: Option<InstanceId>,
         rng: &mut Rng,
     ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
         let field = &self.field;
@@ -102,11 +111,11 @@ impl Namespaces<'_> {
             }
             Kind::KillHost => {
                 self.cluster.kill_node(node).await?;
-                killed = kill_runners(self.cluster, node, usize::MAX)?;
+                killed = kill_runners(self.cluster, node, usize::MAX, None)?;
                 Undo::Start { shift: Duration::ZERO }
             }
             Kind::KillRunner => {
-                killed = kill_runners(self.cluster, node, 1)?;
+                killed = kill_runners(self.cluster, node, 1, runner)?;
                 Undo::Nothing
             }
             Kind::PauseNode => {
@@ -158,6 +167,8 @@ impl Namespaces<'_> {
     async fn undo(&mut self, undo: &Undo, node: &NodeName) -> Outcome {
         match undo {
             Undo::Nothing => {}
+            // It lives: somebody was faster.
+            Undo::Start { .. } if !self.cluster.has_ended(node) => {}
             Undo::Start { shift } => {
                 let wrapper = self.field.wrapper(node, *shift);
                 self.cluster.relaunch_node(node, |spec| spec.wrapper = wrapper).await?;
@@ -179,9 +190,15 @@ impl Namespaces<'_> {
     }
 }
 
-/// Kills so many of the runners that this node has started.
-fn kill_runners(cluster: &Cluster, node: &NodeName, most: usize) -> Result<Vec<Killed>, Box<dyn Error>> {
+/// Kills so many of the runners that this node has started, or this one of them.
+fn kill_runners(
+    cluster: &Cluster,
+    node: &NodeName,
+    most: usize,
+    one: Option<InstanceId>,
+) -> Result<Vec<Killed>, Box<dyn Error>> {
     let mut killed = runners(&cluster.node_dir(node), node)?;
+    killed.retain(|(_, (_, instance))| one.is_none_or(|one| one == *instance));
     killed.truncate(most);
     for (pid, _) in &killed {
         // It may have ended by itself meanwhile.
