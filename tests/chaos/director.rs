@@ -37,7 +37,8 @@ const STRIKE_INTERVAL: Duration = Duration::from_millis(700);
 const REST_AFTER_START: Duration = Duration::from_millis(700);
 
 /// So much later nodes that do not vote hear and say everything, where the plan leans to something.
-const HELD_BACK: Duration = Duration::from_millis(300);
+/// A target that is held back hears of a hand-over after this time, and is heard to run the guest after twice this time.
+const HELD_BACK: Duration = Duration::from_millis(400);
 /// How long a fault lasts then: a killed process is back while what it has missed goes on.
 const LEANT_LASTS: Duration = Duration::from_millis(150);
 
@@ -141,16 +142,24 @@ impl<'a> Director<'a> {
             let wake = later.iter().map(|(at, _)| *at).chain(self.due.iter().map(|due| due.at)).min();
             let wake = wake.unwrap_or(next).min(next).min(end).min(now + Duration::from_millis(200));
             if let Ok(Some(turn)) = tokio::time::timeout_at(wake.into(), turns.recv()).await {
-                match turn.stage {
-                    // They are over within milliseconds.
-                    Stage::Pausing | Stage::Committed => self.strike(&turn).await?,
-                    Stage::PreCopy | Stage::PostCopy => {
-                        later.push((Instant::now() + Duration::from_millis(self.rng.u64(0..=900)), turn));
-                    }
+                match self.strikes_after(&turn) {
+                    Duration::ZERO => self.strike(&turn).await?,
+                    after => later.push((Instant::now() + after, turn)),
                 }
             }
         }
         self.finish().await
+    }
+
+    /// How long after a turn something may strike.
+    fn strikes_after(&mut self, turn: &Turn) -> Duration {
+        let after_ms = match (self.lean, turn.stage) {
+            (Some(lean), _) => lean.after_ms,
+            // They are over within milliseconds.
+            (None, Stage::Pausing | Stage::Committed) => 0,
+            (None, Stage::PreCopy | Stage::PostCopy) => self.rng.u64(0..=900),
+        };
+        Duration::from_millis(after_ms)
     }
 
     fn is_violated(&self) -> bool {
@@ -254,7 +263,9 @@ impl<'a> Director<'a> {
             None => Duration::from_millis(kind.lasts_ms(&mut self.rng)),
         };
         let begun_ns = monotonic_ns();
-        let (undo, killed) = self.hand.begin(kind, &node, runner, &mut self.rng).await?;
+        let Some((undo, killed)) = self.hand.begin(kind, &node, runner, &mut self.rng).await? else {
+            return Ok(());
+        };
         for (guest, instance) in killed {
             self.herd.hurt(guest, instance);
         }

@@ -38,16 +38,17 @@ impl Hand<'_> {
         }
     }
 
-    /// Does it. What undoes it, and runners that were killed. If one is to be killed, it is this one, else any.
+    /// Does it. What undoes it, and runners that were killed; nothing, if it can not be done now. If a runner is to be
+    /// killed, it is this one, else any.
     pub(crate) async fn begin(
         &mut self,
         kind: Kind,
         node: &NodeName,
         runner: Option<InstanceId>,
         rng: &mut Rng,
-    ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
+    ) -> Result<Option<(Undo, Vec<Killed>)>, Box<dyn Error>> {
         match self {
-            Self::Namespaces(hosts) => hosts.begin(kind, node, runner, rng).await,
+            Self::Namespaces(hosts) => hosts.begin(kind, node, runner, rng).await.map(Some),
             Self::Containers(hosts) => hosts.begin(kind, node).await,
         }
     }

@@ -71,21 +71,12 @@ fn main() {
 /// Bugs of the hand-over that the simulation knows, in every node of a cluster: each breaks a promise within minutes.
 const PLANTED: [(&str, Option<Lean>); 7] = [
     ("epoch-stays", None),
-    ("end-after-hand-over", Some(Lean { stage: Stage::Pausing, side: Side::Target, kind: Kind::CutPages })),
-    ("restart-forgets", Some(Lean { stage: Stage::Committed, side: Side::Target, kind: Kind::KillNode })),
-    (
-        "absent-never-started",
-        Some(Lean { stage: Stage::Committed, side: Side::Target, kind: Kind::KillRunner }),
-    ),
-    (
-        "hand-back-by-time-out",
-        Some(Lean { stage: Stage::Committed, side: Side::Source, kind: Kind::KillNode }),
-    ),
-    ("free-at-hand-over", Some(Lean { stage: Stage::Committed, side: Side::Source, kind: Kind::KillNode })),
-    (
-        "source-loss-is-guest-loss",
-        Some(Lean { stage: Stage::PostCopy, side: Side::Source, kind: Kind::KillRunner }),
-    ),
+    ("end-after-hand-over", lean(Stage::Pausing, Side::Target, Kind::CutPages, 0)),
+    ("restart-forgets", lean(Stage::Committed, Side::Target, Kind::KillNode, 600)),
+    ("absent-never-started", lean(Stage::Committed, Side::Target, Kind::KillRunner, 600)),
+    ("hand-back-by-time-out", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
+    ("free-at-hand-over", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
+    ("source-loss-is-guest-loss", lean(Stage::PostCopy, Side::Source, Kind::KillRunner, 0)),
 ];
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
 const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
@@ -93,6 +84,10 @@ const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
 const PLANTED_LENGTH: Duration = Duration::from_secs(90);
 /// And how long a migration may then take to end: a bug may be that it never does.
 const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
+
+const fn lean(stage: Stage, side: Side, kind: Kind, after_ms: u64) -> Option<Lean> {
+    Some(Lean { stage, side, kind, after_ms })
+}
 
 fn bugs(named: &str) -> Vec<(&'static str, Option<Lean>)> {
     if named == "1" {

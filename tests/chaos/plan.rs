@@ -49,6 +49,8 @@ pub(crate) struct Lean {
     pub(crate) side: Side,
     /// How.
     pub(crate) kind: Kind,
+    /// How long after it, in milliseconds.
+    pub(crate) after_ms: u64,
 }
 
 /// A side of a migration.
