@@ -42,6 +42,9 @@ const HELD_BACK: Duration = Duration::from_millis(400);
 /// How long a fault lasts then: a killed process is back while what it has missed goes on.
 const LEANT_LASTS: Duration = Duration::from_millis(150);
 
+/// How long a host is off that is fenced: it must first be missed.
+const FENCED_LASTS: Duration = Duration::from_secs(7);
+
 /// A fault.
 #[derive(Debug, Clone)]
 pub(crate) struct Fault {
@@ -258,7 +261,10 @@ impl<'a> Director<'a> {
         meant: Option<Stage>,
         runner: Option<InstanceId>,
     ) -> Outcome {
+        // An operator who knows that a host is off says so, half of the time.
+        let is_fenced = kind == Kind::KillHost && (self.lean.is_some() || self.rng.bool());
         let lasts = match self.lean {
+            _ if is_fenced => FENCED_LASTS,
             Some(_) => LEANT_LASTS,
             None => Duration::from_millis(kind.lasts_ms(&mut self.rng)),
         };
@@ -268,6 +274,9 @@ impl<'a> Director<'a> {
         };
         for (guest, instance) in killed {
             self.herd.hurt(guest, instance);
+        }
+        if is_fenced {
+            tokio::spawn(Arc::clone(&self.herd).fence(node.clone(), lasts));
         }
         let at = Instant::now() + lasts;
         let rest = if matches!(undo, Undo::Start { .. }) { REST_AFTER_START } else { Duration::ZERO };

@@ -65,7 +65,7 @@ impl Kind {
             Self::ShiftClock => "node killed, clock shifted",
             Self::KillHost => "host killed",
             Self::KillRunner => "runner killed",
-            Self::PauseNode => "node stopped (SIGSTOP)",
+            Self::PauseNode => "node stands still",
             Self::CutControl => "control network cut",
             Self::CutPages => "page network cut",
             Self::CutBoth => "both networks cut",

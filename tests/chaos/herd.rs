@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use godwit_domain::{GuestName, GuestSpec, InstanceId, Labels};
+use godwit_domain::{GuestName, GuestSpec, InstanceId, Labels, NodeName};
 use godwit_wire::admin::{Act, GuestDetail, GuestRow};
 use godwit_wire::handoff::Verified;
 use serde_json::Value;
@@ -26,6 +26,8 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a comparison may take: in post-copy it waits for pages.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two attempts to fence a node.
+const FENCE_INTERVAL: Duration = Duration::from_millis(300);
 /// Time between two comparisons.
 const VERIFY_INTERVAL: Duration = Duration::from_millis(1_500);
 
@@ -48,6 +50,10 @@ struct Inner {
     /// Runners that a fault has killed.
     killed: BTreeSet<InstanceId>,
     given_up: BTreeSet<GuestName>,
+    /// Guests that were seen to run.
+    born: BTreeSet<GuestName>,
+    /// Hosts that an operator has vouched to be off.
+    fences: usize,
     verified_bytes: u64,
     comparisons: u64,
     violations: Vec<String>,
@@ -58,6 +64,7 @@ struct Inner {
 pub(crate) struct HerdReport {
     pub(crate) made: usize,
     pub(crate) given_up: usize,
+    pub(crate) fences: usize,
     pub(crate) comparisons: u64,
     pub(crate) verified_bytes: u64,
 }
@@ -72,6 +79,8 @@ impl Herd {
             hurt: BTreeMap::new(),
             killed: BTreeSet::new(),
             given_up: BTreeSet::new(),
+            born: BTreeSet::new(),
+            fences: 0,
             verified_bytes: 0,
             comparisons: 0,
             violations: Vec::new(),
@@ -105,6 +114,7 @@ impl Herd {
         HerdReport {
             made: inner.made,
             given_up: inner.given_up.len(),
+            fences: inner.fences,
             comparisons: inner.comparisons,
             verified_bytes: inner.verified_bytes,
         }
@@ -151,11 +161,16 @@ impl Herd {
 
     fn judge(self: &Arc<Self>, row: &GuestRow) {
         let mut inner = self.inner();
+        if row.state == "running" {
+            inner.born.insert(row.name.clone());
+        }
         if inner.given_up.contains(&row.name) {
             return;
         }
         let hurt_for = inner.hurt.get(&row.name).map(Instant::elapsed);
         match (row.state.as_str(), hurt_for) {
+            // It was to begin on a host that was found to be off: there was no runner that could have been killed.
+            ("lost", None) if inner.fences > 0 && !inner.born.contains(&row.name) => {}
             ("lost", None) => {
                 let what = format!("{} is lost, and no runner of it was killed: {row:?}", row.name);
                 inner.violations.push(what);
@@ -206,6 +221,19 @@ impl Herd {
     pub(crate) fn close(&self) {
         let mut inner = self.inner();
         inner.creating = self.size;
+    }
+
+    /// Vouches that a node is off, as soon as that is believed, unless it takes too long.
+    pub(crate) async fn fence(self: Arc<Self>, node: NodeName, within: Duration) {
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            let act = Act::NodeFence { node: node.clone(), although_reachable: false };
+            if self.doors.ask::<Value>(act).await.is_ok() {
+                self.inner().fences += 1;
+                return;
+            }
+            tokio::time::sleep(FENCE_INTERVAL).await;
+        }
     }
 
     // ---- memory ----------------------------------------------------------------------------------------------

@@ -117,9 +117,10 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} guests made, {} given up since a fault had killed a runner of theirs; {} comparisons of memory, {} MiB, no page wrong",
+            "{} guests made, {} given up since a fault had killed a runner of theirs; {} hosts fenced; {} comparisons of memory, {} MiB, no page wrong",
             herd.made,
             herd.given_up,
+            herd.fences,
             herd.comparisons,
             mib(herd.verified_bytes)
         )?;
