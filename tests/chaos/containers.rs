@@ -86,7 +86,7 @@ impl Containers {
                 let killed = runners(Path::new(STATE), node)?;
                 docker(&["kill", node.as_str()]).await?;
                 let killed = killed.into_iter().map(|(_, runner)| runner).collect();
-                return Ok(Some((Undo::Start { shift: Duration::ZERO }, killed)));
+                return Ok(Some((Undo::Start { shift: Duration::ZERO, mend: false }, killed)));
             }
             Kind::PauseNode => {
                 // The engine can not freeze a container in which somebody waits for a page.

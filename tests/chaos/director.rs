@@ -262,7 +262,8 @@ impl<'a> Director<'a> {
         runner: Option<InstanceId>,
     ) -> Outcome {
         // An operator who knows that a host is off says so, half of the time.
-        let is_fenced = kind == Kind::KillHost && (self.lean.is_some() || self.rng.bool());
+        let is_fenced =
+            kind == Kind::KillHost && self.lean.map_or_else(|| self.rng.bool(), |lean| lean.fences);
         let lasts = match self.lean {
             _ if is_fenced => FENCED_LASTS,
             Some(_) => LEANT_LASTS,
@@ -314,7 +315,7 @@ impl<'a> Director<'a> {
             self.due.push(Due {
                 at: Instant::now() + Duration::from_millis(500),
                 node: node.clone(),
-                undo: Undo::Start { shift: Duration::ZERO },
+                undo: Undo::Start { shift: Duration::ZERO, mend: false },
                 fault: usize::MAX,
             });
         }

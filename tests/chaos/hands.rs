@@ -23,6 +23,9 @@ use crate::ticks::CLOCK_SHIFT_NS;
 /// A runner that was killed.
 pub(crate) type Killed = (GuestName, InstanceId);
 
+/// The cables of a host.
+const NETS: [Net; 2] = [Net::Control, Net::Pages];
+
 /// See the module.
 pub(crate) enum Hand<'a> {
     Namespaces(Namespaces<'a>),
@@ -104,16 +107,22 @@ impl Namespaces<'_> {
         let undo = match kind {
             Kind::KillNode => {
                 self.cluster.kill_node(node).await?;
-                Undo::Start { shift: Duration::ZERO }
+                Undo::Start { shift: Duration::ZERO, mend: false }
+            }
+            Kind::KillCutOff => {
+                NETS.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
+                self.cluster.kill_node(node).await?;
+                Undo::Start { shift: Duration::ZERO, mend: true }
             }
             Kind::ShiftClock => {
                 self.cluster.kill_node(node).await?;
-                Undo::Start { shift: Duration::from_nanos(CLOCK_SHIFT_NS * rng.u64(1..=20)) }
+                Undo::Start { shift: Duration::from_nanos(CLOCK_SHIFT_NS * rng.u64(1..=20)), mend: false }
             }
             Kind::KillHost => {
+                NETS.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
                 self.cluster.kill_node(node).await?;
                 killed = kill_runners(self.cluster, node, usize::MAX, None)?;
-                Undo::Start { shift: Duration::ZERO }
+                Undo::Start { shift: Duration::ZERO, mend: true }
             }
             Kind::KillRunner => {
                 killed = kill_runners(self.cluster, node, 1, runner)?;
@@ -127,7 +136,7 @@ impl Namespaces<'_> {
                 let nets = match kind {
                     Kind::CutControl => vec![Net::Control],
                     Kind::CutPages => vec![Net::Pages],
-                    _ => vec![Net::Control, Net::Pages],
+                    _ => NETS.to_vec(),
                 };
                 nets.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
                 Undo::Mend(nets)
@@ -170,7 +179,10 @@ impl Namespaces<'_> {
             Undo::Nothing => {}
             // It lives: somebody was faster.
             Undo::Start { .. } if !self.cluster.has_ended(node) => {}
-            Undo::Start { shift } => {
+            Undo::Start { shift, mend } => {
+                if *mend {
+                    NETS.iter().try_for_each(|net| self.field.mend(node, *net))?;
+                }
                 let wrapper = self.field.wrapper(node, *shift);
                 self.cluster.relaunch_node(node, |spec| spec.wrapper = wrapper).await?;
             }

@@ -69,14 +69,13 @@ fn main() {
 }
 
 /// Bugs of the hand-over that the simulation knows, in every node of a cluster: each breaks a promise within minutes.
-const PLANTED: [(&str, Option<Lean>); 8] = [
+const PLANTED: [(&str, Option<Lean>); 7] = [
     ("epoch-stays", None),
-    ("end-after-hand-over", lean(Stage::Pausing, Side::Target, Kind::CutPages, 0)),
-    ("restart-forgets", lean(Stage::Committed, Side::Target, Kind::KillNode, 600)),
-    ("absent-never-started", lean(Stage::Committed, Side::Target, Kind::KillRunner, 600)),
+    ("restart-forgets", lean(Stage::Committed, Side::Target, Kind::KillCutOff, 600)),
+    ("absent-never-started", lean(Stage::Committed, Side::Target, Kind::KillHost, 600)),
     ("hand-back-by-time-out", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
     ("free-at-hand-over", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
-    ("vouch-hands-back", lean(Stage::Committed, Side::Target, Kind::KillHost, 0)),
+    ("vouch-hands-back", fenced(lean(Stage::Committed, Side::Target, Kind::KillHost, 0))),
     ("source-loss-is-guest-loss", lean(Stage::PostCopy, Side::Source, Kind::KillRunner, 0)),
 ];
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
@@ -87,7 +86,14 @@ const PLANTED_LENGTH: Duration = Duration::from_secs(90);
 const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
 
 const fn lean(stage: Stage, side: Side, kind: Kind, after_ms: u64) -> Option<Lean> {
-    Some(Lean { stage, side, kind, after_ms })
+    Some(Lean { stage, side, kind, after_ms, fences: false })
+}
+
+const fn fenced(lean: Option<Lean>) -> Option<Lean> {
+    match lean {
+        Some(lean) => Some(Lean { fences: true, ..lean }),
+        None => None,
+    }
 }
 
 fn bugs(named: &str) -> Vec<(&'static str, Option<Lean>)> {

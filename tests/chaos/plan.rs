@@ -51,6 +51,8 @@ pub(crate) struct Lean {
     pub(crate) kind: Kind,
     /// How long after it, in milliseconds.
     pub(crate) after_ms: u64,
+    /// A host that is killed is fenced.
+    pub(crate) fences: bool,
 }
 
 /// A side of a migration.
