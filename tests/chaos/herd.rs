@@ -47,6 +47,8 @@ struct Inner {
     creating: usize,
     /// Guests of which a fault has killed a runner, and when.
     hurt: BTreeMap<GuestName, Instant>,
+    /// All that ever were: how long it takes until it is known that one is lost depends on other faults.
+    wounded: BTreeSet<GuestName>,
     /// Runners that a fault has killed.
     killed: BTreeSet<InstanceId>,
     given_up: BTreeSet<GuestName>,
@@ -77,6 +79,7 @@ impl Herd {
             rows: Vec::new(),
             creating: 0,
             hurt: BTreeMap::new(),
+            wounded: BTreeSet::new(),
             killed: BTreeSet::new(),
             given_up: BTreeSet::new(),
             born: BTreeSet::new(),
@@ -96,6 +99,7 @@ impl Herd {
     pub(crate) fn hurt(&self, guest: GuestName, instance: InstanceId) {
         let mut inner = self.inner();
         inner.killed.insert(instance);
+        inner.wounded.insert(guest.clone());
         inner.hurt.insert(guest, Instant::now());
     }
 
@@ -170,14 +174,14 @@ impl Herd {
         let hurt_for = inner.hurt.get(&row.name).map(Instant::elapsed);
         match (row.state.as_str(), hurt_for) {
             // It was to begin on a host that was found to be off: there was no runner that could have been killed.
-            ("lost", None) if inner.fences > 0 && !inner.born.contains(&row.name) => {}
-            ("lost", None) => {
+            ("lost", _) if inner.wounded.contains(&row.name) => {}
+            ("lost", _) if inner.fences > 0 && !inner.born.contains(&row.name) => {}
+            ("lost", _) => {
                 let what = format!("{} is lost, and no runner of it was killed: {row:?}", row.name);
                 inner.violations.push(what);
                 inner.given_up.insert(row.name.clone());
             }
             // A post-copy whose source was killed waits for ever, as it should.
-            ("lost", Some(_)) => {}
             (_, Some(since)) if since > HURT_PATIENCE && row.migration.is_some() => {}
             (_, Some(since)) if since > HURT_PATIENCE => {
                 inner.hurt.remove(&row.name);
