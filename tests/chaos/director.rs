@@ -242,7 +242,9 @@ impl<'a> Director<'a> {
     }
 
     fn kind(&mut self, weight: impl Fn(Kind) -> u32) -> Kind {
-        let kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| self.hand.can(*kind)).collect();
+        // Whoever is held back stays so.
+        let fits = |kind: &Kind| self.hand.can(*kind) && (self.lean.is_none() || *kind != Kind::DelayControl);
+        let kinds: Vec<_> = Kind::ALL.into_iter().filter(fits).collect();
         let all: u32 = kinds.iter().map(|kind| weight(*kind)).sum();
         let mut left = self.rng.u32(..all);
         for kind in kinds {
