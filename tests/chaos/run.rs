@@ -200,10 +200,11 @@ async fn all_tick(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
         let still = |row: &&godwit_wire::admin::GuestRow| {
             let seen = eyes.seen();
             let uid = numbers.get(&row.name);
-            let last = uid.and_then(|uid| seen.ticks.of(&uid.0.to_string()).pop());
+            let last = uid.and_then(|uid| seen.ticks.last_of(&uid.0.to_string()));
             !last.is_some_and(|last| last.last_ns > since && Some(&last.node) == row.node.as_ref())
         };
         let silent: Vec<_> = rows.iter().filter(still).collect();
+        violated(eyes, herd)?;
         if silent.is_empty() {
             return Ok(());
         }

@@ -123,11 +123,9 @@ impl TickBook {
         self.guests.values().flat_map(|stretches| wrong_in(stretches)).collect()
     }
 
-    /// The guest's stretches, oldest first.
-    pub(crate) fn of(&self, guest: &str) -> Vec<Stretch> {
-        let mut all = self.guests.get(guest).cloned().unwrap_or_default();
-        all.sort_by_key(|stretch| stretch.first);
-        all
+    /// Who has ticked last for this guest.
+    pub(crate) fn last_of(&self, guest: &str) -> Option<Stretch> {
+        self.guests.get(guest)?.iter().max_by_key(|stretch| stretch.last_ns).cloned()
     }
 
     /// Guests, ticks, and stretches, that is times that somebody else went on.
