@@ -81,7 +81,7 @@ const PLANTED: [(&str, Option<Lean>); 7] = [
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
 const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
 /// How long a bug may go unseen.
-const PLANTED_LENGTH: Duration = Duration::from_secs(90);
+const PLANTED_LENGTH: Duration = Duration::from_secs(120);
 /// And how long a migration may then take to end: a bug may be that it never does.
 const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
 
