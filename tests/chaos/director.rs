@@ -27,7 +27,7 @@ use crate::plan::{Lean, Side};
 use crate::run::VOTERS;
 use crate::support::Outcome;
 
-/// Nodes that suffer at once. More than two voters of three leave no quorum for as long as it takes.
+/// Nodes that suffer at once. Two voters of three leave no quorum for as long as it takes.
 const AT_ONCE: usize = 2;
 /// Mean time between two faults that nothing asks for.
 const MEAN_MS: u64 = 3_000;
