@@ -41,7 +41,7 @@ use godwit_transfer::transport::PAGE_STREAMS;
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What the nodes send by default, and the most that they may.
-const UDP_PAYLOADS: [u16; 2] = [1452, 6550];
+const UDP_PAYLOADS: [u16; 2] = [1452, 6540];
 /// The nodes between which the guest goes back and forth, and a third so that they can agree.
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 /// The names of the two in what is printed.

@@ -80,17 +80,22 @@ impl Containers {
         &mut self,
         kind: Kind,
         node: &NodeName,
-    ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
+    ) -> Result<Option<(Undo, Vec<Killed>)>, Box<dyn Error>> {
         let nets = match kind {
             Kind::KillHost => {
                 let killed = runners(Path::new(STATE), node)?;
                 docker(&["kill", node.as_str()]).await?;
                 let killed = killed.into_iter().map(|(_, runner)| runner).collect();
-                return Ok((Undo::Start { shift: Duration::ZERO }, killed));
+                return Ok(Some((Undo::Start { shift: Duration::ZERO, mend: false }, killed)));
             }
             Kind::PauseNode => {
-                docker(&["pause", node.as_str()]).await?;
-                return Ok((Undo::Continue, Vec::new()));
+                // The engine can not freeze a container in which somebody waits for a page.
+                let frozen = docker(&["pause", node.as_str()]).await;
+                return match frozen {
+                    Ok(_) => Ok(Some((Undo::Continue, Vec::new()))),
+                    Err(why) if why.to_string().contains("unable to freeze") => Ok(None),
+                    Err(why) => Err(why),
+                };
             }
             Kind::CutControl => vec![Net::Control],
             Kind::CutPages => vec![Net::Pages],
@@ -100,7 +105,7 @@ impl Containers {
         for net in &nets {
             docker(&["network", "disconnect", &network(*net), node.as_str()]).await?;
         }
-        Ok((Undo::Mend(nets), Vec::new()))
+        Ok(Some((Undo::Mend(nets), Vec::new())))
     }
 
     pub(crate) async fn undo(&mut self, undo: &Undo, node: &NodeName) -> Outcome {

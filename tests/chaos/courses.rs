@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use godwit_domain::ownership::{Attempt, Mode, Permits, Phase};
+use godwit_domain::ownership::{Attempt, Entry, Mode, Permits, Phase};
 use godwit_domain::registry::{Command, GuestUid, Registry, Stamped};
-use godwit_domain::{Epoch, GuestName, MigrationId, NodeName};
+use godwit_domain::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
 
 /// What a migration is in, as far as faults are concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,8 @@ impl Stage {
 pub(crate) struct Course {
     pub(crate) source: NodeName,
     pub(crate) target: NodeName,
+    /// The runners, as far as they are agreed.
+    pub(crate) runners: (Option<InstanceId>, Option<InstanceId>),
     /// Stage, from, until.
     pub(crate) spans: Vec<(Stage, u64, u64)>,
     /// That of its last look.
@@ -63,6 +65,7 @@ pub(crate) struct Turn {
     pub(crate) stage: Stage,
     pub(crate) source: NodeName,
     pub(crate) target: NodeName,
+    pub(crate) runners: (Option<InstanceId>, Option<InstanceId>),
 }
 
 /// See the module.
@@ -70,6 +73,8 @@ pub(crate) struct Turn {
 pub(crate) struct Courses {
     registry: Registry,
     pub(crate) all: BTreeMap<MigrationId, Course>,
+    /// Runners that are agreed to be gone by themselves.
+    pub(crate) gone: Vec<InstanceId>,
 }
 
 impl Courses {
@@ -85,7 +90,12 @@ impl Courses {
             Command::Fence { .. } => self.registry.guests.keys().copied().collect(),
             _ => vec![],
         };
-        let _ = self.registry.apply(stamped);
+        let gone = match &stamped.command {
+            Command::Guest { entry: Entry::Gone { instance }, .. } => Some(*instance),
+            _ => None,
+        };
+        let is_applied = self.registry.apply(stamped).is_ok();
+        self.gone.extend(gone.filter(|_| is_applied));
         let mut turn = None;
         for guest in guests {
             turn = self.look_at(now, guest).or(turn);
@@ -105,6 +115,12 @@ impl Courses {
         course.bandwidth = course.bandwidth.max(bandwidth.map_or(0, |quantity| quantity.bytes()));
         if attempt.permits == Permits::None {
             course.released_ns.get_or_insert(now);
+        }
+        if let Phase::Copying { source, target }
+        | Phase::HandedOver { source, target, .. }
+        | Phase::PostCopy { source, target, .. } = &attempt.phase
+        {
+            course.runners = (Some(source.instance), Some(target.instance));
         }
         let stage = match &attempt.phase {
             Phase::Pending | Phase::Preparing { .. } => None,
@@ -171,6 +187,7 @@ impl Course {
         Self {
             source,
             target,
+            runners: (None, None),
             spans: Vec::new(),
             epoch: Epoch(0),
             granted_ns: 0,
@@ -195,6 +212,6 @@ impl Course {
         }
         let stage = stage?;
         self.spans.push((stage, now, u64::MAX));
-        Some(Turn { stage, source: self.source.clone(), target: self.target.clone() })
+        Some(Turn { stage, source: self.source.clone(), target: self.target.clone(), runners: self.runners })
     }
 }

@@ -9,14 +9,13 @@
 //! undone, at the end at the latest; everything random comes from the seed.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use godwit::lab::monotonic_ns;
-use godwit_domain::NodeName;
+use godwit_domain::{InstanceId, NodeName};
 use tokio::sync::mpsc;
 
 use crate::courses::{Stage, Turn};
@@ -24,8 +23,11 @@ use crate::eyes::Eyes;
 use crate::faults::{Kind, Undo};
 use crate::hands::Hand;
 use crate::herd::Herd;
+use crate::plan::{Lean, Side};
+use crate::run::VOTERS;
+use crate::support::Outcome;
 
-/// Nodes that suffer at once. More than two voters of three leave no quorum for as long as it takes.
+/// Nodes that suffer at once. Two voters of three leave no quorum for as long as it takes.
 const AT_ONCE: usize = 2;
 /// Mean time between two faults that nothing asks for.
 const MEAN_MS: u64 = 3_000;
@@ -33,6 +35,15 @@ const MEAN_MS: u64 = 3_000;
 const STRIKE_INTERVAL: Duration = Duration::from_millis(700);
 /// A process that was just started again is left alone for so long.
 const REST_AFTER_START: Duration = Duration::from_millis(700);
+
+/// So much later nodes that do not vote hear and say everything, where the plan leans to something.
+/// A target that is held back hears of a hand-over after this time, and is heard to run the guest after twice this time.
+const HELD_BACK: Duration = Duration::from_millis(400);
+/// How long a fault lasts then: a killed process is back while what it has missed goes on.
+const LEANT_LASTS: Duration = Duration::from_millis(150);
+
+/// How long a host is off that is fenced: it must first be missed.
+const FENCED_LASTS: Duration = Duration::from_secs(7);
 
 /// A fault.
 #[derive(Debug, Clone)]
@@ -69,6 +80,7 @@ pub(crate) struct Director<'a> {
     eyes: &'a Eyes,
     herd: Arc<Herd>,
     nodes: Vec<NodeName>,
+    lean: Option<Lean>,
     rng: Rng,
     due: Vec<Due>,
     /// Nodes that suffer, or rest from it, and until when.
@@ -87,6 +99,7 @@ impl<'a> Director<'a> {
         herd: Arc<Herd>,
         nodes: Vec<NodeName>,
         faults: Faults,
+        lean: Option<Lean>,
         rng: Rng,
     ) -> Self {
         Self {
@@ -94,6 +107,7 @@ impl<'a> Director<'a> {
             eyes,
             herd,
             nodes,
+            lean,
             rng,
             due: Vec::new(),
             busy: BTreeMap::new(),
@@ -109,10 +123,13 @@ impl<'a> Director<'a> {
         &mut self,
         length: Duration,
         turns: &mut mpsc::UnboundedReceiver<Turn>,
-    ) -> Result<(), Box<dyn Error>> {
+    ) -> Outcome {
         let end = Instant::now() + length;
         let mut next = Instant::now() + self.pause();
         let mut later: Vec<(Instant, Turn)> = Vec::new();
+        if self.lean.is_some() {
+            self.hand.hold_back(&self.nodes[VOTERS..], HELD_BACK);
+        }
         while Instant::now() < end && !self.is_violated() {
             self.undo_what_is_due(Instant::now()).await?;
             self.look_after_processes()?;
@@ -128,24 +145,35 @@ impl<'a> Director<'a> {
             let wake = later.iter().map(|(at, _)| *at).chain(self.due.iter().map(|due| due.at)).min();
             let wake = wake.unwrap_or(next).min(next).min(end).min(now + Duration::from_millis(200));
             if let Ok(Some(turn)) = tokio::time::timeout_at(wake.into(), turns.recv()).await {
-                match turn.stage {
-                    // They are over within milliseconds.
-                    Stage::Pausing | Stage::Committed => self.strike(&turn).await?,
-                    Stage::PreCopy | Stage::PostCopy => {
-                        later.push((Instant::now() + Duration::from_millis(self.rng.u64(0..=900)), turn));
-                    }
+                match self.strikes_after(&turn) {
+                    Duration::ZERO => self.strike(&turn).await?,
+                    after => later.push((Instant::now() + after, turn)),
                 }
             }
         }
         self.finish().await
     }
 
+    /// How long after a turn something may strike.
+    fn strikes_after(&mut self, turn: &Turn) -> Duration {
+        let after_ms = match (self.lean, turn.stage) {
+            (Some(lean), _) => lean.after_ms,
+            // They are over within milliseconds.
+            (None, Stage::Pausing | Stage::Committed) => 0,
+            (None, Stage::PreCopy | Stage::PostCopy) => self.rng.u64(0..=900),
+        };
+        Duration::from_millis(after_ms)
+    }
+
     fn is_violated(&self) -> bool {
-        !self.eyes.seen().violations.is_empty() || !self.herd.violations().is_empty()
+        let killed = self.herd.killed();
+        let seen = self.eyes.seen();
+        let by_itself = seen.courses.gone.iter().any(|instance| !killed.contains(instance));
+        by_itself || !seen.violations.is_empty() || !self.herd.violations().is_empty()
     }
 
     /// Undoes everything at once.
-    async fn finish(&mut self) -> Result<(), Box<dyn Error>> {
+    async fn finish(&mut self) -> Outcome {
         self.undo_what_is_due(Instant::now() + Duration::from_secs(3_600)).await?;
         self.hand.heal()
     }
@@ -158,12 +186,15 @@ impl<'a> Director<'a> {
         let now = Instant::now();
         let suffering = self.busy.values().filter(|until| **until > now).count();
         let room = suffering < AT_ONCE;
-        let is_free = |node: &&NodeName| room && self.busy.get(*node).is_none_or(|until| *until <= now);
+        // What was to be undone by now may be late.
+        let waits = |node: &NodeName| self.due.iter().any(|due| due.node == *node);
+        let is_free =
+            |node: &&NodeName| room && !waits(node) && self.busy.get(*node).is_none_or(|until| *until <= now);
         self.nodes.iter().filter(is_free).cloned().collect()
     }
 
     /// A fault that nothing asks for.
-    async fn something(&mut self) -> Result<(), Box<dyn Error>> {
+    async fn something(&mut self) -> Outcome {
         let free = self.free();
         let leader = self.eyes.leader().filter(|leader| free.contains(leader));
         let node = match leader {
@@ -172,11 +203,26 @@ impl<'a> Director<'a> {
         };
         let Some(node) = node else { return Ok(()) };
         let kind = self.kind(Kind::weight);
-        self.begin(kind, node, None).await
+        self.begin(kind, node, None, None).await
+    }
+
+    /// The fault that the plan leans to.
+    async fn lean(&mut self, lean: Lean, turn: &Turn) -> Outcome {
+        let (node, runner) = match lean.side {
+            Side::Source => (&turn.source, turn.runners.0),
+            Side::Target => (&turn.target, turn.runners.1),
+        };
+        if turn.stage != lean.stage || !self.free().contains(node) {
+            return Ok(());
+        }
+        self.begin(lean.kind, node.clone(), Some(lean.stage), runner).await
     }
 
     /// A fault for a migration that has come to some stage: for its source, its target or whoever leads.
-    async fn strike(&mut self, turn: &Turn) -> Result<(), Box<dyn Error>> {
+    async fn strike(&mut self, turn: &Turn) -> Outcome {
+        if let Some(lean) = self.lean {
+            return self.lean(lean, turn).await;
+        }
         let fewest = self.strikes.values().min().copied().unwrap_or(0);
         let had = self.strikes.get(&turn.stage).copied().unwrap_or(0);
         // The stages that are rare or short are not passed over for those that are common.
@@ -191,11 +237,14 @@ impl<'a> Director<'a> {
         let kind = self.kind(Kind::weight_of_strike);
         self.struck_at = Instant::now();
         *self.strikes.entry(turn.stage).or_insert(0) += 1;
-        self.begin(kind, node, Some(turn.stage)).await
+        let runner = if node == turn.source { turn.runners.0 } else { turn.runners.1 };
+        self.begin(kind, node, Some(turn.stage), runner).await
     }
 
     fn kind(&mut self, weight: impl Fn(Kind) -> u32) -> Kind {
-        let kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| self.hand.can(*kind)).collect();
+        // Whoever is held back stays so.
+        let fits = |kind: &Kind| self.hand.can(*kind) && (self.lean.is_none() || *kind != Kind::DelayControl);
+        let kinds: Vec<_> = Kind::ALL.into_iter().filter(fits).collect();
         let all: u32 = kinds.iter().map(|kind| weight(*kind)).sum();
         let mut left = self.rng.u32(..all);
         for kind in kinds {
@@ -212,12 +261,25 @@ impl<'a> Director<'a> {
         kind: Kind,
         node: NodeName,
         meant: Option<Stage>,
-    ) -> Result<(), Box<dyn Error>> {
-        let lasts = Duration::from_millis(kind.lasts_ms(&mut self.rng));
+        runner: Option<InstanceId>,
+    ) -> Outcome {
+        // An operator who knows that a host is off says so, half of the time.
+        let is_fenced =
+            kind == Kind::KillHost && self.lean.map_or_else(|| self.rng.bool(), |lean| lean.fences);
+        let lasts = match self.lean {
+            _ if is_fenced => FENCED_LASTS,
+            Some(_) => LEANT_LASTS,
+            None => Duration::from_millis(kind.lasts_ms(&mut self.rng)),
+        };
         let begun_ns = monotonic_ns();
-        let (undo, killed) = self.hand.begin(kind, &node, &mut self.rng).await?;
+        let Some((undo, killed)) = self.hand.begin(kind, &node, runner, &mut self.rng).await? else {
+            return Ok(());
+        };
         for (guest, instance) in killed {
             self.herd.hurt(guest, instance);
+        }
+        if is_fenced {
+            tokio::spawn(Arc::clone(&self.herd).fence(node.clone(), lasts));
         }
         let at = Instant::now() + lasts;
         let rest = if matches!(undo, Undo::Start { .. }) { REST_AFTER_START } else { Duration::ZERO };
@@ -228,7 +290,7 @@ impl<'a> Director<'a> {
         Ok(())
     }
 
-    async fn undo_what_is_due(&mut self, by: Instant) -> Result<(), Box<dyn Error>> {
+    async fn undo_what_is_due(&mut self, by: Instant) -> Outcome {
         let (due, later) = std::mem::take(&mut self.due).into_iter().partition(|due: &Due| due.at <= by);
         self.due = later;
         for Due { node, undo, fault, .. } in due {
@@ -241,7 +303,7 @@ impl<'a> Director<'a> {
     }
 
     /// Starts again what has ended by itself, as an init system does, and takes it down.
-    fn look_after_processes(&mut self) -> Result<(), Box<dyn Error>> {
+    fn look_after_processes(&mut self) -> Outcome {
         for node in self.nodes.clone() {
             let is_started_later =
                 self.due.iter().any(|due| due.node == node && matches!(due.undo, Undo::Start { .. }));
@@ -255,7 +317,7 @@ impl<'a> Director<'a> {
             self.due.push(Due {
                 at: Instant::now() + Duration::from_millis(500),
                 node: node.clone(),
-                undo: Undo::Start { shift: Duration::ZERO },
+                undo: Undo::Start { shift: Duration::ZERO, mend: false },
                 fault: usize::MAX,
             });
         }

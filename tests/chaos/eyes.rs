@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   audit logs, node.log ── every 2 ms ──▶ courses ── turns ──▶ the director, who strikes
+//!        └── every 3 s ──▶ judged whole
 //!   ticks ── every 200 ms ──▶ TickBook          cables ── every 50 ms ──▶ wire
 //! ```
 //!
@@ -28,6 +29,9 @@ use crate::ticks::TickBook;
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 const WIRE_INTERVAL: Duration = Duration::from_millis(50);
 const TICKS_INTERVAL: Duration = Duration::from_millis(200);
+/// Time between two judgements of the whole log, at least, and in so many times what the last one has taken.
+const JUDGE_INTERVAL: Duration = Duration::from_secs(3);
+const JUDGE_SHARE: u32 = 30;
 
 /// Bytes and packets that a node's host has sent into the network for pages.
 pub(crate) type Counter = Box<dyn Fn(&NodeName) -> Result<(u64, u64), String> + Send>;
@@ -81,7 +85,7 @@ impl Eyes {
         let closed = Arc::new(AtomicBool::new(false));
         let (of_thread, end) = (Arc::clone(&seen), Arc::clone(&closed));
         let watch = move || {
-            let (mut wire_at, mut ticks_at) = (Instant::now(), Instant::now());
+            let (mut wire_at, mut ticks_at, mut judge_at) = (Instant::now(), Instant::now(), Instant::now());
             while !end.load(Ordering::Acquire) {
                 let mut seen = of_thread.lock().unwrap_or_else(PoisonError::into_inner);
                 seen.look(&turns);
@@ -92,6 +96,9 @@ impl Eyes {
                 if ticks_at <= Instant::now() {
                     ticks_at = Instant::now() + TICKS_INTERVAL;
                     seen.look_at_ticks();
+                }
+                if judge_at <= Instant::now() {
+                    judge_at = seen.judge();
                 }
                 drop(seen);
                 std::thread::sleep(LOOK_INTERVAL);
@@ -182,6 +189,15 @@ impl Seen {
         for twice in self.ticks.twice() {
             self.violate(format!("a tick of one guest stands twice: {twice:?}"));
         }
+    }
+
+    /// Whether all grants so far were right; when to look again.
+    fn judge(&mut self) -> Instant {
+        let began = Instant::now();
+        if let Err(why) = self.ledger.judge() {
+            self.violate(why);
+        }
+        Instant::now() + JUDGE_INTERVAL.max(began.elapsed() * JUDGE_SHARE)
     }
 
     /// The guests' numbers by their names.

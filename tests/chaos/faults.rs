@@ -19,7 +19,9 @@ pub(crate) enum Kind {
     KillNode,
     /// The same, and it is started again under a monotonic clock that is shifted.
     ShiftClock,
-    /// Everything on it is killed.
+    /// The same, and nothing that it has sent arrives any more.
+    KillCutOff,
+    /// Everything on it is killed, and its cables are dead.
     KillHost,
     /// One of its runners is killed.
     KillRunner,
@@ -42,9 +44,10 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::KillNode,
         Self::ShiftClock,
+        Self::KillCutOff,
         Self::KillHost,
         Self::KillRunner,
         Self::PauseNode,
@@ -63,9 +66,10 @@ impl Kind {
         match self {
             Self::KillNode => "node killed",
             Self::ShiftClock => "node killed, clock shifted",
+            Self::KillCutOff => "node killed and cut off",
             Self::KillHost => "host killed",
             Self::KillRunner => "runner killed",
-            Self::PauseNode => "node stopped (SIGSTOP)",
+            Self::PauseNode => "node stands still",
             Self::CutControl => "control network cut",
             Self::CutPages => "page network cut",
             Self::CutBoth => "both networks cut",
@@ -85,7 +89,7 @@ impl Kind {
             Self::PauseNode => 12,
             Self::CutControl | Self::CutPages | Self::CutBoth | Self::CutOneWay => 8,
             Self::DelayControl => 12,
-            Self::Slow | Self::Lossy | Self::DelayPages => 6,
+            Self::Slow | Self::Lossy | Self::DelayPages | Self::KillCutOff => 6,
             Self::ShiftClock | Self::FullDisk => 5,
             Self::KillHost | Self::KillRunner => 3,
         }
@@ -97,7 +101,7 @@ impl Kind {
             Self::KillNode => 30,
             Self::PauseNode => 12,
             Self::CutControl | Self::CutPages | Self::CutBoth => 8,
-            Self::CutOneWay => 6,
+            Self::CutOneWay | Self::KillCutOff => 6,
             Self::ShiftClock => 3,
             Self::KillHost | Self::KillRunner => 1,
             _ => 0,
@@ -107,7 +111,7 @@ impl Kind {
     /// How long it lasts, in milliseconds.
     pub(crate) fn lasts_ms(self, rng: &mut Rng) -> u64 {
         match self {
-            Self::KillNode | Self::ShiftClock => rng.u64(100..=2_500),
+            Self::KillNode | Self::ShiftClock | Self::KillCutOff => rng.u64(100..=2_500),
             Self::KillHost => rng.u64(500..=3_000),
             Self::KillRunner => 300,
             // Above and below what a leader's lease and an election take.
@@ -123,7 +127,7 @@ impl Kind {
 #[derive(Debug, Clone)]
 pub(crate) enum Undo {
     Nothing,
-    Start { shift: Duration },
+    Start { shift: Duration, mend: bool },
     Continue,
     Mend(Vec<Net>),
     Fast,

@@ -23,6 +23,9 @@ use crate::ticks::CLOCK_SHIFT_NS;
 /// A runner that was killed.
 pub(crate) type Killed = (GuestName, InstanceId);
 
+/// The cables of a host.
+const NETS: [Net; 2] = [Net::Control, Net::Pages];
+
 /// See the module.
 pub(crate) enum Hand<'a> {
     Namespaces(Namespaces<'a>),
@@ -38,16 +41,25 @@ impl Hand<'_> {
         }
     }
 
-    /// Does it. What undoes it, and runners that were killed.
+    /// Does it. What undoes it, and runners that were killed; nothing, if it can not be done now. If a runner is to be
+    /// killed, it is this one, else any.
     pub(crate) async fn begin(
         &mut self,
         kind: Kind,
         node: &NodeName,
+        runner: Option<InstanceId>,
         rng: &mut Rng,
-    ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
+    ) -> Result<Option<(Undo, Vec<Killed>)>, Box<dyn Error>> {
         match self {
-            Self::Namespaces(hosts) => hosts.begin(kind, node, rng).await,
+            Self::Namespaces(hosts) => hosts.begin(kind, node, runner, rng).await.map(Some),
             Self::Containers(hosts) => hosts.begin(kind, node).await,
+        }
+    }
+
+    /// Nodes that do not vote hear and say everything so much later from now on.
+    pub(crate) fn hold_back(&self, nodes: &[NodeName], delay: Duration) {
+        if let Self::Namespaces(hosts) = self {
+            nodes.iter().for_each(|node| hosts.field.delay(node, Net::Control, delay, Duration::ZERO));
         }
     }
 
@@ -87,6 +99,7 @@ impl Namespaces<'_> {
         &mut self,
         kind: Kind,
         node: &NodeName,
+        runner: Option<InstanceId>,
         rng: &mut Rng,
     ) -> Result<(Undo, Vec<Killed>), Box<dyn Error>> {
         let field = &self.field;
@@ -94,19 +107,25 @@ impl Namespaces<'_> {
         let undo = match kind {
             Kind::KillNode => {
                 self.cluster.kill_node(node).await?;
-                Undo::Start { shift: Duration::ZERO }
+                Undo::Start { shift: Duration::ZERO, mend: false }
+            }
+            Kind::KillCutOff => {
+                NETS.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
+                self.cluster.kill_node(node).await?;
+                Undo::Start { shift: Duration::ZERO, mend: true }
             }
             Kind::ShiftClock => {
                 self.cluster.kill_node(node).await?;
-                Undo::Start { shift: Duration::from_nanos(CLOCK_SHIFT_NS * rng.u64(1..=20)) }
+                Undo::Start { shift: Duration::from_nanos(CLOCK_SHIFT_NS * rng.u64(1..=20)), mend: false }
             }
             Kind::KillHost => {
+                NETS.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
                 self.cluster.kill_node(node).await?;
-                killed = kill_runners(self.cluster, node, usize::MAX)?;
-                Undo::Start { shift: Duration::ZERO }
+                killed = kill_runners(self.cluster, node, usize::MAX, None)?;
+                Undo::Start { shift: Duration::ZERO, mend: true }
             }
             Kind::KillRunner => {
-                killed = kill_runners(self.cluster, node, 1)?;
+                killed = kill_runners(self.cluster, node, 1, runner)?;
                 Undo::Nothing
             }
             Kind::PauseNode => {
@@ -117,7 +136,7 @@ impl Namespaces<'_> {
                 let nets = match kind {
                     Kind::CutControl => vec![Net::Control],
                     Kind::CutPages => vec![Net::Pages],
-                    _ => vec![Net::Control, Net::Pages],
+                    _ => NETS.to_vec(),
                 };
                 nets.iter().try_for_each(|net| field.cut(node, *net, Way::Both))?;
                 Undo::Mend(nets)
@@ -158,7 +177,12 @@ impl Namespaces<'_> {
     async fn undo(&mut self, undo: &Undo, node: &NodeName) -> Outcome {
         match undo {
             Undo::Nothing => {}
-            Undo::Start { shift } => {
+            // It lives: somebody was faster.
+            Undo::Start { .. } if !self.cluster.has_ended(node) => {}
+            Undo::Start { shift, mend } => {
+                if *mend {
+                    NETS.iter().try_for_each(|net| self.field.mend(node, *net))?;
+                }
                 let wrapper = self.field.wrapper(node, *shift);
                 self.cluster.relaunch_node(node, |spec| spec.wrapper = wrapper).await?;
             }
@@ -179,9 +203,15 @@ impl Namespaces<'_> {
     }
 }
 
-/// Kills so many of the runners that this node has started.
-fn kill_runners(cluster: &Cluster, node: &NodeName, most: usize) -> Result<Vec<Killed>, Box<dyn Error>> {
+/// Kills so many of the runners that this node has started, or this one of them.
+fn kill_runners(
+    cluster: &Cluster,
+    node: &NodeName,
+    most: usize,
+    one: Option<InstanceId>,
+) -> Result<Vec<Killed>, Box<dyn Error>> {
     let mut killed = runners(&cluster.node_dir(node), node)?;
+    killed.retain(|(_, (_, instance))| one.is_none_or(|one| one == *instance));
     killed.truncate(most);
     for (pid, _) in &killed {
         // It may have ended by itself meanwhile.

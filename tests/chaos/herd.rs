@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use godwit_domain::{GuestName, GuestSpec, InstanceId, Labels};
+use godwit_domain::{GuestName, GuestSpec, InstanceId, Labels, NodeName};
 use godwit_wire::admin::{Act, GuestDetail, GuestRow};
 use godwit_wire::handoff::Verified;
 use serde_json::Value;
@@ -26,6 +26,8 @@ const CREATE_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a comparison may take: in post-copy it waits for pages.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two attempts to fence a node.
+const FENCE_INTERVAL: Duration = Duration::from_millis(300);
 /// Time between two comparisons.
 const VERIFY_INTERVAL: Duration = Duration::from_millis(1_500);
 
@@ -45,9 +47,15 @@ struct Inner {
     creating: usize,
     /// Guests of which a fault has killed a runner, and when.
     hurt: BTreeMap<GuestName, Instant>,
+    /// All that ever were: how long it takes until it is known that one is lost depends on other faults.
+    wounded: BTreeSet<GuestName>,
     /// Runners that a fault has killed.
     killed: BTreeSet<InstanceId>,
     given_up: BTreeSet<GuestName>,
+    /// Guests that were seen to run.
+    born: BTreeSet<GuestName>,
+    /// Hosts that an operator has vouched to be off.
+    fences: usize,
     verified_bytes: u64,
     comparisons: u64,
     violations: Vec<String>,
@@ -58,6 +66,7 @@ struct Inner {
 pub(crate) struct HerdReport {
     pub(crate) made: usize,
     pub(crate) given_up: usize,
+    pub(crate) fences: usize,
     pub(crate) comparisons: u64,
     pub(crate) verified_bytes: u64,
 }
@@ -70,8 +79,11 @@ impl Herd {
             rows: Vec::new(),
             creating: 0,
             hurt: BTreeMap::new(),
+            wounded: BTreeSet::new(),
             killed: BTreeSet::new(),
             given_up: BTreeSet::new(),
+            born: BTreeSet::new(),
+            fences: 0,
             verified_bytes: 0,
             comparisons: 0,
             violations: Vec::new(),
@@ -87,6 +99,7 @@ impl Herd {
     pub(crate) fn hurt(&self, guest: GuestName, instance: InstanceId) {
         let mut inner = self.inner();
         inner.killed.insert(instance);
+        inner.wounded.insert(guest.clone());
         inner.hurt.insert(guest, Instant::now());
     }
 
@@ -105,6 +118,7 @@ impl Herd {
         HerdReport {
             made: inner.made,
             given_up: inner.given_up.len(),
+            fences: inner.fences,
             comparisons: inner.comparisons,
             verified_bytes: inner.verified_bytes,
         }
@@ -151,18 +165,23 @@ impl Herd {
 
     fn judge(self: &Arc<Self>, row: &GuestRow) {
         let mut inner = self.inner();
+        if row.state == "running" {
+            inner.born.insert(row.name.clone());
+        }
         if inner.given_up.contains(&row.name) {
             return;
         }
         let hurt_for = inner.hurt.get(&row.name).map(Instant::elapsed);
         match (row.state.as_str(), hurt_for) {
-            ("lost", None) => {
+            // It was to begin on a host that was found to be off: there was no runner that could have been killed.
+            ("lost", _) if inner.wounded.contains(&row.name) => {}
+            ("lost", _) if inner.fences > 0 && !inner.born.contains(&row.name) => {}
+            ("lost", _) => {
                 let what = format!("{} is lost, and no runner of it was killed: {row:?}", row.name);
                 inner.violations.push(what);
                 inner.given_up.insert(row.name.clone());
             }
             // A post-copy whose source was killed waits for ever, as it should.
-            ("lost", Some(_)) => {}
             (_, Some(since)) if since > HURT_PATIENCE && row.migration.is_some() => {}
             (_, Some(since)) if since > HURT_PATIENCE => {
                 inner.hurt.remove(&row.name);
@@ -206,6 +225,19 @@ impl Herd {
     pub(crate) fn close(&self) {
         let mut inner = self.inner();
         inner.creating = self.size;
+    }
+
+    /// Vouches that a node is off, as soon as that is believed, unless it takes too long.
+    pub(crate) async fn fence(self: Arc<Self>, node: NodeName, within: Duration) {
+        let deadline = Instant::now() + within;
+        while Instant::now() < deadline {
+            let act = Act::NodeFence { node: node.clone(), although_reachable: false };
+            if self.doors.ask::<Value>(act).await.is_ok() {
+                self.inner().fences += 1;
+                return;
+            }
+            tokio::time::sleep(FENCE_INTERVAL).await;
+        }
     }
 
     // ---- memory ----------------------------------------------------------------------------------------------

@@ -40,7 +40,9 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 
-use plan::Plan;
+use courses::Stage;
+use faults::Kind;
+use plan::{Lean, Plan, Side};
 use support::world::World;
 use support::{Outcome, short_story, stories, story, unless};
 use verdict::Violated;
@@ -67,23 +69,51 @@ fn main() {
 }
 
 /// Bugs of the hand-over that the simulation knows, in every node of a cluster: each breaks a promise within minutes.
-const PLANTED: [&str; 1] = ["epoch-stays"];
+const PLANTED: [(&str, Option<Lean>); 7] = [
+    ("epoch-stays", None),
+    ("restart-forgets", lean(Stage::Committed, Side::Target, Kind::KillCutOff, 600)),
+    ("absent-never-started", lean(Stage::Committed, Side::Target, Kind::KillHost, 600)),
+    ("hand-back-by-time-out", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
+    ("free-at-hand-over", lean(Stage::Committed, Side::Source, Kind::KillNode, 0)),
+    ("vouch-hands-back", fenced(lean(Stage::Committed, Side::Target, Kind::KillHost, 0))),
+    ("source-loss-is-guest-loss", lean(Stage::PostCopy, Side::Source, Kind::KillRunner, 0)),
+];
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
 const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
 /// How long a bug may go unseen.
-const PLANTED_LENGTH: Duration = Duration::from_secs(150);
+const PLANTED_LENGTH: Duration = Duration::from_secs(120);
+/// And how long a migration may then take to end: a bug may be that it never does.
+const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
 
-fn bugs(named: &str) -> Vec<&'static str> {
+const fn lean(stage: Stage, side: Side, kind: Kind, after_ms: u64) -> Option<Lean> {
+    Some(Lean { stage, side, kind, after_ms, fences: false })
+}
+
+const fn fenced(lean: Option<Lean>) -> Option<Lean> {
+    match lean {
+        Some(lean) => Some(Lean { fences: true, ..lean }),
+        None => None,
+    }
+}
+
+fn bugs(named: &str) -> Vec<(&'static str, Option<Lean>)> {
     if named == "1" {
         return PLANTED.to_vec();
     }
+    let lean = |bug: &str| PLANTED.iter().find(|(name, _)| *name == bug).and_then(|(_, lean)| *lean);
     // As long as the process, of which there is one.
-    named.split(',').map(|bug| &*bug.to_owned().leak()).collect()
+    named.split(',').map(|bug| (&*bug.to_owned().leak(), lean(bug))).collect()
 }
 
-fn finds(bug: &'static str) -> Trial {
+fn finds((bug, lean): (&'static str, Option<Lean>)) -> Trial {
     story(&format!("{bug}_is_planted_and_found"), async move |world| {
-        let plan = Plan { planted: Some(bug), length: PLANTED_LENGTH, ..Plan::from_environment()? };
+        let plan = Plan {
+            planted: Some(bug),
+            lean,
+            length: PLANTED_LENGTH,
+            patience: PLANTED_PATIENCE,
+            ..Plan::from_environment()?
+        };
         match Box::pin(run::in_namespaces(world, &plan, bug)).await {
             Err(why) if why.is::<Violated>() => {
                 run::tell(&format!("{bug}: {}", why.to_string().chars().take(400).collect::<String>()));

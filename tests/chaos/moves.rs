@@ -45,8 +45,8 @@ pub(crate) async fn ask_on_and_on(doors: Arc<Doors>, herd: Arc<Herd>, mut rng: R
         let Ok(asked) = doors.ask::<MigrationDetail>(act).await else { continue };
         let name = asked.row.name;
         match rng.u8(..20) {
-            0 => drop(tokio::spawn(cancel(Arc::clone(&doors), name, rng.u64(0..=3_000)))),
-            1 | 2 => drop(tokio::spawn(quicken(Arc::clone(&doors), name, rng.u64(0..=1_500)))),
+            0 | 1 => drop(tokio::spawn(cancel(Arc::clone(&doors), name, rng.u64(0..=3_000)))),
+            2 | 3 => drop(tokio::spawn(quicken(Arc::clone(&doors), name, rng.u64(0..=1_500)))),
             _ => {}
         }
     }

@@ -10,8 +10,13 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::courses::Stage;
+use crate::faults::Kind;
+
 const MINUTES_VARIABLE: &str = "CHAOS_MINUTES";
 const SEED_VARIABLE: &str = "CHAOS_SEED";
+/// See [`Plan::patience`].
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Without a word about it: enough to see that the suite works.
 const MINUTES_DEFAULT: f64 = 1.0;
 
@@ -26,8 +31,35 @@ pub(crate) struct Plan {
     pub(crate) planted: Option<&'static str>,
     /// Guests at once.
     pub(crate) guests: usize,
+    /// What happens more than by chance.
+    pub(crate) lean: Option<Lean>,
+    /// How long it may take, once nothing is broken any more, until every migration is over and every node answers.
+    pub(crate) patience: Duration,
     /// The named network that pages go over; none: the default one.
     pub(crate) network: Option<&'static str>,
+}
+
+/// Each migration of which a side has come to this stage is struck in this way. Nodes that do not vote hear and say everything
+/// late, so that what is between two entries lasts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lean {
+    /// When.
+    pub(crate) stage: Stage,
+    /// Who.
+    pub(crate) side: Side,
+    /// How.
+    pub(crate) kind: Kind,
+    /// How long after it, in milliseconds.
+    pub(crate) after_ms: u64,
+    /// A host that is killed is fenced.
+    pub(crate) fences: bool,
+}
+
+/// A side of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Source,
+    Target,
 }
 
 impl Plan {
@@ -45,6 +77,8 @@ impl Plan {
             seed,
             planted: None,
             guests: 20,
+            lean: None,
+            patience: SETTLE_TIMEOUT,
             network: None,
         })
     }

@@ -34,9 +34,7 @@ use crate::verdict::{Report, Violated, judge};
 /// The hosts.
 const NODES: [&str; 5] = ["node-a", "node-b", "node-c", "node-d", "node-e"];
 /// The first so many vote.
-const VOTERS: usize = 3;
-/// How long it may take, once nothing is broken any more, until every migration is over and every node answers.
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const VOTERS: usize = 3;
 /// How long all guests may take to tick once more.
 const TICK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -126,8 +124,15 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     busy.spawn(Arc::clone(&herd).keep());
     busy.spawn(Arc::clone(&herd).compare());
     busy.spawn(moves::ask_on_and_on(Arc::clone(&doors), Arc::clone(&herd), rng.fork()));
-    let mut director =
-        Director::new(hand, &eyes, Arc::clone(&herd), nodes.clone(), Arc::clone(faults), rng.fork());
+    let mut director = Director::new(
+        hand,
+        &eyes,
+        Arc::clone(&herd),
+        nodes.clone(),
+        Arc::clone(faults),
+        plan.lean,
+        rng.fork(),
+    );
     director.direct(plan.length, &mut heard).await?;
     let ended = director.ended;
     violated(&eyes, &herd)?;
@@ -136,7 +141,7 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
 
     let healed = Instant::now();
     let history = operators.finish().await;
-    settle(&doors, &herd, &nodes).await?;
+    settle(&doors, &herd, &nodes, plan.patience).await?;
     let settled = healed.elapsed();
     for row in herd.rows().await? {
         herd.verify(&row).await.map_err(|why| format!("{} can not be compared: {why}", row.name))?;
@@ -144,9 +149,9 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     all_tick(&eyes, &herd).await?;
     eyes.close();
     violated(&eyes, &herd)?;
-    let mut seen = eyes.seen();
+    let seen = eyes.seen();
     let faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(judge(&mut seen, &faults, &herd, &history, ended, settled)?)
+    Ok(judge(&seen, &faults, &herd, &history, ended, settled)?)
 }
 
 /// What has been seen by now that must not be.
@@ -157,8 +162,13 @@ fn violated(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
 }
 
 /// Nothing is broken any more: every node answers, and every migration ends.
-async fn settle(doors: &Doors, herd: &Arc<Herd>, nodes: &[NodeName]) -> Result<(), Box<dyn Error>> {
-    let deadline = Instant::now() + SETTLE_TIMEOUT;
+async fn settle(
+    doors: &Doors,
+    herd: &Arc<Herd>,
+    nodes: &[NodeName],
+    patience: Duration,
+) -> Result<(), Box<dyn Error>> {
+    let deadline = Instant::now() + patience;
     loop {
         let given_up = herd.clear().await;
         let status = doors.ask::<Status>(Act::Status).await;
@@ -173,8 +183,7 @@ async fn settle(doors: &Doors, herd: &Arc<Herd>, nodes: &[NodeName]) -> Result<(
             return Ok(());
         }
         if Instant::now() > deadline {
-            let what =
-                format!("after {SETTLE_TIMEOUT:?} without a fault not all is well: {status:?}\n{rows:?}");
+            let what = format!("after {patience:?} without a fault not all is well: {status:?}\n{rows:?}");
             return Err(Violated(what).into());
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -191,10 +200,11 @@ async fn all_tick(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
         let still = |row: &&godwit_wire::admin::GuestRow| {
             let seen = eyes.seen();
             let uid = numbers.get(&row.name);
-            let last = uid.and_then(|uid| seen.ticks.of(&uid.0.to_string()).pop());
+            let last = uid.and_then(|uid| seen.ticks.last_of(&uid.0.to_string()));
             !last.is_some_and(|last| last.last_ns > since && Some(&last.node) == row.node.as_ref())
         };
         let silent: Vec<_> = rows.iter().filter(still).collect();
+        violated(eyes, herd)?;
         if silent.is_empty() {
             return Ok(());
         }

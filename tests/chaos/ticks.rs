@@ -58,9 +58,19 @@ struct Runner {
     instance: String,
     guest: String,
     file: Option<File>,
+    life: Life,
     rest: Vec<u8>,
     /// Its last stretch in the guest's list.
     stretch: Option<usize>,
+}
+
+/// A runner, by its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Begins,
+    Lives,
+    /// All is read, and nothing more comes.
+    Over,
 }
 
 impl TickBook {
@@ -94,6 +104,7 @@ impl TickBook {
                     instance,
                     guest,
                     file: None,
+                    life: Life::Begins,
                     rest: Vec::new(),
                     stretch: None,
                 };
@@ -112,11 +123,9 @@ impl TickBook {
         self.guests.values().flat_map(|stretches| wrong_in(stretches)).collect()
     }
 
-    /// The guest's stretches, oldest first.
-    pub(crate) fn of(&self, guest: &str) -> Vec<Stretch> {
-        let mut all = self.guests.get(guest).cloned().unwrap_or_default();
-        all.sort_by_key(|stretch| stretch.first);
-        all
+    /// Who has ticked last for this guest.
+    pub(crate) fn last_of(&self, guest: &str) -> Option<Stretch> {
+        self.guests.get(guest)?.iter().max_by_key(|stretch| stretch.last_ns).cloned()
     }
 
     /// Guests, ticks, and stretches, that is times that somebody else went on.
@@ -134,9 +143,26 @@ impl Runner {
         now: u64,
         guests: &mut BTreeMap<String, Vec<Stretch>>,
     ) -> Result<(), String> {
+        if self.life == Life::Over {
+            return Ok(());
+        }
+        let has_socket = dir.join("runner.sock").exists();
+        let is_over = self.life == Life::Lives && !has_socket;
+        if has_socket {
+            self.life = Life::Lives;
+        }
         if self.file.is_none() {
             self.file = File::open(dir.join("ticks")).ok();
         }
+        self.read_on(now, guests)?;
+        if is_over {
+            self.life = Life::Over;
+            self.file = None;
+        }
+        Ok(())
+    }
+
+    fn read_on(&mut self, now: u64, guests: &mut BTreeMap<String, Vec<Stretch>>) -> Result<(), String> {
         let mut piece = vec![0; PIECE_BYTES];
         loop {
             let Some(file) = &mut self.file else { return Ok(()) };

@@ -57,7 +57,7 @@ pub(crate) struct Report {
 
 /// Everything that must hold of what was seen.
 pub(crate) fn judge(
-    seen: &mut Seen,
+    seen: &Seen,
     faults: &[Fault],
     herd: &Herd,
     history: &History,
@@ -117,9 +117,10 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "{} guests made, {} given up since a fault had killed a runner of theirs; {} comparisons of memory, {} MiB, no page wrong",
+            "{} guests made, {} given up since a fault had killed a runner of theirs; {} hosts fenced; {} comparisons of memory, {} MiB, no page wrong",
             herd.made,
             herd.given_up,
+            herd.fences,
             herd.comparisons,
             mib(herd.verified_bytes)
         )?;

@@ -24,8 +24,8 @@ use super::{ControlConfig, LogFormat, RawControl};
 /// Smallest UDP payload that QUIC works with (RFC 9000, 14).
 const UDP_PAYLOAD_BYTES_MIN: u16 = 1200;
 /// Largest UDP payload: up to 10 packets leave in one call as one datagram for the kernel to cut (GSO), and
-/// 10 x 6,550 is just below 65,507, the most that one IPv4 datagram carries.
-const UDP_PAYLOAD_BYTES_MAX: u16 = 6550;
+/// 10 x 6,540, with Ethernet's, IP's and UDP's headers, is just below 65,536, the most that a device takes in one piece.
+const UDP_PAYLOAD_BYTES_MAX: u16 = 6540;
 /// What fits a link of 1,500 bytes with IPv6 and UDP headers (40 + 8).
 const UDP_PAYLOAD_BYTES_DEFAULT: u16 = 1452;
 

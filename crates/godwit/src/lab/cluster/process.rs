@@ -44,7 +44,7 @@ impl NodeSpec {
             voters: voters.clone(),
             wrapper: Vec::new(),
             environment: Vec::new(),
-            udp_payload_bytes_max: 6550,
+            udp_payload_bytes_max: 6540,
             memory_bytes: None,
             labels: Vec::new(),
             networks: Vec::new(),
