@@ -7,7 +7,7 @@
 //!
 //! Always true: a failure names the seed; `CHAOS_SEED=n` tells that one history again.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fastrand::Rng;
 use libtest_mimic::{Failed, Trial};
