@@ -73,7 +73,23 @@ impl Registry {
             Command::PutMachine { name, machine, .. } => self.met_machine(name, machine),
             Command::PutInstance { name, labels, body, .. } => self.met_instance(name, labels, body.as_ref()),
             Command::Migrate { migration, .. } => known(self.guest_of(migration).map(|_| false)),
-            _ => known(Some(false)),
+            Command::Join { .. }
+            | Command::DeletePolicy { .. }
+            | Command::DeleteNamespace { .. }
+            | Command::Node { .. }
+            | Command::DeleteMachine { .. }
+            | Command::Set { .. }
+            | Command::Reached { .. }
+            | Command::Placeable { .. }
+            | Command::ForgetMigration { .. }
+            | Command::Measured { .. }
+            | Command::Admit { .. }
+            | Command::Guest { .. }
+            | Command::Fence { .. }
+            | Command::FenceSeen { .. }
+            | Command::RemoveNode { .. }
+            | Command::If { .. }
+            | Command::Label { .. } => known(Some(false)),
         }
     }
 
@@ -158,10 +174,7 @@ impl Registry {
 impl Command {
     /// What is to be done, without its condition.
     pub fn bare(&self) -> &Self {
-        match self {
-            Self::If { command, .. } => command,
-            other => other,
-        }
+        if let Self::If { command, .. } = self { command } else { self }
     }
 }
 
