@@ -37,6 +37,9 @@ const STRIKE_INTERVAL: Duration = Duration::from_millis(700);
 const REST_AFTER_START: Duration = Duration::from_millis(700);
 
 /// So much later nodes that do not vote hear and say everything, where the plan leans to something.
+/// Nodes that do not vote are so far from those that do: what is between two entries lasts longer than chance needs to
+/// strike.
+const FAR: Duration = Duration::from_millis(25);
 /// A target that is held back hears of a hand-over after this time, and is heard to run the guest after twice this time.
 const HELD_BACK: Duration = Duration::from_millis(400);
 /// How long a fault lasts then: a killed process is back while what it has missed goes on.
@@ -127,9 +130,8 @@ impl<'a> Director<'a> {
         let end = Instant::now() + length;
         let mut next = Instant::now() + self.pause();
         let mut later: Vec<(Instant, Turn)> = Vec::new();
-        if self.lean.is_some() {
-            self.hand.hold_back(&self.nodes[VOTERS..], HELD_BACK);
-        }
+        let delay = if self.lean.is_some() { HELD_BACK } else { FAR };
+        self.hand.put_far(&self.nodes[VOTERS..], delay);
         while Instant::now() < end && !self.is_violated() {
             self.undo_what_is_due(Instant::now()).await?;
             self.look_after_processes()?;
@@ -242,9 +244,7 @@ impl<'a> Director<'a> {
     }
 
     fn kind(&mut self, weight: impl Fn(Kind) -> u32) -> Kind {
-        // Whoever is held back stays so.
-        let fits = |kind: &Kind| self.hand.can(*kind) && (self.lean.is_none() || *kind != Kind::DelayControl);
-        let kinds: Vec<_> = Kind::ALL.into_iter().filter(fits).collect();
+        let kinds: Vec<_> = Kind::ALL.into_iter().filter(|kind| self.hand.can(*kind)).collect();
         let all: u32 = kinds.iter().map(|kind| weight(*kind)).sum();
         let mut left = self.rng.u32(..all);
         for kind in kinds {

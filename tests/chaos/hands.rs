@@ -2,6 +2,7 @@
 //!
 //! Always true: what was begun has its undoing, which may be done twice; a killed process is started again as it was.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::path::Path;
@@ -56,10 +57,11 @@ impl Hand<'_> {
         }
     }
 
-    /// Nodes that do not vote hear and say everything so much later from now on.
-    pub(crate) fn hold_back(&self, nodes: &[NodeName], delay: Duration) {
+    /// These nodes hear and say everything so much later, whenever nothing else is wrong with their link.
+    pub(crate) fn put_far(&mut self, nodes: &[NodeName], delay: Duration) {
         if let Self::Namespaces(hosts) = self {
-            nodes.iter().for_each(|node| hosts.field.delay(node, Net::Control, delay, Duration::ZERO));
+            hosts.far = nodes.iter().map(|node| (node.clone(), delay)).collect();
+            nodes.iter().for_each(|node| hosts.be_prompt(node, Net::Control));
         }
     }
 
@@ -92,6 +94,8 @@ impl Hand<'_> {
 pub(crate) struct Namespaces<'a> {
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) field: Arc<Field>,
+    /// How far nodes are by themselves.
+    pub(crate) far: BTreeMap<NodeName, Duration>,
 }
 
 impl Namespaces<'_> {
@@ -190,10 +194,18 @@ impl Namespaces<'_> {
             Undo::Mend(nets) => nets.iter().try_for_each(|net| self.field.mend(node, *net))?,
             Undo::Fast => self.field.fast(node, Net::Pages)?,
             Undo::Lossless(net) => self.field.lossless(node, *net)?,
-            Undo::Prompt(net) => self.field.prompt(node, *net),
+            Undo::Prompt(net) => self.be_prompt(node, *net),
             Undo::FreeDisk(disk) => self.field.free_disk(node, *disk)?,
         }
         Ok(())
+    }
+
+    /// As late as it is by itself.
+    fn be_prompt(&self, node: &NodeName, net: Net) {
+        match self.far.get(node).filter(|_| net == Net::Control) {
+            Some(delay) => self.field.delay(node, net, *delay, Duration::ZERO),
+            None => self.field.prompt(node, net),
+        }
     }
 
     /// A process that has ended meanwhile takes no signal, and needs none.

@@ -6,6 +6,7 @@
 //!   … time passes … ─▶ heal ─▶ all migrations end ─▶ judge ─▶ Report | what was violated, and the line that replays it
 //! ```
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,7 @@ pub(crate) async fn in_namespaces(
     let site = Site {
         folders: NODES.map(node).map(|node| (node.clone(), world.cluster.node_dir(&node))).to_vec(),
         sent: Box::new(move |node| cables.sent(node, Net::Pages).map_err(|error| error.to_string())),
-        hand: Hand::Namespaces(Namespaces { cluster: &mut world.cluster, field }),
+        hand: Hand::Namespaces(Namespaces { cluster: &mut world.cluster, field, far: BTreeMap::new() }),
     };
     run(site, plan, test).await
 }
