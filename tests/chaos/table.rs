@@ -95,8 +95,7 @@ pub(crate) fn outcomes(courses: &BTreeMap<MigrationId, Course>) -> String {
         let why = match end {
             "Succeeded" if stages.contains(&Stage::PostCopy) => "by post-copy".to_owned(),
             "Succeeded" => "by stop and copy".to_owned(),
-            // Without numbers and names, which differ each time.
-            _ => reason.split([':', ';', '(']).next().unwrap_or_default().chars().take(60).collect(),
+            _ => without_names(&reason),
         };
         *counts.entry((end, why)).or_insert(0) += 1;
     }
@@ -105,4 +104,14 @@ pub(crate) fn outcomes(courses: &BTreeMap<MigrationId, Course>) -> String {
         let _ = writeln!(told, "  {count:>5}  {end} {why}");
     }
     told
+}
+
+/// A reason without what differs each time.
+fn without_names(reason: &str) -> String {
+    let reason = reason.split([':', ';', '(']).next().unwrap_or_default();
+    let word = |word: &str| {
+        let differs = word.starts_with("node-") || word.chars().any(|letter| letter.is_ascii_digit());
+        if differs { "…".to_owned() } else { word.to_owned() }
+    };
+    reason.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
