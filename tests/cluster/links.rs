@@ -85,13 +85,13 @@ async fn a_link_that_is_cut_when_it_is_dialed_first_is_dialed_again(world: &mut 
     moved
 }
 
-/// Half of it there, half of it back.
+/// Half of it there, half of it back. It is large, so that most is missing when it goes.
 async fn pages_come_after_their_guest_over_links_of_1_5_and_20_ms(world: &mut World) -> Outcome {
     let puppet = Puppet::start(world)?;
     puppet.start_node(world, "node-a").await?;
     puppet.start_node(world, "node-b").await?;
     let (mut from, mut to) = ("node-a", "node-b");
-    puppet.create(GUEST, guest(), "node-a", guest_of(32, 2))?;
+    puppet.create(GUEST, guest(), "node-a", guest_of(256, 2))?;
     puppet.born(GUEST).await;
     puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
     for round_trip_ms in [1, 5, 20] {
