@@ -268,6 +268,8 @@ impl<'a> Director<'a> {
             kind == Kind::KillHost && self.lean.map_or_else(|| self.rng.bool(), |lean| lean.fences);
         let lasts = match self.lean {
             _ if is_fenced => FENCED_LASTS,
+            // What it has sent must be lost, so it stays cut until that would have arrived.
+            Some(_) if matches!(kind, Kind::KillHost | Kind::KillCutOff) => HELD_BACK * 3 / 2,
             Some(_) => LEANT_LASTS,
             None => Duration::from_millis(kind.lasts_ms(&mut self.rng)),
         };
