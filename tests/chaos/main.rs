@@ -76,7 +76,7 @@ const PLANTED: [(&str, Option<Lean>); 5] = [
     ("vouch-hands-back", fenced(lean(Stage::Committed, Side::Target, Kind::KillHost, 0))),
     ("source-loss-is-guest-loss", lean(Stage::PostCopy, Side::Source, Kind::KillRunner, 0)),
 ];
-/// Those that take luck: in two minutes they are found two times of three.
+/// Those that take luck: they are found two times of three.
 const SELDOM: [(&str, Option<Lean>); 2] = [
     ("restart-forgets", lean(Stage::Committed, Side::Target, Kind::KillCutOff, 600)),
     ("absent-never-started", lean(Stage::Committed, Side::Target, Kind::KillHost, 600)),
@@ -84,7 +84,7 @@ const SELDOM: [(&str, Option<Lean>); 2] = [
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
 const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
 /// How long a bug may go unseen.
-const PLANTED_LENGTH: Duration = Duration::from_secs(120);
+const PLANTED_LENGTH: Duration = Duration::from_secs(240);
 /// And how long a migration may then take to end: a bug may be that it never does.
 const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
 
