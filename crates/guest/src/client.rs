@@ -300,9 +300,12 @@ impl Runner {
         }
     }
 
-    /// How the guest does.
+    /// How the guest does. Whoever asks waits no longer behind another command than for the answer: a comparison of memory
+    /// in post-copy lasts for as long as pages are missing.
     pub async fn stats(&self) -> Result<Stats, ClientError> {
-        match self.ask("stats", Command::Stats, COMMAND_TIMEOUT).await? {
+        let asked = self.ask("stats", Command::Stats, COMMAND_TIMEOUT);
+        let late = ClientError::Timeout { command: "stats", limit: COMMAND_TIMEOUT };
+        match tokio::time::timeout(COMMAND_TIMEOUT, asked).await.unwrap_or(Err(late))? {
             Answer::Stats(stats) => Ok(stats),
             Answer::Done | Answer::State { .. } | Answer::Verified(_) => {
                 Err(ClientError::Answer { command: "stats" })
