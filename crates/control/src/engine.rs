@@ -1,12 +1,12 @@
 //! Raft, without clock, socket, file and thread: inputs change it, and one ordered procedure acts for it.
 //!
 //! ```text
-//!   tick, step, propose, campaign, ask_quorum ─▶ RawNode
+//!   tick, step, propose, change, campaign, ask_quorum ─▶ RawNode
 //!
 //!   ready:   1 send what need not wait        (a leader's appends)
 //!            2 store snapshot, entries, term and vote; sync
 //!            3 send what waited for the sync  (votes, acknowledgements)
-//!            4 apply what is agreed, in order
+//!            4 apply what is agreed, in order; a change of the group holds from there on
 //! ```
 //!
 //! Always true:
@@ -17,15 +17,17 @@
 //! - a voter's timeouts differ from the others' in the same round, so elections do not split for ever.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::eraftpb::{Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::envelope::{self, MessageError, Opener, SNAPSHOT_BYTES_MAX};
-use crate::group::{NodeId, Voters};
+use crate::group::NodeId;
 use crate::logging;
 use crate::machine::RestoreError;
+use crate::members::{self, ChangeError, Members, Standing, Wanted};
 use crate::storage::{Disk, DiskError, LogStorage, Stored};
 
 /// Entries in one append message, in bytes: a quarter of what a peer takes, so a heartbeat never waits long.
@@ -55,8 +57,6 @@ pub struct Position {
 pub struct EngineConfig {
     /// This voter.
     pub id: NodeId,
-    /// Everyone.
-    pub voters: Voters,
     /// Ticks between a leader's heartbeats.
     pub heartbeat_ticks: usize,
     /// Ticks without a leader before an election; up to twice that.
@@ -83,22 +83,31 @@ pub enum EngineError {
 }
 
 /// Why an entry was not proposed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotProposed {
     /// This voter does not lead.
     NotLeader,
     /// Too much is not agreed yet.
     Busy,
+    /// A rule of the group forbids it.
+    Forbidden(ChangeError),
 }
 
 /// What an engine does while it is made ready.
 pub trait Sink {
     /// Send this to a voter. It may be lost, doubled and overtaken.
     fn send(&mut self, to: NodeId, bytes: Vec<u8>);
-    /// The state is now that of a leader's snapshot.
-    fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError>;
+    /// The state, and who is in the group, are now those of a leader's snapshot.
+    fn restore(
+        &mut self,
+        position: Position,
+        members: &Arc<Members>,
+        snapshot: &[u8],
+    ) -> Result<(), RestoreError>;
     /// An entry is agreed. `None`: a leader's beginning, which means nothing.
     fn apply(&mut self, position: Position, entry: Option<&[u8]>);
+    /// A change of the group is agreed, and these are in it now; the entry came with it.
+    fn changed(&mut self, position: Position, members: &Arc<Members>, entry: &[u8]);
     /// A quorum answered after [`Engine::ask_quorum`] was called with this number. What was agreed at that call ends with
     /// `index`, or before it.
     fn quorum(&mut self, question: u64, index: u64);
@@ -118,8 +127,9 @@ struct Timeouts {
 impl Timeouts {
     /// Between `base` and twice that: a slot of its own for each rank, rotating, and chance within it.
     fn ticks(&self) -> usize {
-        let width = (self.base / self.voters).max(1);
-        let slot = (self.rank + self.round) % self.voters;
+        let voters = self.voters.max(1);
+        let width = (self.base / voters).max(1);
+        let slot = (self.rank + self.round) % voters;
         let mixed = xxhash_rust::xxh3::xxh3_64_with_seed(&self.round.to_le_bytes(), self.seed);
         let within = usize::try_from(mixed % width as u64).unwrap_or_default();
         self.base + (slot * width + within).min(self.base - 1)
@@ -131,6 +141,7 @@ pub struct Engine {
     node: RawNode<LogStorage>,
     id: NodeId,
     seed: u64,
+    members: Arc<Members>,
     timeouts: Timeouts,
     opener: Opener,
     ticks: u64,
@@ -138,6 +149,8 @@ pub struct Engine {
     snapshot: Bytes,
     /// When a snapshot was last sent to a voter.
     snapshots_sent: BTreeMap<u64, u64>,
+    /// When somebody was last heard.
+    heard: BTreeMap<NodeId, u64>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -153,8 +166,14 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// A voter that begins with what its disk holds; `applied` entries of it are in the state machine.
-    pub fn start(config: &EngineConfig, mut stored: Stored, applied: u64) -> Result<Self, raft::Error> {
+    /// A voter that begins with what its disk holds; `applied` entries of it are in the state machine, and these were in
+    /// the group then.
+    pub fn start(
+        config: &EngineConfig,
+        mut stored: Stored,
+        applied: u64,
+        members: Arc<Members>,
+    ) -> Result<Self, raft::Error> {
         let snapshot = stored.snapshot.as_mut().map(Snapshot::take_data).unwrap_or_default();
         let raft_config = raft::Config {
             id: config.id.get(),
@@ -169,10 +188,11 @@ impl Engine {
             max_committed_size_per_ready: APPLY_BYTES_MAX,
             ..raft::Config::default()
         };
-        let storage = LogStorage::new(stored, applied);
+        let storage = LogStorage::new(stored, applied, members.conf_state());
+        let (rank, voters) = members.rank(config.id);
         let timeouts = Timeouts {
-            rank: config.voters.rank(config.id),
-            voters: config.voters.count(),
+            rank,
+            voters,
             base: config.election_ticks,
             seed: config.seed,
             round: 0,
@@ -181,11 +201,13 @@ impl Engine {
             node: RawNode::new(&raft_config, storage, &logging::logger())?,
             id: config.id,
             seed: config.seed,
+            members,
             timeouts,
             opener: Opener::new(config.id),
             ticks: 0,
             snapshot,
             snapshots_sent: BTreeMap::new(),
+            heard: BTreeMap::new(),
         };
         engine.hold_timeout();
         Ok(engine)
@@ -214,13 +236,16 @@ impl Engine {
         self.hold_timeout();
     }
 
-    /// A voter sent this.
+    /// A member of the group sent this. One that this voter does not know of yet may be its leader: whose voice is heard is
+    /// for whoever holds the connection.
     pub fn step(&mut self, from: NodeId, bytes: &[u8]) -> Result<(), MessageError> {
-        if self.node.raft.prs().get(from.get()).is_none() {
-            return Err(MessageError::Rule { from, rule: "its sender is no voter" });
-        }
         if let Some(message) = self.opener.open(from, bytes)? {
+            self.heard.insert(from, self.ticks);
             let kind = message.get_msg_type();
+            let raft = &self.node.raft;
+            if kind == MessageType::MsgTimeoutNow && (raft.leader_id, raft.term) != (from.get(), message.term) {
+                return Err(MessageError::Rule { from, rule: "only a leader hands the leadership on" });
+            }
             if kind == MessageType::MsgReadIndex && self.node.raft.state != StateRole::Leader {
                 // raft would pass the question on in the asker's name. He asks again.
                 return Ok(());
@@ -240,6 +265,61 @@ impl Engine {
         }
         self.node.propose(vec![PROPOSED], entry).map_err(|_| NotProposed::Busy)?;
         Ok(Position { term: self.node.raft.term, index: self.node.raft.raft_log.last_index() })
+    }
+
+    /// Puts a change of the group at the end of the log, if this voter leads and a rule does not forbid it. The entry is
+    /// applied together with it.
+    pub fn change(&mut self, wanted: &Wanted, entry: Vec<u8>) -> Result<Position, NotProposed> {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader {
+            return Err(NotProposed::NotLeader);
+        }
+        if raft.has_pending_conf() {
+            return Err(NotProposed::Forbidden(ChangeError::InFlight));
+        }
+        let position = Position { term: raft.term, index: raft.raft_log.last_index() + 1 };
+        let (Wanted::Add(name) | Wanted::Promote(name) | Wanted::Remove(name)) = wanted;
+        let fresh = members::new_id(name, position);
+        let change = self.members.change(wanted, fresh, &self.standing()).map_err(NotProposed::Forbidden)?;
+        // An entry of a size that was refused before.
+        let proposal = members::proposal(&change, entry).map_err(|_| NotProposed::Busy)?;
+        self.node.propose_conf_change(Vec::new(), proposal).map_err(|_| NotProposed::Busy)?;
+        Ok(position)
+    }
+
+    /// What a leader knows of the members beside the log. Of anybody else it says little.
+    pub fn standing(&self) -> Standing {
+        let raft = &self.node.raft;
+        let recent = self.ticks.saturating_sub(self.timeouts.base as u64);
+        let answers = |id: &NodeId| *id == self.id || self.heard.get(id).is_some_and(|at| *at >= recent);
+        let answering = self.members.iter().map(|(id, _)| id).filter(answers).collect();
+        let progress = raft.prs().iter().filter_map(|(id, progress)| {
+            Some((NodeId::new(*id)?, raft.raft_log.committed.saturating_sub(progress.matched)))
+        });
+        let behind = progress.filter(|_| raft.state == StateRole::Leader).collect();
+        Standing { answering, behind }
+    }
+
+    /// Who is in the group, as far as entries are applied.
+    pub fn members(&self) -> &Arc<Members> {
+        &self.members
+    }
+
+    /// Hands the leadership on, if this voter has it. It keeps it if the other does not take it within an election.
+    pub fn transfer(&mut self, to: NodeId) {
+        self.node.raft.abort_leader_transfer();
+        self.node.transfer_leader(to.get());
+        self.hold_timeout();
+    }
+
+    /// Hands the leadership on to whoever answers and has most.
+    pub fn pass_on(&mut self) {
+        let standing = self.standing();
+        let others = self.members.voters().filter(|id| *id != self.id && standing.answering.contains(id));
+        let best = others.min_by_key(|id| (standing.behind.get(id).copied().unwrap_or(u64::MAX), *id));
+        if let Some(best) = best {
+            self.transfer(best);
+        }
     }
 
     /// Asks to lead, without waiting for a timeout.
@@ -282,8 +362,12 @@ impl Engine {
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
             let position = Position { term: metadata.term, index: metadata.index };
-            sink.restore(position, &self.snapshot)
-                .map_err(|source| EngineError::Restore { index: position.index, source })?;
+            let failed = |source| EngineError::Restore { index: position.index, source };
+            let snapshot = self.snapshot.clone();
+            let (members, state) =
+                Members::decode(&snapshot).map_err(|error| failed(RestoreError::new(error)))?;
+            self.set_members(Arc::new(members));
+            sink.restore(position, &self.members, state).map_err(failed)?;
         }
 
         self.send(ready.take_persisted_messages(), sink);
@@ -298,12 +382,45 @@ impl Engine {
         self.send(light.take_messages(), sink);
         agreed.append(&mut light.take_committed_entries());
         for entry in &agreed {
-            let proposed = entry.context.first() == Some(&PROPOSED);
             let position = Position { term: entry.term, index: entry.index };
-            sink.apply(position, proposed.then_some(entry.get_data()));
+            match entry.get_entry_type() {
+                EntryType::EntryNormal => {
+                    let proposed = entry.context.first() == Some(&PROPOSED);
+                    sink.apply(position, proposed.then_some(entry.get_data()));
+                }
+                EntryType::EntryConfChangeV2 | EntryType::EntryConfChange => {
+                    self.apply_change(position, entry, sink);
+                }
+            }
         }
         self.node.advance_apply();
         Ok(())
+    }
+
+    /// From here on the group is another.
+    fn apply_change(&mut self, position: Position, entry: &Entry, sink: &mut dyn Sink) {
+        let (change, carried, raw) = match members::read(entry.get_data()) {
+            Ok(read) => read,
+            // The driver takes a panic for the death of this voter, which it is.
+            Err(error) => panic!("entry {} can not be read by this version: {error}", position.index),
+        };
+        if let Some(members) = self.members.changed(position.index, &change) {
+            match self.node.apply_conf_change(&raw) {
+                Ok(conf) => self.node.mut_store().set_conf(conf),
+                Err(error) => panic!("entry {} is no change of this group: {error}", position.index),
+            }
+            tracing::info!(?change, index = position.index, "the control group has changed");
+            self.set_members(Arc::new(members));
+        } else {
+            tracing::warn!(?change, index = position.index, "a change of the control group changes nothing");
+        }
+        sink.changed(position, &self.members, &carried);
+    }
+
+    fn set_members(&mut self, members: Arc<Members>) {
+        (self.timeouts.rank, self.timeouts.voters) = members.rank(self.id);
+        self.members = members;
+        self.hold_timeout();
     }
 
     /// Stores what a ready holds, and returns when it is synced.
@@ -361,7 +478,9 @@ impl Engine {
     ) -> Result<bool, DiskError> {
         let applied = self.node.raft.raft_log.applied;
         let Some(state) = self.node.store().position(applied) else { return Ok(false) };
-        if data.len() > SNAPSHOT_BYTES_MAX {
+        let Ok(mut bytes) = self.members.encode() else { return Ok(false) };
+        bytes.extend(data);
+        if bytes.len() > SNAPSHOT_BYTES_MAX {
             return Ok(false);
         }
         let base_index = applied.saturating_sub(keep).max(self.node.store().base().index);
@@ -370,8 +489,8 @@ impl Engine {
         let metadata = snapshot.mut_metadata();
         metadata.index = state.index;
         metadata.term = state.term;
-        metadata.set_conf_state(self.node.store().voters().clone());
-        snapshot.set_data(data.into());
+        metadata.set_conf_state(self.node.store().conf().clone());
+        snapshot.set_data(bytes.into());
         let hard = self.node.raft.hard_state();
         disk.save_snapshot(&snapshot, base, &hard)?;
         disk.sync()?;

@@ -17,6 +17,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::engine::Position;
+use crate::members::Members;
 
 /// Why a disk did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +82,8 @@ impl DiskError {
 /// What a disk holds when it is opened.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stored {
-    /// The voters' numbers.
-    pub voters: Vec<u64>,
+    /// Who was in the group before the first entry.
+    pub founders: Members,
     /// Term, vote, and how far the log was known to be agreed.
     pub hard: HardState,
     /// The entry before the first.
@@ -165,22 +166,22 @@ pub trait DiskSource: Send + fmt::Debug {
 #[derive(Debug)]
 pub struct LogStorage {
     hard: HardState,
-    voters: ConfState,
+    conf: ConfState,
     base: Position,
     entries: Vec<Entry>,
     snapshot: SnapshotMetadata,
 }
 
 impl LogStorage {
-    /// The log of a disk that was checked, up to which at least `applied` entries are agreed.
-    pub(crate) fn new(stored: Stored, applied: u64) -> Self {
+    /// The log of a disk that was checked, of which `applied` entries are agreed and were applied; then the group was so.
+    pub(crate) fn new(stored: Stored, applied: u64, conf: ConfState) -> Self {
         let mut hard = stored.hard;
         // What was applied was agreed, even if the disk's note of it is older: that note need not be synced.
         hard.commit = hard.commit.max(applied);
         let snapshot = stored.snapshot.map(|mut snapshot| snapshot.take_metadata()).unwrap_or_default();
         Self {
             hard,
-            voters: ConfState::from((stored.voters, Vec::new())),
+            conf,
             base: stored.base,
             entries: stored.entries,
             snapshot,
@@ -191,8 +192,13 @@ impl LogStorage {
         &self.hard
     }
 
-    pub(crate) fn voters(&self) -> &ConfState {
-        &self.voters
+    /// Who is in the group, as far as entries are applied.
+    pub(crate) fn conf(&self) -> &ConfState {
+        &self.conf
+    }
+
+    pub(crate) fn set_conf(&mut self, conf: ConfState) {
+        self.conf = conf;
     }
 
     pub(crate) fn base(&self) -> Position {
@@ -242,6 +248,7 @@ impl LogStorage {
     pub(crate) fn install_snapshot(&mut self, snapshot: SnapshotMetadata, hard: HardState) {
         self.entries.clear();
         self.base = Position { term: snapshot.term, index: snapshot.index };
+        self.conf = snapshot.get_conf_state().clone();
         self.snapshot = snapshot;
         self.hard = hard;
     }
@@ -249,7 +256,7 @@ impl LogStorage {
 
 impl Storage for LogStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard.clone(), self.voters.clone()))
+        Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
     }
 
     fn entries(

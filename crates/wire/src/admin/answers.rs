@@ -72,6 +72,12 @@ pub struct ControlStatus {
     pub leader: Option<NodeName>,
     /// Every voter.
     pub voters: Vec<NodeName>,
+    /// The group, if the node has heard of one: 32 hexadecimal digits.
+    pub group: Option<String>,
+    /// Everyone in it.
+    pub members: Vec<MemberRow>,
+    /// The change of the group that is under way, in words.
+    pub change: Option<String>,
     /// Up to which entry its state is.
     pub applied: u64,
     /// Up to which entry the log is agreed.
@@ -84,6 +90,38 @@ pub struct ControlStatus {
     pub condition: String,
     /// With whom this node's session is, if it has one.
     pub session: Option<NodeName>,
+}
+
+/// A member of the control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// The node.
+    pub node: NodeName,
+    /// Its number in the group: 16 hexadecimal digits.
+    pub voter: String,
+    /// `voter` or `learner`.
+    pub state: String,
+    /// Whether it answers. The leader alone knows.
+    pub answers: Option<bool>,
+    /// How many agreed entries it lacks. The leader alone knows.
+    pub behind: Option<u64>,
+}
+
+/// What has become of a node in the control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberDetail {
+    /// The node.
+    pub node: NodeName,
+    /// What the request did: `added`, `removed` or `unchanged`; none where it only looks.
+    pub done: Option<String>,
+    /// `voter`, `learner` or `none`.
+    pub state: String,
+    /// How many agreed entries it lacks.
+    pub behind: Option<u64>,
+    /// For what it waits before it votes.
+    pub waits_for: Option<String>,
+    /// Every voter.
+    pub voters: Vec<NodeName>,
 }
 
 /// A node in a list.
