@@ -171,7 +171,7 @@ impl<S: StateMachine> Sink for Hands<S> {
         let was_in = self.members.get(self.me).is_some();
         self.members = Arc::clone(members);
         self.removed |= was_in && members.get(self.me).is_none();
-        self.apply(position, (!entry.is_empty()).then_some(entry));
+        self.apply(position, Some(entry));
     }
 
     fn quorum(&mut self, question: u64, index: u64) {
@@ -374,12 +374,7 @@ impl<S: StateMachine> Driver<S> {
         self.promise(proposed, now, caller);
     }
 
-    fn promise(
-        &mut self,
-        proposed: Result<Position, ProposeError>,
-        now: Duration,
-        caller: Caller<S::Reply>,
-    ) {
+    fn promise(&mut self, proposed: Result<Position, ProposeError>, now: Duration, caller: Caller<S::Reply>) {
         match proposed {
             Ok(position) => {
                 let deadline = now + self.config.propose_timeout;
@@ -389,8 +384,8 @@ impl<S: StateMachine> Driver<S> {
         }
     }
 
-    /// Proposes a change of the group; the caller is answered when it is applied, refused or out of time. `entry` is applied
-    /// together with it; empty: nothing is.
+    /// Proposes a change of the group; the caller is answered when it is applied, refused or out of time. `entry` is
+    /// one of the state machine's, and applied together with it: of that is the answer.
     pub fn change(&mut self, wanted: &Wanted, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
         let proposed = self.try_put(entry, |engine, entry| engine.change(wanted, entry));
         self.promise(proposed, now, caller);
@@ -466,7 +461,8 @@ impl<S: StateMachine> Driver<S> {
             for _ in 0..READIES_PER_TURN_MAX {
                 if !running.engine.has_ready() {
                     if !hands.removed
-                        && running.engine.since_snapshot() >= every && hands.applied >= hands.snapshot_from
+                        && running.engine.snapshot_is_due(every)
+                        && hands.applied >= hands.snapshot_from
                     {
                         save_snapshot(running, hands, every, keep)?;
                     }

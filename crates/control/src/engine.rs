@@ -190,13 +190,7 @@ impl Engine {
         };
         let storage = LogStorage::new(stored, applied, members.conf_state());
         let (rank, voters) = members.rank(config.id);
-        let timeouts = Timeouts {
-            rank,
-            voters,
-            base: config.election_ticks,
-            seed: config.seed,
-            round: 0,
-        };
+        let timeouts = Timeouts { rank, voters, base: config.election_ticks, seed: config.seed, round: 0 };
         let mut engine = Self {
             node: RawNode::new(&raft_config, storage, &logging::logger())?,
             id: config.id,
@@ -243,8 +237,10 @@ impl Engine {
             self.heard.insert(from, self.ticks);
             let kind = message.get_msg_type();
             let raft = &self.node.raft;
-            if kind == MessageType::MsgTimeoutNow && (raft.leader_id, raft.term) != (from.get(), message.term) {
-                return Err(MessageError::Rule { from, rule: "only a leader hands the leadership on" });
+            if kind == MessageType::MsgTimeoutNow && (raft.leader_id, raft.term) != (from.get(), message.term)
+            {
+                // Of one that does not lead, or not any more: nobody is disturbed by that.
+                return Ok(());
             }
             if kind == MessageType::MsgReadIndex && self.node.raft.state != StateRole::Leader {
                 // raft would pass the question on in the asker's name. He asks again.
@@ -463,9 +459,13 @@ impl Engine {
         }
     }
 
-    /// How many applied entries the newest snapshot does not hold.
-    pub fn since_snapshot(&self) -> u64 {
-        self.node.raft.raft_log.applied.saturating_sub(self.node.store().snapshot_index())
+    /// Whether it is time for a snapshot: `every` so many applied entries; or somebody has come whom the newest one does not
+    /// have, and who may need one, since the log does not begin with the first entry.
+    pub fn snapshot_is_due(&self, every: u64) -> bool {
+        let store = self.node.store();
+        let since = self.node.raft.raft_log.applied.saturating_sub(store.snapshot_index());
+        let lacks = |(id, _): (NodeId, _)| !store.snapshot_has(id.get());
+        since >= every || (since > 0 && store.base().index > 0 && self.members.iter().any(lacks))
     }
 
     /// Stores the state after all applied entries, and forgets all but the last `keep` of those. Called between

@@ -255,7 +255,8 @@ fn broken_rule(message: &Message, from: NodeId, me: NodeId) -> Option<&'static s
         Type::MsgSnapshot => {
             let metadata = message.get_snapshot().get_metadata();
             let conf = metadata.get_conf_state();
-            let is_one = !conf.voters.is_empty() && conf.voters_outgoing.is_empty() && conf.learners_next.is_empty();
+            let is_one =
+                !conf.voters.is_empty() && conf.voters_outgoing.is_empty() && conf.learners_next.is_empty();
             (metadata.index == 0 || !is_one).then_some("its snapshot is of nothing")
         }
         Type::MsgAppendResponse

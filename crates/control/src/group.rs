@@ -132,7 +132,13 @@ impl Identity {
     pub fn new(cluster: impl Into<String>, node: NodeId, voters: Voters) -> Result<Self, GroupError> {
         let Some(name) = voters.name(node).cloned() else { return Err(GroupError::NotAVoter(node)) };
         let cluster = cluster.into();
-        Ok(Self { group: founded(&cluster, &voters), founders: Members::founding(&voters), cluster, node, name })
+        Ok(Self {
+            group: founded(&cluster, &voters),
+            founders: Members::founding(&voters),
+            cluster,
+            node,
+            name,
+        })
     }
 
     /// A member of a group that others have founded.

@@ -41,7 +41,8 @@ pub mod status;
 pub mod storage;
 
 pub use actor::{
-    Campaign, ChangeMembers, ControlActor, ControlHandle, FromPeer, HandOn, Propose, Prove, Query, QuorumAge, StatusNow, Stop,
+    Campaign, ChangeMembers, ControlActor, ControlHandle, FromPeer, HandOn, Propose, Prove, Query, QuorumAge,
+    StatusNow, Stop,
 };
 pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
 pub use engine::Position;

@@ -320,7 +320,9 @@ pub(crate) fn proposal(change: &Change, entry: Vec<u8>) -> Result<ConfChangeV2, 
 pub(crate) fn read(data: &[u8]) -> Result<(Change, Vec<u8>, ConfChangeV2), CodecError> {
     let malformed = |why: &str| CodecError::Malformed { what: "change of the group", why: why.to_owned() };
     let raw = ConfChangeV2::parse_from_bytes(data).map_err(|error| malformed(&error.to_string()))?;
-    let [single] = raw.get_changes() else { return Err(malformed("it changes more or less than one member")) };
+    let [single] = raw.get_changes() else {
+        return Err(malformed("it changes more or less than one member"));
+    };
     let id = NodeId::new(single.node_id).ok_or_else(|| malformed("it is about nobody"))?;
     let (length, body) =
         raw.context.split_first_chunk::<LENGTH_BYTES>().ok_or_else(|| malformed("it has no context"))?;

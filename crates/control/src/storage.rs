@@ -179,13 +179,7 @@ impl LogStorage {
         // What was applied was agreed, even if the disk's note of it is older: that note need not be synced.
         hard.commit = hard.commit.max(applied);
         let snapshot = stored.snapshot.map(|mut snapshot| snapshot.take_metadata()).unwrap_or_default();
-        Self {
-            hard,
-            conf,
-            base: stored.base,
-            entries: stored.entries,
-            snapshot,
-        }
+        Self { hard, conf, base: stored.base, entries: stored.entries, snapshot }
     }
 
     pub(crate) fn hard(&self) -> &HardState {
@@ -207,6 +201,12 @@ impl LogStorage {
 
     pub(crate) fn snapshot_index(&self) -> u64 {
         self.snapshot.index
+    }
+
+    /// Whether somebody is in the group at the newest snapshot.
+    pub(crate) fn snapshot_has(&self, id: u64) -> bool {
+        let conf = self.snapshot.get_conf_state();
+        conf.voters.contains(&id) || conf.learners.contains(&id)
     }
 
     fn last(&self) -> u64 {
@@ -301,9 +301,10 @@ impl Storage for LogStorage {
         Ok(self.last())
     }
 
-    /// Without its data: the engine cuts that into pieces when the message leaves.
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.index == 0 || self.snapshot.index < request_index {
+    /// Without its data: the engine cuts that into pieces when the message leaves. Whoever is not in the group at a snapshot
+    /// would not take it: there will be a later one.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        if self.snapshot.index == 0 || self.snapshot.index < request_index || !self.snapshot_has(to) {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
         let mut snapshot = Snapshot::default();

@@ -50,7 +50,8 @@ impl FromStr for GroupId {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
         let rule = "it must be 32 hexadecimal digits";
-        let digits = Some(text).filter(|text| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()));
+        let digits =
+            Some(text).filter(|text| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()));
         let number = digits.and_then(|text| u128::from_str_radix(text, 16).ok());
         let got = || text.chars().take(LABEL_BYTES_MAX).collect();
         number.map(Self).ok_or_else(|| NameError { what: "group id", got: got(), rule })

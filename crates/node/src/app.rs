@@ -234,7 +234,10 @@ fn hear(call: ControlCall, group: group::Group) {
     if let Some(theirs) = call.hello.group.filter(|theirs| Some(*theirs) != ours) {
         let ours = ours.map_or_else(|| "none".to_owned(), |ours| ours.to_string());
         let name = &call.hello.name;
-        return turn_away(&call, &format!("node {name} speaks for control group {theirs}; this is group {ours}"));
+        return turn_away(
+            &call,
+            &format!("node {name} speaks for control group {theirs}; this is group {ours}"),
+        );
     }
     let name = call.hello.name.clone();
     match call.hello.voter.and_then(NodeId::new) {
@@ -246,10 +249,12 @@ fn hear(call: ControlCall, group: group::Group) {
         }
         Some(from) => {
             let since = group.members().index();
-            let why = format!("node {name} (voter {from}) is not in the control group, as far as entry {since}");
+            let why = format!(
+                "node {name} is no voter here: number {from} is not in the group as of entry {since}"
+            );
             turn_away(&call, &why);
         }
-        None => turn_away(&call, &format!("node {name} does not say which voter it is")),
+        None => turn_away(&call, &format!("node {name} is no voter here: it says no number")),
     }
 }
 
@@ -269,7 +274,7 @@ async fn point_elsewhere(call: ControlCall, seat: Seat, leader: Leader) {
 /// Refuses a call by name, in its close and in the log.
 fn turn_away(call: &ControlCall, reason: &str) {
     // Who is in the group some know a moment before others; and whoever was taken out asks until it hears of it.
-    tracing::info!(peer = %call.hello.name, reason, "a peer is not heard");
+    tracing::info!(peer = %call.hello.name, reason, "peer refused");
     call.connection.close(1_u32.into(), reason.as_bytes());
 }
 

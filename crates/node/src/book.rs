@@ -236,7 +236,9 @@ mod tests {
         assert_eq!(keeper.now(), None);
         keeper.learn(&told(7, &[(9, "node-9", false)])).expect("takes it");
         keeper.learn(&told(4, &[])).expect("passes it over");
-        keeper.seat(Some(Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true })).expect("writes");
+        keeper
+            .seat(Some(Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true }))
+            .expect("writes");
         let book = Keeper::open(scratch.path()).expect("opens again").now().expect("a book");
         assert_eq!(book, keeper.now().expect("a book"));
         assert_eq!((book.members.index(), book.place.map(|place| place.since)), (7, Some(7)));

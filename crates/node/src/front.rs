@@ -22,7 +22,7 @@ use godwit_wire::session::{Answer, Ask, PUSH_BYTES_MAX};
 use tokio::sync::mpsc;
 
 use crate::fabric::frames;
-use crate::group::{Group, desk};
+use crate::group::desk;
 use crate::seat::Seat;
 use crate::session::{AskError, Leader};
 

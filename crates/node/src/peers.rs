@@ -373,7 +373,9 @@ pub async fn hear(
                 HearError::Stopped | HearError::Removed => {
                     tracing::info!(peer = %hello.name, %error, "a voter is not listened to any longer")
                 }
-                HearError::Frame(_) => tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer"),
+                HearError::Frame(_) => {
+                    tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer")
+                }
             }
         }
     }

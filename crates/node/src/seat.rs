@@ -17,9 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_control::{
-    Condition, Config, ControlHandle, Identity, Members, NodeId, SledFolder, StartError,
-};
+use godwit_control::{Condition, Config, ControlHandle, Identity, Members, NodeId, SledFolder, StartError};
 use godwit_domain::NodeName;
 use godwit_transfer::drive::chain;
 use tokio::sync::{Mutex, watch};
@@ -168,7 +166,10 @@ impl Seat {
         loop {
             book.mark_unchanged();
             if let Err(error) = self.look().await {
-                tracing::error!(error = chain(&error), "this node's place in the control group; it is tried again");
+                tracing::error!(
+                    error = chain(&error),
+                    "this node's place in the control group; it is tried again"
+                );
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
@@ -327,12 +328,24 @@ mod tests {
         assert_eq!(due(&taken, None, false, false), Duty::Open(at(90, 5, false)), "nothing was said yet");
         let votes = book(8, &[(90, true)], Some(place));
         assert_eq!(due(&votes, None, false, true), Duty::Open(place), "it was started again");
-        assert_eq!(due(&votes, None, false, false), Duty::Lost(id(90)), "its log is gone, and it may have voted");
-        assert_eq!(due(&book(8, &[(90, true)], None), None, false, true), Duty::Lost(id(90)), "so is its book");
+        assert_eq!(
+            due(&votes, None, false, false),
+            Duty::Lost(id(90)),
+            "its log is gone, and it may have voted"
+        );
+        assert_eq!(
+            due(&book(8, &[(90, true)], None), None, false, true),
+            Duty::Lost(id(90)),
+            "so is its book"
+        );
         assert_eq!(due(&votes, Some(place), false, true), Duty::Nothing);
         assert_eq!(due(&votes, Some(place), true, true), Duty::Leave, "its log says that it is out");
         let older = book(4, &[], Some(place));
-        assert_eq!(due(&older, Some(place), false, true), Duty::Nothing, "what is known is older than its place");
+        assert_eq!(
+            due(&older, Some(place), false, true),
+            Duty::Nothing,
+            "what is known is older than its place"
+        );
         assert_eq!(due(&older, None, false, true), Duty::Open(place), "so it was when it was started again");
         let out = book(9, &[], Some(place));
         assert_eq!(due(&out, Some(place), false, true), Duty::Leave, "it was told that it is out");

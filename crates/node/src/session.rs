@@ -135,13 +135,9 @@ impl Seeker {
                         tracing::info!(leader = %voter, "session with the leader");
                         let link = Link { leader: voter.clone(), connection: connection.clone() };
                         place.send_replace(Some(link));
-                        let reason = hold(
-                            &connection,
-                            pushes,
-                            (&actor, &self.keeper),
-                            &Leader(place.subscribe()),
-                        )
-                        .await;
+                        let reason =
+                            hold(&connection, pushes, (&actor, &self.keeper), &Leader(place.subscribe()))
+                                .await;
                         place.send_replace(None);
                         tracing::info!(leader = %voter, reason, "session lost");
                         let _ = actor.send(SessionEnded).await;
@@ -211,7 +207,10 @@ impl Seeker {
                     Err(error.to_string())
                 }
                 Err(error @ BookError::Disk { .. }) => {
-                    tracing::error!(error = chain(&error), "who is in the control group could not be written down");
+                    tracing::error!(
+                        error = chain(&error),
+                        "who is in the control group could not be written down"
+                    );
                     Ok(Called::Leads(connection, receive))
                 }
                 Ok(()) => Ok(Called::Leads(connection, receive)),

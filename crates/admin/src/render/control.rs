@@ -60,13 +60,13 @@ fn members_table(rows: &[MemberRow]) -> String {
 /// What has become of a node in the control group, in a line.
 pub fn member(detail: &MemberDetail) -> String {
     let MemberDetail { node, done, state, behind: _, waits_for, voters } = detail;
-    let done = done.as_ref().map_or_else(String::new, |done| format!(" {done}:"));
+    let done = done.as_ref().map_or_else(String::new, |done| format!(" {done}"));
     let state = match state.as_str() {
         "voter" => "it votes".to_owned(),
         "learner" => format!("it learns, and votes when {}", maybe(waits_for.as_ref())),
         _ => "it is not in the control group".to_owned(),
     };
-    format!("{node}{done} {state}. Voters: {}", joined(voters))
+    format!("{node}{done}: {state}. Voters: {}", joined(voters))
 }
 
 /// `status`.

@@ -82,7 +82,11 @@ fn add(changing: &Changing, node: NodeName) -> Result<(), Failure> {
         block_on(Box::pin(sight.follow(Some(Instant::now()), over, |_, detail| show(detail))))?;
     if detail.state != "voter" {
         let message = format!("{node} was removed from the control group before it voted");
-        return Err(Failure::refused("a node that votes has learnt", message, format!("godwit control add {node}")));
+        return Err(Failure::refused(
+            "a node that votes has learnt",
+            message,
+            format!("godwit control add {node}"),
+        ));
     }
     asking.print(&last, render::member)
 }

@@ -21,8 +21,8 @@ use std::time::{Duration, SystemTime};
 
 use actix::{Addr, MailboxError};
 use godwit_control::{
-    ChangeError, ChangeMembers, Condition, ControlActor, HandOn, Members, NodeId, Propose, ProposeError, Prove,
-    Query, QuorumAge, Role, Status, StatusNow, View, Wanted,
+    ChangeError, ChangeMembers, Condition, ControlActor, HandOn, Members, NodeId, Propose, ProposeError,
+    Prove, Query, QuorumAge, Role, Status, StatusNow, View, Wanted,
 };
 use godwit_domain::NodeName;
 use godwit_domain::registry::{Command, MemberChange, Refusal, Registry, RequestKey, Stamped};

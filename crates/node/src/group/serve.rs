@@ -11,9 +11,9 @@
 
 use std::net::SocketAddr;
 
-use godwit_domain::{GroupId, NodeName};
 use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::registry::{Command, Guest, GuestUid, Node, Registry};
+use godwit_domain::{GroupId, NodeName};
 use godwit_wire::session::{
     ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, GuestView, PUSH_BYTES_MAX, Push, Welcome,
 };
@@ -130,7 +130,9 @@ async fn push(group: Group, node: NodeName, number: u64, mut told: Told, mut sen
             let rest = guests.split_off(guests.len().min(GUESTS_PER_PUSH_MAX));
             let (now, name, complete) = (guests, node.clone(), rest.is_empty());
             let pushed = group.read(move |registry| pushed(registry, &name, now, complete)).await;
-            let Some(push) = pushed.map(|push| Push { membership: membership.take(), ..push }) else { return };
+            let Some(push) = pushed.map(|push| Push { membership: membership.take(), ..push }) else {
+                return;
+            };
             if frames::write(&mut send, "push", &push, PUSH_BYTES_MAX).await.is_err() {
                 return;
             }
@@ -262,7 +264,9 @@ async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
         Ok(()) => Answer::Applied,
         Err(NotAgreed::Refused(refusal)) => refused(refusal.to_string()),
         Err(NotAgreed::NotTaken(why)) => Answer::Unknown { why },
-        Err(error @ (NotAgreed::Forbidden(_) | NotAgreed::Unknown)) => Answer::Unknown { why: error.to_string() },
+        Err(error @ (NotAgreed::Forbidden(_) | NotAgreed::Unknown)) => {
+            Answer::Unknown { why: error.to_string() }
+        }
     }
 }
 

@@ -159,7 +159,9 @@ pub(super) fn of_rule(error: ChangeError) -> Problem {
             ("a node is in the group once", "godwit control status")
         }
         ChangeError::NoMember(_) => ("a member is changed", "godwit control status lists them"),
-        ChangeError::LastVoter(_) => ("a group has a voter", "add another one first: godwit control add NODE"),
+        ChangeError::LastVoter(_) => {
+            ("a group has a voter", "add another one first: godwit control add NODE")
+        }
         ChangeError::TooMany(_) => ("a group has seven voters at most", "godwit control remove NODE"),
         ChangeError::NoQuorum { .. } => (
             "more than half of the voters that are left must answer",

@@ -84,7 +84,12 @@ pub(super) fn contended() -> Problem {
 
 pub(super) fn handed_on(node: &NodeName) -> Problem {
     let message = format!("node {node} has led and hands the leadership on; nothing was proposed");
-    Problem::new(Code::Unavailable, "a leader that is removed hands on first", message, "ask again in a moment")
+    Problem::new(
+        Code::Unavailable,
+        "a leader that is removed hands on first",
+        message,
+        "ask again in a moment",
+    )
 }
 
 pub(super) fn leadership_lost() -> Problem {
