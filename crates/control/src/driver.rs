@@ -13,6 +13,8 @@
 //! - who is in the group is what was applied, wherever that came from: the disk's founders, a snapshot, an entry;
 //! - an answer to a caller rests on a synced entry that a quorum has; when nobody can know, it says so.
 
+mod hands;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,16 +23,17 @@ use std::time::Duration;
 
 use raft::StateRole;
 
-use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position, Sink};
+use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position};
 use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
 use crate::members::{Members, Standing, Wanted};
-use crate::promises::{Outcome, Promises};
+use crate::promises::Promises;
 use crate::proofs::Proofs;
 pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
 use crate::status::{chain, panic_message};
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
+use hands::Hands;
 
 /// Readies in one turn. One is usual; entries to apply come in goes of 1 MiB, and between them peers are heard.
 const READIES_PER_TURN_MAX: usize = 8;
@@ -100,87 +103,6 @@ enum Life {
     Waiting { error: DiskError, retry_at: Duration },
     Crashed { why: String },
     Left,
-}
-
-/// What a turn acts on, beside engine and disk.
-struct Hands<S: StateMachine> {
-    me: NodeId,
-    machine: S,
-    applied: u64,
-    /// Who is in the group, after what is applied.
-    members: Arc<Members>,
-    /// This voter's own removal is applied.
-    removed: bool,
-    promises: Promises<Caller<S::Reply>>,
-    proofs: Proofs<Prover>,
-    outbox: Arc<dyn Outbox>,
-    /// Before this entry no snapshot is tried: the last was too large.
-    snapshot_from: u64,
-    /// When each question to the quorum was asked.
-    asked: BTreeMap<u64, Duration>,
-    /// When the newest question was asked that has an answer.
-    answered: Option<Duration>,
-}
-
-impl<S: StateMachine> Hands<S> {
-    fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
-        answers.into_iter().for_each(|(caller, _)| caller(Err(ProposeError::Unknown)));
-    }
-
-    /// Nobody is promised or shown anything any more.
-    fn part(&mut self) {
-        Self::unknown(self.promises.led(None));
-        self.proofs.end().into_iter().for_each(|caller| caller(false));
-    }
-
-    fn prove(&mut self) {
-        self.proofs.proven(self.applied).into_iter().for_each(|caller| caller(true));
-    }
-}
-
-impl<S: StateMachine> Sink for Hands<S> {
-    fn send(&mut self, to: NodeId, bytes: Vec<u8>) {
-        self.outbox.send(to, bytes);
-    }
-
-    fn restore(
-        &mut self,
-        position: Position,
-        members: &Arc<Members>,
-        snapshot: &[u8],
-    ) -> Result<(), RestoreError> {
-        self.machine.restore(position.index, snapshot)?;
-        self.applied = position.index;
-        self.members = Arc::clone(members);
-        Self::unknown(self.promises.skipped(position.index));
-        self.prove();
-        Ok(())
-    }
-
-    fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
-        let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
-        self.applied = position.index;
-        for (caller, outcome) in self.promises.applied(position) {
-            let kept = if outcome == Outcome::Applied { reply.take() } else { None };
-            caller(kept.ok_or(ProposeError::Unknown));
-        }
-        self.prove();
-    }
-
-    fn changed(&mut self, position: Position, members: &Arc<Members>, entry: &[u8]) {
-        let was_in = self.members.get(self.me).is_some();
-        self.members = Arc::clone(members);
-        self.removed |= was_in && members.get(self.me).is_none();
-        self.apply(position, Some(entry));
-    }
-
-    fn quorum(&mut self, question: u64, index: u64) {
-        self.proofs.answered(question, index);
-        self.prove();
-        let Some(asked) = self.asked.remove(&question) else { return };
-        self.answered = self.answered.max(Some(asked));
-        self.asked = self.asked.split_off(&question);
-    }
 }
 
 /// See the module. Time is an argument: how long ago the caller's world began.

@@ -7,6 +7,8 @@
 //!            2 store snapshot, entries, term and vote; sync
 //!            3 send what waited for the sync  (votes, acknowledgements)
 //!            4 apply what is agreed, in order; a change of the group holds from there on
+//!
+//!   changing  changes of the group, and the leadership handed on      timeouts  when to ask to lead
 //! ```
 //!
 //! Always true:
@@ -16,19 +18,23 @@
 //!   numbers, is set to a function of rank, seed and round after every input;
 //! - a voter's timeouts differ from the others' in the same round, so elections do not split for ever.
 
+mod changing;
+mod timeouts;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{EntryType, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::envelope::{self, MessageError, Opener, SNAPSHOT_BYTES_MAX};
 use crate::group::NodeId;
 use crate::logging;
 use crate::machine::RestoreError;
-use crate::members::{self, ChangeError, Members, Standing, Wanted};
+use crate::members::{ChangeError, Members};
 use crate::storage::{Disk, DiskError, LogStorage, Stored};
+use timeouts::Timeouts;
 
 /// Entries in one append message, in bytes: a quarter of what a peer takes, so a heartbeat never waits long.
 const APPEND_BYTES_MAX: u64 = 256 << 10;
@@ -111,29 +117,6 @@ pub trait Sink {
     /// A quorum answered after [`Engine::ask_quorum`] was called with this number. What was agreed at that call ends with
     /// `index`, or before it.
     fn quorum(&mut self, question: u64, index: u64);
-}
-
-/// Election timeouts.
-#[derive(Debug)]
-struct Timeouts {
-    rank: usize,
-    voters: usize,
-    base: usize,
-    seed: u64,
-    /// Counts this voter's elections.
-    round: usize,
-}
-
-impl Timeouts {
-    /// Between `base` and twice that: a slot of its own for each rank, rotating, and chance within it.
-    fn ticks(&self) -> usize {
-        let voters = self.voters.max(1);
-        let width = (self.base / voters).max(1);
-        let slot = (self.rank + self.round) % voters;
-        let mixed = xxhash_rust::xxh3::xxh3_64_with_seed(&self.round.to_le_bytes(), self.seed);
-        let within = usize::try_from(mixed % width as u64).unwrap_or_default();
-        self.base + (slot * width + within).min(self.base - 1)
-    }
 }
 
 /// See the module.
@@ -263,61 +246,6 @@ impl Engine {
         Ok(Position { term: self.node.raft.term, index: self.node.raft.raft_log.last_index() })
     }
 
-    /// Puts a change of the group at the end of the log, if this voter leads and a rule does not forbid it. The entry is
-    /// applied together with it.
-    pub fn change(&mut self, wanted: &Wanted, entry: Vec<u8>) -> Result<Position, NotProposed> {
-        let raft = &self.node.raft;
-        if raft.state != StateRole::Leader {
-            return Err(NotProposed::NotLeader);
-        }
-        if raft.has_pending_conf() {
-            return Err(NotProposed::Forbidden(ChangeError::InFlight));
-        }
-        let position = Position { term: raft.term, index: raft.raft_log.last_index() + 1 };
-        let (Wanted::Add(name) | Wanted::Promote(name) | Wanted::Remove(name)) = wanted;
-        let fresh = members::new_id(name, position);
-        let change = self.members.change(wanted, fresh, &self.standing()).map_err(NotProposed::Forbidden)?;
-        // An entry of a size that was refused before.
-        let proposal = members::proposal(&change, entry).map_err(|_| NotProposed::Busy)?;
-        self.node.propose_conf_change(Vec::new(), proposal).map_err(|_| NotProposed::Busy)?;
-        Ok(position)
-    }
-
-    /// What a leader knows of the members beside the log. Of anybody else it says little.
-    pub fn standing(&self) -> Standing {
-        let raft = &self.node.raft;
-        let recent = self.ticks.saturating_sub(self.timeouts.base as u64);
-        let answers = |id: &NodeId| *id == self.id || self.heard.get(id).is_some_and(|at| *at >= recent);
-        let answering = self.members.iter().map(|(id, _)| id).filter(answers).collect();
-        let progress = raft.prs().iter().filter_map(|(id, progress)| {
-            Some((NodeId::new(*id)?, raft.raft_log.committed.saturating_sub(progress.matched)))
-        });
-        let behind = progress.filter(|_| raft.state == StateRole::Leader).collect();
-        Standing { answering, behind }
-    }
-
-    /// Who is in the group, as far as entries are applied.
-    pub fn members(&self) -> &Arc<Members> {
-        &self.members
-    }
-
-    /// Hands the leadership on, if this voter has it. It keeps it if the other does not take it within an election.
-    pub fn transfer(&mut self, to: NodeId) {
-        self.node.raft.abort_leader_transfer();
-        self.node.transfer_leader(to.get());
-        self.hold_timeout();
-    }
-
-    /// Hands the leadership on to whoever answers and has most.
-    pub fn pass_on(&mut self) {
-        let standing = self.standing();
-        let others = self.members.voters().filter(|id| *id != self.id && standing.answering.contains(id));
-        let best = others.min_by_key(|id| (standing.behind.get(id).copied().unwrap_or(u64::MAX), *id));
-        if let Some(best) = best {
-            self.transfer(best);
-        }
-    }
-
     /// Asks to lead, without waiting for a timeout.
     pub fn campaign(&mut self) {
         if let Err(error) = self.node.campaign() {
@@ -391,32 +319,6 @@ impl Engine {
         }
         self.node.advance_apply();
         Ok(())
-    }
-
-    /// From here on the group is another.
-    fn apply_change(&mut self, position: Position, entry: &Entry, sink: &mut dyn Sink) {
-        let (change, carried, raw) = match members::read(entry.get_data()) {
-            Ok(read) => read,
-            // The driver takes a panic for the death of this voter, which it is.
-            Err(error) => panic!("entry {} can not be read by this version: {error}", position.index),
-        };
-        if let Some(members) = self.members.changed(position.index, &change) {
-            match self.node.apply_conf_change(&raw) {
-                Ok(conf) => self.node.mut_store().set_conf(conf),
-                Err(error) => panic!("entry {} is no change of this group: {error}", position.index),
-            }
-            tracing::info!(?change, index = position.index, "the control group has changed");
-            self.set_members(Arc::new(members));
-        } else {
-            tracing::warn!(?change, index = position.index, "a change of the control group changes nothing");
-        }
-        sink.changed(position, &self.members, &carried);
-    }
-
-    fn set_members(&mut self, members: Arc<Members>) {
-        (self.timeouts.rank, self.timeouts.voters) = members.rank(self.id);
-        self.members = members;
-        self.hold_timeout();
     }
 
     /// Stores what a ready holds, and returns when it is synced.
@@ -517,26 +419,5 @@ impl Engine {
     /// The log's first and last index.
     pub fn log_range(&self) -> (u64, u64) {
         (self.node.raft.raft_log.first_index(), self.node.raft.raft_log.last_index())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_of_voters_differ_and_stay_in_range() {
-        for (voters, base) in [(3, 10), (5, 10), (5, 4), (3, 20)] {
-            for round in 0..50 {
-                let ticks: Vec<usize> = (0..voters)
-                    .map(|rank| Timeouts { rank, voters, base, seed: rank as u64 * 7, round }.ticks())
-                    .collect();
-                let mut apart = ticks.clone();
-                apart.sort_unstable();
-                apart.dedup();
-                assert!(ticks.iter().all(|ticks| (base..2 * base).contains(ticks)), "{ticks:?}");
-                assert!(base < voters || apart.len() == voters, "{ticks:?}");
-            }
-        }
     }
 }
