@@ -85,7 +85,7 @@ async fn has_left(world: &World, name: &str) {
         })
         .await;
     world.logs(name, "out of the control group").await;
-    let dir = world.cluster.node_dir(&node(name)).join("state");
+    let dir = world.cluster.node_dir(&node(name));
     crate::support::until("its log is put away", crate::support::PATIENCE, || {
         (!dir.join("control").exists() && dir.join("control.left").exists()).then_some(())
     })

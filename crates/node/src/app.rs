@@ -184,7 +184,7 @@ async fn take_seat(config: &NodeConfig, fabric: &Fabric) -> Result<Seat, AppErro
     let founders = Voters::new(voters.keys().map(|name| (voter_id(name), name.clone())))?;
     if keeper.now().is_none() && voters.contains_key(&config.name) {
         let book = Book::founding(&config.cluster, &founders, Some(voter_id(&config.name)));
-        keeper.write(book).map_err(SeatError::from)?;
+        keeper.begin(book).map_err(SeatError::from)?;
     }
     let about = Whereabouts {
         name: config.name.clone(),

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use godwit_control::{Member, Members, NodeId, Voters, group};
 use godwit_domain::{GroupId, NodeName};
@@ -81,6 +81,8 @@ pub enum BookError {
 pub struct Keeper {
     path: Arc<Path>,
     book: Arc<watch::Sender<Option<Book>>>,
+    /// One writes after the other: a place that was just taken is not forgotten over news.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Book {
@@ -143,7 +145,7 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        Ok(Self { path: path.into(), book: Arc::new(watch::Sender::new(book)) })
+        Ok(Self { path: path.into(), book: Arc::new(watch::Sender::new(book)), writing: Arc::default() })
     }
 
     /// As it is now.
@@ -164,6 +166,7 @@ impl Keeper {
         let (founders, members) = (members(0, &told.founders)?, members(told.index, &told.members)?);
         let addresses = told.members.values().filter_map(|it| Some((it.name.clone(), it.address?)));
         let addresses: BTreeMap<_, _> = addresses.collect();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.now();
         let new = match known.clone() {
             Some(known) if known.group != told.group => {
@@ -185,17 +188,24 @@ impl Keeper {
     /// # Errors
     /// If that can not be written down.
     pub fn seat(&self, place: Option<Place>) -> Result<(), BookError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         match self.now() {
             Some(book) if book.place != place => self.write(Book { place, ..book }),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Writes a book, and tells everybody.
+    /// Begins a book, where there is none.
     ///
     /// # Errors
     /// If it can not be written.
-    pub fn write(&self, book: Book) -> Result<(), BookError> {
+    pub fn begin(&self, book: Book) -> Result<(), BookError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.now().is_some() { Ok(()) } else { self.write(book) }
+    }
+
+    /// Writes a book, and tells everybody.
+    fn write(&self, book: Book) -> Result<(), BookError> {
         let failed = |source| BookError::Disk { path: self.path.to_path_buf(), source };
         let bytes = serde_json::to_vec_pretty(&book).map_err(|error| failed(error.into()))?;
         files::replace(&self.path, &bytes, files::MODE_SECRET).map_err(failed)?;

@@ -113,7 +113,11 @@ impl Front {
             Some(status) => {
                 let standing = Some(&status.standing).filter(|_| status.view.role == Role::Leader);
                 answer.members = members.iter().map(|(id, member)| row(id, member, standing)).collect();
-                answer.role = format!("{:?}", status.view.role).to_lowercase();
+                let votes = members.get(status.id).is_some_and(|member| member.votes);
+                answer.role = match status.view.role {
+                    Role::Follower if !votes => "learner".to_owned(),
+                    role => format!("{role:?}").to_lowercase(),
+                };
                 answer.term = status.view.term;
                 answer.leader = group.leader();
                 answer.applied = status.view.applied;

@@ -64,7 +64,7 @@ pub struct ControlStatus {
     pub cluster: String,
     /// The node that answers.
     pub node: NodeName,
-    /// What it is: leader, follower, candidate, halted, or none if it does not vote.
+    /// What it is: leader, follower, learner, candidate, halted, or none if it has no place in the group.
     pub role: String,
     /// The term.
     pub term: u64,
@@ -133,7 +133,7 @@ pub struct NodeRow {
     pub state: String,
     /// Since when it has not been heard, as the leader counts, in milliseconds.
     pub unreachable_for_ms: Option<u64>,
-    /// Whether it votes, and leads: `leader`, `voter` or `-`.
+    /// Whether it votes, and leads: `leader`, `voter`, `learner` or `-`.
     pub control: String,
     /// Control address.
     pub control_address: SocketAddr,
