@@ -264,7 +264,7 @@ async fn one_that_was_removed_while_it_was_away_leaves_when_it_hears_of_it(world
     signal(world, away, Signal::CONT)?;
     has_left(world, away).await;
     let after = status(&world.cluster, &asked).await.ok_or("no status")?;
-    assert_eq!((before.term, before.role), (after.term, after.role), "it has disturbed the group");
+    assert_eq!((before.term, &before.role), (after.term, &after.role), "it has disturbed the group");
     // It is taken in again, as somebody else.
     let number = |status: &ControlStatus| {
         status.members.iter().find(|member| member.node == node(away)).map(|member| member.voter.clone())
