@@ -183,16 +183,33 @@ impl Keeper {
         if known.as_ref() == Some(&new) { Ok(()) } else { self.write(new) }
     }
 
-    /// This node has taken a place, or has left it.
+    /// This node has taken a place.
     ///
     /// # Errors
     /// If that can not be written down.
-    pub fn seat(&self, place: Option<Place>) -> Result<(), BookError> {
+    pub fn take(&self, place: Place) -> Result<(), BookError> {
+        self.change(|book| book.place = Some(place))
+    }
+
+    /// This node has left its place. `members`: who was in the group then, by its own log.
+    ///
+    /// # Errors
+    /// If that can not be written down.
+    pub fn leave(&self, members: Option<&Members>) -> Result<(), BookError> {
+        self.change(|book| {
+            book.place = None;
+            if let Some(newer) = members.filter(|members| members.index() > book.members.index()) {
+                book.members = newer.clone();
+            }
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Book)) -> Result<(), BookError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.now() {
-            Some(book) if book.place != place => self.write(Book { place, ..book }),
-            Some(_) | None => Ok(()),
-        }
+        let Some(book) = self.now() else { return Ok(()) };
+        let mut changed = book.clone();
+        change(&mut changed);
+        if changed == book { Ok(()) } else { self.write(changed) }
     }
 
     /// Begins a book, where there is none.
@@ -246,14 +263,17 @@ mod tests {
         assert_eq!(keeper.now(), None);
         keeper.learn(&told(7, &[(9, "node-9", false)])).expect("takes it");
         keeper.learn(&told(4, &[])).expect("passes it over");
-        keeper
-            .seat(Some(Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true }))
-            .expect("writes");
+        keeper.take(Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true }).expect("writes");
         let book = Keeper::open(scratch.path()).expect("opens again").now().expect("a book");
         assert_eq!(book, keeper.now().expect("a book"));
         assert_eq!((book.members.index(), book.place.map(|place| place.since)), (7, Some(7)));
         assert_eq!(book.addresses.len(), 1);
         assert_eq!(book.founders, Members::founding(&voters()));
+        // One that leaves by its own log knows that it is out before anybody says so.
+        let by_its_log = members(8, &told(8, &[]).members).expect("members");
+        keeper.leave(Some(&by_its_log)).expect("writes");
+        let left = keeper.now().expect("a book");
+        assert_eq!((left.members.index(), left.members.named(&name("node-9")), left.place), (8, None, None));
         let mut elsewhere = told(9, &[]);
         elsewhere.group = GroupId(1);
         assert!(matches!(keeper.learn(&elsewhere), Err(BookError::OtherGroup { .. })));

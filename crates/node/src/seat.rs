@@ -198,7 +198,7 @@ impl Seat {
         if book.place != Some(place) {
             // Of an earlier place that was left.
             self.move_log_away()?;
-            self.0.keeper.seat(Some(place))?;
+            self.0.keeper.take(place)?;
         }
         let me = (place.voter, name.clone());
         let identity = Identity::seated(cluster.clone(), book.group, me, book.founders.clone());
@@ -211,7 +211,7 @@ impl Seat {
         let peers = Peers::start(fabric.clone(), name.clone(), cluster.clone(), (book.group, place.voter));
         let handle = ControlHandle::start(config, replica, Box::new(folder), Arc::clone(&peers) as _)?;
         let place = Place { opened: true, ..place };
-        self.0.keeper.seat(Some(place))?;
+        self.0.keeper.take(place)?;
         let (addr, keeper) = (handle.addr().clone(), self.0.keeper.clone());
         let group = Group::new(name.clone(), cluster.clone(), keeper, addr, handle.view(), bells);
         let mut tasks = JoinSet::new();
@@ -224,7 +224,8 @@ impl Seat {
 
     async fn leave(&self, open: Option<Open>) -> Result<(), SeatError> {
         self.0.group.send_replace(None);
-        self.0.keeper.seat(None)?;
+        let members = open.as_ref().map(|open| Arc::clone(&open.handle.view().borrow().members));
+        self.0.keeper.leave(members.as_deref())?;
         if let Some(open) = open {
             tracing::info!(voter = %open.place.voter, "out of the control group, and a node like any other");
             stop(open).await;
