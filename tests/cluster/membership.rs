@@ -187,6 +187,8 @@ async fn move_again_and_again(cluster: &Cluster, n: usize, times: usize) -> Outc
 
 async fn every_voter_is_replaced_while_guests_move(world: &mut World) -> Outcome {
     begin(world, &WORKERS).await?;
+    // A new leader may tell the target before the source that a move is over: the source wonders why its target goes.
+    world.announce(&["giving up"]);
     for n in 0..GUESTS {
         let spec = GuestSpec { seed: n as u64, ..GuestSpec::idle(8 * MIB) };
         world.cluster.create_guest(&mover(n), &node("node-d"), spec).await?;
