@@ -243,14 +243,6 @@ pub enum Command {
         /// The node.
         node: NodeName,
     },
-    /// The control group is another from this entry on. The group itself sees to that; here it stands for those who read, and
-    /// for the answer to whoever asked.
-    Member {
-        /// The node.
-        node: NodeName,
-        /// What becomes of it.
-        change: MemberChange,
-    },
     /// An operator's change, if it meets what its answer says that it has met.
     If {
         /// What.
@@ -266,6 +258,14 @@ pub enum Command {
         change: BTreeMap<String, Option<String>>,
         /// A label that has another value may be changed.
         overwrite: bool,
+    },
+    /// The control group is another from this entry on. The group itself sees to that; here it stands for those who read, and
+    /// for the answer to whoever asked.
+    Member {
+        /// The node.
+        node: NodeName,
+        /// What becomes of it.
+        change: MemberChange,
     },
 }
 
