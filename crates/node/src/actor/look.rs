@@ -20,6 +20,7 @@ use godwit_wire::handoff::{RunState, Standing};
 use tracing::Instrument;
 
 use super::proposals::until_answered;
+use super::rules::needs_to_know_all;
 use super::{Here, MAKE_AGAIN_AFTER, NodeActor};
 use crate::local::{LocalError, OwnedRole};
 use crate::owed::resume_if_behind;
@@ -259,14 +260,6 @@ impl NodeActor {
             });
         }
     }
-}
-
-/// Whether a duty rests on there being no other runner here than those that are known.
-fn needs_to_know_all(duty: &Duty) -> bool {
-    matches!(
-        duty,
-        Duty::Make | Duty::Propose(Entry::Gone { .. } | Entry::Purged { .. } | Entry::HandBack { .. })
-    )
 }
 
 impl Handler<Refreshed> for NodeActor {
