@@ -17,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use godwit_domain::planted;
 use raft::StateRole;
 
 use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position, Sink};
@@ -134,6 +135,11 @@ impl<S: StateMachine> Sink for Hands<S> {
 
     fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
         let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
+        if let (true, Some(entry)) =
+            (planted::is_on("entry-applied-twice") && position.index.is_multiple_of(16), entry)
+        {
+            reply = Some(self.machine.apply(position.index, entry));
+        }
         self.applied = position.index;
         for (caller, outcome) in self.promises.applied(position) {
             let kept = if outcome == Outcome::Applied { reply.take() } else { None };
@@ -331,6 +337,9 @@ impl<S: StateMachine> Driver<S> {
     pub fn prove(&mut self, now: Duration, caller: Prover) {
         if self.view().role != Role::Leader || !self.hands.proofs.has_room() {
             return caller(false);
+        }
+        if planted::is_on("stale-read") {
+            return caller(true);
         }
         // One that has not left yet is asked for him too. Those that are asked from time to time make up for lost ones.
         let question = self.unsent_question.unwrap_or_else(|| self.ask_quorum(now));

@@ -12,7 +12,6 @@ use std::collections::BTreeSet;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
-use godwit_domain::ownership::Entry;
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
 use godwit_transfer::drive::chain;

@@ -37,7 +37,7 @@ fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
         uid,
         name: guest.name.clone(),
         spec: guest.spec().clone(),
-        ownership: guest.ownership.clone(),
+        ownership: planted::told(&guest.ownership),
         settings: registry.settings_of(guest),
         target_address: target.and_then(|target| address_in(target, network.as_deref())),
         network,
@@ -109,6 +109,20 @@ fn is_a_nodes(entry: &Entry) -> bool {
         | Entry::Vouch { .. }
         | Entry::Recover { .. }
         | Entry::Delete => false,
+    }
+}
+
+/// A bug that tests switch on: an order under an epoch that is over.
+mod planted {
+    use godwit_domain::Epoch;
+    use godwit_domain::ownership::Ownership;
+
+    pub(super) fn told(ownership: &Ownership) -> Ownership {
+        let mut told = ownership.clone();
+        if godwit_domain::planted::is_on("old-epoch-told") {
+            told.epoch = Epoch(told.epoch.0.saturating_sub(1));
+        }
+        told
     }
 }
 
