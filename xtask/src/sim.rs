@@ -27,7 +27,11 @@ pub(crate) fn replay(root: &Path, arguments: &[&str]) -> Result<bool, String> {
     command
         .current_dir(root)
         .args(["test", "--quiet", "-p", "godwit-node", "--test", "sim", "--", "--nocapture", "--exact", test])
-        .envs([("SIM_SEED", seed.to_string()), ("SIM_HISTORIES", "1".to_owned()), ("SIM_LOG", "1".to_owned())])
+        .envs([
+            ("SIM_SEED", seed.to_string()),
+            ("SIM_HISTORIES", "1".to_owned()),
+            ("SIM_LOG", "1".to_owned()),
+        ])
         .stdout(Stdio::piped());
     if let Some(bug) = bug {
         command.env("SIM_BUG", bug);

@@ -126,7 +126,8 @@ impl World {
             Welcome::Leads(id) => {
                 let is_wanted = agent.session.is_none() && agent.seeking == attempt;
                 let Some(session) = self.sessions.get_mut(&id) else { return };
-                if !is_wanted {
+                // It may have been closed before this word of it came.
+                if !is_wanted || session.over.0 {
                     session.over.0 = true;
                     return;
                 }

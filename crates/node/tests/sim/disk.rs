@@ -176,11 +176,6 @@ impl Folder {
         let mut platter = self.platter();
         (platter.trouble, platter.is_full) = (None, false);
     }
-
-    /// Looks at what a crash would surely leave.
-    pub(crate) fn look<T>(&self, look: impl FnOnce(&Stored) -> T) -> T {
-        look(&self.platter().synced)
-    }
 }
 
 impl DiskSource for Folder {

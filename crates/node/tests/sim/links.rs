@@ -27,11 +27,6 @@ impl Links {
         self.cut.get(&(from, to)).is_some_and(|until| *until > now)
     }
 
-    /// Whether anything is cut at all.
-    pub(crate) fn are_whole(&self, now: u64) -> bool {
-        self.cut.values().all(|until| *until <= now)
-    }
-
     pub(crate) fn calm(&mut self) {
         self.cut.clear();
         self.slow.clear();

@@ -377,7 +377,7 @@ impl World {
         if transfer.not_before > now {
             return;
         }
-        let linked = transfer.peer.is_some_and(|peer| self.has_other_side(at, peer, migration));
+        let linked = transfer.peer.is_some_and(|peer| self.has_other_side(at, peer, &transfer));
         if let (true, Some(transfer)) = (linked, self.transfer(at, migration)) {
             transfer.alone_since = now;
         }
@@ -406,10 +406,13 @@ impl World {
         }
     }
 
-    fn has_other_side(&self, at: At, peer: At, migration: &MigrationId) -> bool {
+    /// The source dials with its target's instance for a token: another one refuses it.
+    fn has_other_side(&self, at: At, peer: At, transfer: &Transfer) -> bool {
         let agent = self.machines[peer].agent.as_ref();
-        let has = agent.is_some_and(|agent| agent.transfers.contains_key(migration));
-        has && self.is_awake(peer) && self.is_linked(at, peer)
+        let other = agent.and_then(|agent| agent.transfers.get(&transfer.migration));
+        let fits =
+            |other: &Transfer| other.target == transfer.target && other.is_source() != transfer.is_source();
+        other.is_some_and(fits) && self.is_awake(peer) && self.is_linked(at, peer)
     }
 
     /// The guest is stopped, if a quorum has answered a moment ago.

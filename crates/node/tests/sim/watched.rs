@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use godwit_control::{NodeId, Outbox, ProposeError, RestoreError, StateMachine};
+use godwit_control::{NodeId, Outbox, RestoreError, StateMachine};
 use godwit_domain::registry::{Refusal, Registry};
 use godwit_node::replica::{Bells, Replica};
 
@@ -84,7 +84,8 @@ impl Outbox for Wire {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Agreed(Result<(), Refusal>),
-    NotAgreed(ProposeError),
+    /// Refused before it was proposed, or nobody knows.
+    NotAgreed,
     Proven(bool),
 }
 
@@ -108,6 +109,6 @@ impl Caller {
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        self.hear(Answer::NotAgreed(ProposeError::Unknown));
+        self.hear(Answer::NotAgreed);
     }
 }
