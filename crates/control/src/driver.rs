@@ -106,7 +106,11 @@ struct Hands<S: StateMachine> {
 
 impl<S: StateMachine> Hands<S> {
     fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
-        answers.into_iter().for_each(|(caller, _)| caller(Err(ProposeError::Unknown)));
+        let nobody_knows = || match planted::is_on("unknown-said-no") {
+            true => ProposeError::NotLeader { leader: None },
+            false => ProposeError::Unknown,
+        };
+        answers.into_iter().for_each(|(caller, _)| caller(Err(nobody_knows())));
     }
 
     /// Nobody is promised or shown anything any more.

@@ -12,7 +12,6 @@
 use std::fmt;
 use std::io;
 
-use godwit_domain::planted;
 use protobuf::Message;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
@@ -225,15 +224,6 @@ impl LogStorage {
     pub(crate) fn append(&mut self, entries: &[Entry], hard: HardState) {
         if let Some(first) = entries.first() {
             let keep = self.place(first.index).unwrap_or_default();
-            if planted::is_on("conflict-kept") && keep + entries.len() < self.entries.len() {
-                // What stood behind is taken for good, though another leader put it there.
-                let behind = self.entries.split_off(keep + entries.len());
-                self.entries.truncate(keep);
-                self.entries.extend_from_slice(entries);
-                self.entries.extend(behind);
-                self.hard = hard;
-                return;
-            }
             self.entries.truncate(keep);
             self.entries.extend_from_slice(entries);
         }

@@ -139,6 +139,8 @@ impl Search {
         planted::plant(self.bug);
         let History { log, why: again, .. } = run(seed, true);
         planted::plant(None);
+        let without = self.bug.and_then(|_| run(seed, false).why);
+        assert!(without.is_none(), "seed {seed} fails without a planted bug: {without:?}");
         let why = match again {
             Some(again) if again == why => format!("seed {seed}: {why}"),
             other => format!("seed {seed}: {why}; and run again it came to {other:?}"),

@@ -169,6 +169,7 @@ impl World {
         if let Some(process) = self.machines[at].host.runners.remove(&instance) {
             self.touched = true;
             self.cover.deaths += 1;
+            self.law.dead.insert(instance);
             self.note(|world| {
                 format!("{}: runner {} dies, {:?}", world.machines[at].name, short(instance), process.state)
             });

@@ -10,10 +10,12 @@
 //! | one log | no voter applies another entry at an index, one twice, or one fewer; equal logs make equal states |
 //! | one leader | of a term |
 //! | nothing lost | what was acknowledged stands in the log as it was answered, and in every later leader's state |
+//! | no lie | what was said not to be taken is never agreed |
 //! | no stale look | who was told that he sees the present has applied all that was agreed when he asked |
 //! | S1, S5 | at most one running copy; it has a licence, and the guest is not declared lost |
 //! | S2 | no copy runs that is older than one that has run, but for an operator's rollback |
 //! | S3 | a copy starts under the epoch after the one that its complete `Final` has sealed |
+//! | L2 | a guest is lost only with a runner of its that died |
 //! | S4 | no grant beyond a limit, counted here; permits are taken by an admission alone; what is over stays so |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +54,10 @@ pub(crate) struct Law {
     held: BTreeSet<MigrationId>,
     /// Proposals under way: a digest of each.
     proposed: BTreeMap<u64, u64>,
+    /// Entries of which it was said that they were not proposed.
+    not_taken: BTreeSet<u64>,
+    /// Runners that died by themselves or with their host.
+    pub(crate) dead: BTreeSet<InstanceId>,
     /// Requests of operators that were acknowledged.
     pub(crate) promised: BTreeMap<(String, u64), Outcome>,
 }
@@ -76,6 +82,8 @@ impl Law {
             over: BTreeMap::new(),
             held: BTreeSet::new(),
             proposed: BTreeMap::new(),
+            not_taken: BTreeSet::new(),
+            dead: BTreeSet::new(),
             promised: BTreeMap::new(),
         }
     }
@@ -107,10 +115,18 @@ impl Law {
 
     pub(crate) fn proposed(&mut self, number: u64, entry: &[u8]) {
         self.proposed.insert(number, digest(entry));
+        self.not_taken.remove(&digest(entry));
     }
 
     pub(crate) fn answered(&mut self, number: u64, answer: &Answer) {
         let Some(digest) = self.proposed.remove(&number) else { return };
+        if let Answer::NotTaken = answer {
+            let again = self.proposed.values().any(|other| *other == digest);
+            if !again && !self.places.contains_key(&digest) {
+                self.not_taken.insert(digest);
+            }
+            return;
+        }
         let Answer::Agreed(outcome) = answer else { return };
         let places = self.places.get(&digest).map(Vec::as_slice).unwrap_or_default();
         let stands = places.iter().any(|at| self.agreed.get(at).is_some_and(|(_, is)| is == outcome));
@@ -194,6 +210,7 @@ impl Law {
         let outcome = applied.map(drop);
         self.agreed.insert(index, (Arc::clone(entry), outcome.clone()));
         self.places.entry(digest(entry)).or_default().push(index);
+        assert!(!self.not_taken.contains(&digest(entry)), "no lie: entry {index} was said not to be taken");
         let admitted = match stamped.command.bare() {
             Command::Admit { migration, .. } if outcome.is_ok() => Some(migration.clone()),
             _ => None,
@@ -245,6 +262,14 @@ impl Law {
                 } else if attempt.phase.is_over() {
                     self.over.insert(migration.clone(), name);
                 }
+            }
+            if let Life::Lost { last, .. } = &ownership.life {
+                let name = short(last.instance);
+                assert!(
+                    self.dead.contains(&last.instance),
+                    "L2: {} is lost and {name} did not die",
+                    guest.name
+                );
             }
             if let Some(attempt) = &ownership.attempt {
                 let needs = !attempt.phase.is_over() && attempt.phase != Phase::Pending;

@@ -104,7 +104,7 @@ impl World {
             Asking::Join { voter, node, attempt, name } => {
                 let welcome = match answer {
                     Answer::Agreed(Ok(())) => self.enter(voter, node, &name),
-                    Answer::Agreed(Err(_)) | Answer::NotAgreed | Answer::Proven(_) => None,
+                    Answer::Agreed(Err(_)) | Answer::NotTaken | Answer::Unknown | Answer::Proven(_) => None,
                 };
                 self.say_welcome(voter, node, attempt, welcome);
             }
@@ -112,7 +112,9 @@ impl World {
                 let reply = match answer {
                     Answer::Agreed(Ok(())) => Reply::Applied,
                     Answer::Agreed(Err(refusal)) => Reply::Refused { why: refusal.to_string() },
-                    Answer::NotAgreed | Answer::Proven(_) => Reply::Unknown { why: "not agreed".to_owned() },
+                    Answer::NotTaken | Answer::Unknown | Answer::Proven(_) => {
+                        Reply::Unknown { why: "not agreed".to_owned() }
+                    }
                 };
                 self.reply(voter, session, pending, reply);
             }
@@ -123,7 +125,7 @@ impl World {
             Asking::Change { voter, request } => {
                 let outcome = match answer {
                     Answer::Agreed(outcome) => Some(outcome),
-                    Answer::NotAgreed | Answer::Proven(_) => None,
+                    Answer::NotTaken | Answer::Unknown | Answer::Proven(_) => None,
                 };
                 self.changed(voter, request, outcome);
             }

@@ -8,6 +8,7 @@
 //! Always true: everything that breaks is mended by itself, but for a torn disk.
 
 use fastrand::Rng;
+use godwit_control::Role;
 use godwit_domain::ownership::{Ownership, Phase};
 use godwit_domain::registry::GuestUid;
 use godwit_domain::{InstanceId, NodeName};
@@ -22,13 +23,24 @@ pub(crate) enum Fate {
     Kill(At),
     PowerCut(At),
     RunnerDies(At, InstanceId),
-    Cut { a: At, b: At, one_way: bool, us: u64 },
+    Cut {
+        a: At,
+        b: At,
+        one_way: bool,
+        us: u64,
+    },
     Alone(At, u64),
-    Slow { a: At, b: At, us: u64 },
+    Slow {
+        a: At,
+        b: At,
+        us: u64,
+    },
     Sleeps(At, u64),
     Disk(At, Trouble),
     DiskFull(At, u64),
     ClockJumps(At, u64),
+    /// It is not heard, falls asleep, and wakes when others have gone on; what was on its way to it comes late.
+    Dazed(At, u64),
 }
 
 /// How a history is troubled.
@@ -85,6 +97,39 @@ impl World {
         self.later(us, Event::Strike { fate, inside: Some(uid) });
     }
 
+    /// An election: its winner is cut off from those who voted, one of whom forgets; or is slow to be heard.
+    pub(crate) fn tempt_election(&mut self, at: At, role: Role) {
+        let odds = match role {
+            Role::PreCandidate => 15,
+            Role::Leader => 30,
+            Role::Follower | Role::Candidate | Role::Halted => 0,
+        };
+        if self.calm || self.random.u32(0..100) >= odds {
+            return;
+        }
+        let voting: Vec<At> =
+            (0..self.machines.len()).filter(|other| self.machines[*other].voter.is_some()).collect();
+        let others = voting.into_iter().filter(|other| *other != at);
+        let Some(other) = self.random.choice(others.collect::<Vec<_>>()) else { return };
+        let us = self.random.u64(ms(1500)..ms(4000));
+        self.strike(Fate::Cut { a: at, b: other, one_way: false, us }, None);
+        if role == Role::Leader {
+            match self.random.u32(0..3) {
+                0 => {
+                    let soon = self.random.u64(ms(20)..ms(120));
+                    self.kill(other);
+                    self.later(soon, Event::Start(other));
+                }
+                1 => {
+                    for other in 0..self.machines.len() {
+                        self.links.slow(at, other, self.now + ms(400), ms(400));
+                    }
+                }
+                _ => self.strike(Fate::Dazed(at, us / 2), None),
+            }
+        }
+    }
+
     fn involved(&self, uid: GuestUid) -> Vec<At> {
         let guest = self.law.truth.guests.get(&uid);
         let nodes = guest.map(|guest| nodes_of(&guest.ownership)).unwrap_or_default();
@@ -109,7 +154,8 @@ impl World {
             84..91 if votes => Fate::Disk(at, Trouble::Fails(self.random.u32(0..4))),
             91..95 if votes => Fate::DiskFull(at, us),
             95 if votes && !std::mem::replace(&mut self.luck.torn, true) => Fate::Disk(at, Trouble::Torn),
-            96..98 => Fate::ClockJumps(at, self.random.u64(0..60_000)),
+            96 | 97 => Fate::ClockJumps(at, self.random.u64(0..60_000)),
+            98 | 99 if votes => Fate::Dazed(self.leader().unwrap_or(at), us),
             _ => Fate::Kill(at),
         }
     }
@@ -190,6 +236,16 @@ impl World {
                 self.machines[at].voter.as_ref()?.disk.set_full(true);
                 self.later(us, Event::Room(at));
                 "disk full"
+            }
+            Fate::Dazed(at, us) => {
+                for other in (0..self.machines.len()).filter(|other| *other != at) {
+                    self.links.cut(at, other, now + ms(700));
+                    self.links.slow(other, at, now + ms(150), ms(3500));
+                }
+                let sleep = Fate::Sleeps(at, ms(1000) + us);
+                let wait = self.random.u64(ms(50)..ms(400));
+                self.later(wait, Event::Strike { fate: sleep, inside: None });
+                "process dazed"
             }
             Fate::ClockJumps(at, ms) => {
                 let clock = &mut self.machines[at].clock;

@@ -256,7 +256,7 @@ impl World {
         let target = waits?;
         let at = self.at_of(&target.node)?;
         let lacks = self.machines[at].host.runners.get(&target.instance);
-        if lacks.is_some_and(|process| !process.whole && process.runs()) {
+        if lacks.is_some_and(|process| !process.whole) {
             self.runner_dies(at, target.instance);
         }
         None

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use godwit_control::{Condition, Config, DiskError, Driver, NodeId, Role, StartError};
+use godwit_control::{Condition, Config, DiskError, Driver, NodeId, ProposeError, Role, StartError};
 use godwit_node::replica::Bells;
 
 use crate::disk::{Folder, PLANNED};
@@ -146,7 +146,7 @@ impl World {
         let unknown: Vec<u64> = unsaid.chain(unread).collect();
         for number in unknown {
             if let Some(asking) = self.asking.remove(&number) {
-                self.heard(asking, Answer::NotAgreed);
+                self.heard(asking, Answer::Unknown);
             }
         }
     }
@@ -198,7 +198,8 @@ impl World {
                 let mut caller = Caller::new(number, &answers);
                 let reply = Box::new(move |reply| match reply {
                     Ok(outcome) => caller.hear(Answer::Agreed(outcome)),
-                    Err(_) => caller.hear(Answer::NotAgreed),
+                    Err(ProposeError::Unknown) => caller.hear(Answer::Unknown),
+                    Err(_) => caller.hear(Answer::NotTaken),
                 });
                 driver.propose(entry, now, reply);
             }
@@ -292,6 +293,7 @@ impl World {
             if is.0 == Role::Leader {
                 self.law.leads(at, is.1);
             }
+            self.tempt_election(at, is.0);
         }
         if has_applied {
             self.compare(at);

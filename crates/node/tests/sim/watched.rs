@@ -84,8 +84,9 @@ impl Outbox for Wire {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Agreed(Result<(), Refusal>),
-    /// Refused before it was proposed, or nobody knows.
-    NotAgreed,
+    /// It was never proposed.
+    NotTaken,
+    Unknown,
     Proven(bool),
 }
 
@@ -109,6 +110,6 @@ impl Caller {
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        self.hear(Answer::NotAgreed);
+        self.hear(Answer::Unknown);
     }
 }

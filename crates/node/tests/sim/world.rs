@@ -289,6 +289,7 @@ impl World {
         self.kill(at);
         self.note(|world| format!("{}: power is cut", world.machines[at].name));
         self.machines[at].on = false;
+        self.law.dead.extend(self.machines[at].host.runners.keys());
         self.machines[at].host = Host::default();
     }
 
