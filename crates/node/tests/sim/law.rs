@@ -58,8 +58,8 @@ pub(crate) struct Law {
     not_taken: BTreeSet<u64>,
     /// Runners that died by themselves or with their host.
     pub(crate) dead: BTreeSet<InstanceId>,
-    /// Requests of operators that were acknowledged.
-    pub(crate) promised: BTreeMap<(String, u64), Outcome>,
+    /// Requests of operators that were acknowledged, and what was agreed by then.
+    promised: BTreeMap<(String, u64), (u64, Outcome)>,
 }
 
 fn digest(bytes: &[u8]) -> u64 {
@@ -133,9 +133,14 @@ impl Law {
         assert!(stands, "nothing lost: an entry was acknowledged as {outcome:?} and stands nowhere as that");
     }
 
+    /// An operator's request was acknowledged.
+    pub(crate) fn promises(&mut self, id: String, digest: u64, outcome: Outcome) {
+        self.promised.insert((id, digest), (self.top, outcome));
+    }
+
     /// The state of a leader that has proof of being the present one holds every acknowledged request.
-    pub(crate) fn holds_promises(&self, registry: &Registry) {
-        for ((id, digest), outcome) in &self.promised {
+    fn holds_promises(&self, registry: &Registry, must: u64) {
+        for ((id, digest), (_, outcome)) in self.promised.iter().filter(|(_, (top, _))| *top <= must) {
             let answered = registry.requests.answer(id, *digest);
             let same = matches!(answered, Some(Ok(answered)) if answered.outcome == *outcome);
             assert!(
@@ -362,7 +367,7 @@ impl World {
             "no stale look: {} shows {applied}, and {must} was agreed when it was asked",
             self.machines[at].name
         );
-        self.law.holds_promises(registry);
+        self.law.holds_promises(registry, must);
     }
 
     /// One owner.

@@ -143,7 +143,7 @@ impl World {
         self.note(|_| format!("operator: request {} is answered: {outcome:?}", request.number));
         self.operator.open.remove(&request.number);
         self.cover.acknowledged += 1;
-        self.law.promised.insert((request.number.to_string(), request.number), outcome);
+        self.law.promises(request.number.to_string(), request.number, outcome);
     }
 
     // ---- what is wished for --------------------------------------------------------------------------------

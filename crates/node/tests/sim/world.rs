@@ -290,6 +290,8 @@ impl World {
         self.note(|world| format!("{}: power is cut", world.machines[at].name));
         self.machines[at].on = false;
         self.law.dead.extend(self.machines[at].host.runners.keys());
+        // A tombstone that is lost with its host costs a hand-back: then the guest is lost.
+        self.law.dead.extend(self.machines[at].host.tombstones.iter().map(|(_, instance)| *instance));
         self.machines[at].host = Host::default();
     }
 
