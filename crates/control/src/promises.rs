@@ -15,8 +15,6 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use godwit_domain::planted;
-
 use crate::engine::Position;
 
 /// Callers that may wait at once. Each is an operator or a node with one open question; more than this means that
@@ -77,7 +75,7 @@ impl<C> Promises<C> {
         let mut answers = self.skipped(position.index.saturating_sub(1));
         if self.waiting.front().is_some_and(|promise| promise.position.index == position.index) {
             answers.extend(self.waiting.pop_front().map(|promise| {
-                let same = promise.position == position || planted::is_on("promise-by-index");
+                let same = promise.position == position;
                 (promise.caller, if same { Outcome::Applied } else { Outcome::Unknown })
             }));
         }

@@ -39,8 +39,10 @@ pub(crate) enum Fate {
     Disk(At, Trouble),
     DiskFull(At, u64),
     ClockJumps(At, u64),
-    /// It is not heard, falls asleep, and wakes when others have gone on; what was on its way to it comes late.
+    /// It is not heard by other voters, and what they have sent it comes late; then it is stunned.
     Dazed(At, u64),
+    /// It falls asleep, and wakes when others have gone on, of which it hears only a while after.
+    Stunned(At, u64),
 }
 
 /// How a history is troubled.
@@ -107,10 +109,8 @@ impl World {
         if self.calm || self.random.u32(0..100) >= odds {
             return;
         }
-        let voting: Vec<At> =
-            (0..self.machines.len()).filter(|other| self.machines[*other].voter.is_some()).collect();
-        let others = voting.into_iter().filter(|other| *other != at);
-        let Some(other) = self.random.choice(others.collect::<Vec<_>>()) else { return };
+        let others = self.other_voters(at);
+        let Some(other) = self.random.choice(others) else { return };
         let us = self.random.u64(ms(1500)..ms(4000));
         self.strike(Fate::Cut { a: at, b: other, one_way: false, us }, None);
         if role == Role::Leader {
@@ -128,6 +128,11 @@ impl World {
                 _ => self.strike(Fate::Dazed(at, us / 2), None),
             }
         }
+    }
+
+    fn other_voters(&self, at: At) -> Vec<At> {
+        let votes = |other: &At| *other != at && self.machines[*other].voter.is_some();
+        (0..self.machines.len()).filter(votes).collect()
     }
 
     fn involved(&self, uid: GuestUid) -> Vec<At> {
@@ -238,14 +243,20 @@ impl World {
                 "disk full"
             }
             Fate::Dazed(at, us) => {
-                for other in (0..self.machines.len()).filter(|other| *other != at) {
-                    self.links.cut(at, other, now + ms(700));
-                    self.links.slow(other, at, now + ms(150), ms(3500));
+                let (wait, sleep) = (self.random.u64(ms(50)..ms(400)), ms(1000) + us);
+                for other in self.other_voters(at) {
+                    self.links.cut(at, other, now + wait + sleep);
+                    self.links.slow(other, at, now + wait, ms(4000));
                 }
-                let sleep = Fate::Sleeps(at, ms(1000) + us);
-                let wait = self.random.u64(ms(50)..ms(400));
-                self.later(wait, Event::Strike { fate: sleep, inside: None });
+                self.later(wait, Event::Strike { fate: Fate::Stunned(at, sleep), inside: None });
                 "process dazed"
+            }
+            Fate::Stunned(at, us) => {
+                for other in self.other_voters(at) {
+                    self.links.cut(other, at, now + us + ms(500));
+                }
+                self.machines[at].asleep_until = now + us;
+                "process stunned"
             }
             Fate::ClockJumps(at, ms) => {
                 let clock = &mut self.machines[at].clock;

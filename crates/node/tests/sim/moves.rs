@@ -30,27 +30,29 @@ pub(crate) struct Transfer {
     pub(crate) migration: MigrationId,
     pub(crate) instance: InstanceId,
     /// Where the other side is.
-    peer: Option<At>,
+    pub(crate) peer: Option<At>,
     pub(crate) stage: Stage,
     /// Since when it has no link.
-    alone_since: u64,
+    pub(crate) alone_since: u64,
     /// How long it goes on without one, in microseconds.
-    patience_us: u64,
+    pub(crate) patience_us: u64,
     /// It does not act before.
-    not_before: u64,
-    mode: Mode,
+    pub(crate) not_before: u64,
+    pub(crate) mode: Mode,
     /// The epoch under which the source's guest runs, or that it has sealed.
-    epoch: Epoch,
-    target: InstanceId,
-    closing: Closing,
-    proposed: bool,
+    pub(crate) epoch: Epoch,
+    pub(crate) target: InstanceId,
+    pub(crate) closing: Closing,
+    pub(crate) proposed: bool,
     /// When its time is up.
-    deadline: u64,
+    pub(crate) deadline: u64,
+    /// A source's page session; a target's: the one that it was linked to last.
+    pub(crate) session: u64,
 }
 
 /// What became of a source's closing frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Closing {
+pub(crate) enum Closing {
     Kept,
     Left,
     Withheld,
@@ -71,11 +73,15 @@ pub(crate) enum Stage {
 }
 
 impl Transfer {
-    fn is_source(&self) -> bool {
+    pub(crate) fn is_source(&self) -> bool {
         matches!(
             self.stage,
             Stage::Copying | Stage::Stopping | Stage::Closing | Stage::HandedOver | Stage::Ending
         )
+    }
+
+    pub(crate) fn has_started_nothing(&self) -> bool {
+        matches!(self.stage, Stage::Receiving | Stage::Loading(_) | Stage::Loaded(_))
     }
 
     /// A guest stands still for it.
@@ -119,6 +125,7 @@ impl World {
             closing: if serves { Closing::Left } else { Closing::Kept },
             proposed: false,
             deadline: self.now + self.random.u64(ms(500)..ms(20_000)),
+            session: if is_target { 0 } else { self.number() },
         };
         let (migration, who) = (transfer.migration.clone(), self.who(at));
         self.note(|world| format!("{}: {migration}: {:?} begins", world.machines[at].name, transfer.stage));
@@ -162,137 +169,17 @@ impl World {
         self.begins(at, uid, view, instance, Stage::HandedOver);
     }
 
-    fn transfer(&mut self, at: At, migration: &MigrationId) -> Option<&mut Transfer> {
+    pub(crate) fn transfer(&mut self, at: At, migration: &MigrationId) -> Option<&mut Transfer> {
         self.agent(at)?.transfers.get_mut(migration)
     }
 
     /// It is over; what is owed follows from the view again.
-    fn ends(&mut self, at: At, migration: &MigrationId) {
+    pub(crate) fn ends(&mut self, at: At, migration: &MigrationId) {
         let Some(transfer) = self.agent(at).and_then(|agent| agent.transfers.remove(migration)) else {
             return;
         };
         self.note(|world| format!("{}: {migration}: {:?} ends", world.machines[at].name, transfer.stage));
         self.look(at, transfer.uid);
-    }
-
-    // ---- what the log says ---------------------------------------------------------------------------------
-
-    pub(crate) fn remind_transfers(&mut self, at: At) {
-        let Some(agent) = self.machines[at].agent.as_ref() else { return };
-        let told = agent.transfers.values().filter_map(|transfer| {
-            Some((transfer.migration.clone(), agent.views.get(&transfer.uid)?.ownership.clone()))
-        });
-        for (migration, view) in told.collect::<Vec<_>>() {
-            self.transfer_sees(at, &migration, &view);
-        }
-    }
-
-    pub(crate) fn transfer_sees(&mut self, at: At, migration: &MigrationId, view: &Ownership) {
-        let Some(transfer) = self.transfer(at, migration).cloned() else { return };
-        if transfer.is_source() {
-            self.source_sees(at, transfer, view);
-        } else {
-            self.target_sees(at, transfer, view);
-        }
-    }
-
-    fn source_sees(&mut self, at: At, transfer: Transfer, view: &Ownership) {
-        let migration = transfer.migration.clone();
-        let ours = view.phase_of(&migration);
-        if view.epoch <= transfer.epoch && ours.is_some_and(|phase| !phase.is_over()) {
-            return;
-        }
-        match (ours, &transfer.stage) {
-            (Some(Phase::HandedOver { .. } | Phase::PostCopy { .. }), Stage::Closing | Stage::Ending) => {
-                if let Some(transfer) = self.transfer(at, &migration) {
-                    transfer.stage = Stage::HandedOver;
-                }
-                self.testify(at, &migration, view);
-            }
-            (Some(Phase::HandedOver { .. }), Stage::HandedOver) => self.testify(at, &migration, view),
-            // A pause was called off that an earlier process had made.
-            (Some(Phase::Copying { .. }), Stage::Copying) => {
-                if let Some(transfer) = self.transfer(at, &migration) {
-                    transfer.epoch = view.epoch;
-                }
-                self.order(at, transfer.instance, Order::Run(view.epoch, None));
-            }
-            (
-                Some(
-                    Phase::Preparing { .. }
-                    | Phase::Copying { .. }
-                    | Phase::HandedOver { .. }
-                    | Phase::PostCopy { .. },
-                ),
-                _,
-            ) => {}
-            (Some(Phase::Succeeded), _) => self.ends(at, &migration),
-            (Some(Phase::Failed { .. } | Phase::Cancelled { .. } | Phase::Pending) | None, _) => {
-                if view.licenses(transfer.instance) {
-                    if let Some(here) = self.here(at, transfer.instance) {
-                        here.busy = true;
-                    }
-                    self.order(at, transfer.instance, Order::Run(view.epoch, None));
-                }
-                self.ends(at, &migration);
-            }
-        }
-    }
-
-    /// Handed over, and `Final` has not left: then it never will, and that is written down before it is said.
-    fn testify(&mut self, at: At, migration: &MigrationId, view: &Ownership) {
-        if !matches!(view.phase_of(migration), Some(Phase::HandedOver { .. })) {
-            return;
-        }
-        let Some(transfer) = self.transfer(at, migration) else { return };
-        if transfer.closing == Closing::Left {
-            return;
-        }
-        transfer.closing = Closing::Withheld;
-        let (uid, instance, sealed) =
-            (transfer.uid, transfer.instance, Epoch(view.epoch.0.saturating_sub(1)));
-        self.machines[at].host.withheld.insert((uid, instance, sealed));
-        let (migration, epoch) = (migration.clone(), view.epoch);
-        let entry = Entry::HandBack { migration, epoch, testimony: Testimony::Withheld };
-        self.owe(at, Owed::Guest(uid, entry));
-    }
-
-    fn target_sees(&mut self, at: At, transfer: Transfer, view: &Ownership) {
-        let migration = transfer.migration.clone();
-        match view.phase_of(&migration) {
-            Some(Phase::HandedOver { .. }) if view.licenses(transfer.instance) => {
-                if let Stage::Loaded(sealed) = transfer.stage {
-                    self.run_if_licensed(at, &migration, sealed, view);
-                }
-            }
-            Some(Phase::Succeeded | Phase::Failed { .. } | Phase::Cancelled { .. }) | None => {
-                self.ends(at, &migration);
-            }
-            Some(
-                Phase::Pending
-                | Phase::Preparing { .. }
-                | Phase::Copying { .. }
-                | Phase::HandedOver { .. }
-                | Phase::PostCopy { .. },
-            ) => {}
-        }
-    }
-
-    /// A licence, and the complete guest of just the epoch before it.
-    fn run_if_licensed(&mut self, at: At, migration: &MigrationId, sealed: Epoch, view: &Ownership) {
-        let is_planted = godwit_domain::planted::is_on("final-by-migration");
-        let gone = view.phase_of(migration).is_some_and(Phase::source_is_gone);
-        let Some(transfer) = self.transfer(at, migration) else { return };
-        if (sealed.next() != view.epoch && !is_planted) || (gone && transfer.mode == Mode::PostCopy) {
-            return;
-        }
-        transfer.stage = Stage::Starting(view.epoch);
-        let (instance, uid) = (transfer.instance, transfer.uid);
-        if let Some(here) = self.here(at, instance) {
-            here.run_sent = true;
-        }
-        self.order(at, instance, Order::Run(view.epoch, Some(migration.clone())));
-        self.tempt(at, uid);
     }
 
     // ---- what runners say ----------------------------------------------------------------------------------
@@ -335,9 +222,9 @@ impl World {
     pub(crate) fn transfer_bereft(&mut self, at: At, instance: InstanceId) {
         let Some(agent) = self.machines[at].agent.as_ref() else { return };
         let of = agent.transfers.values().find(|transfer| transfer.instance == instance).cloned();
-        let Some(Transfer { uid, migration, stage, .. }) = of else { return };
-        let never_ran = matches!(stage, Stage::Receiving | Stage::Loading(_) | Stage::Loaded(_));
-        if never_ran {
+        let Some(transfer) = of else { return };
+        let (uid, migration) = (transfer.uid, transfer.migration.clone());
+        if transfer.has_started_nothing() {
             // The session has started nothing and its runner is gone: both together are proof.
             self.machines[at].host.tombstones.insert((uid, instance));
         }
@@ -381,6 +268,9 @@ impl World {
         if let (true, Some(transfer)) = (linked, self.transfer(at, migration)) {
             transfer.alone_since = now;
         }
+        if let (true, true, Some(peer)) = (linked, transfer.is_source(), transfer.peer) {
+            self.links_to(peer, &transfer);
+        }
         let is_alone = !linked && now - transfer.alone_since > transfer.patience_us;
         match transfer.stage {
             Stage::Copying | Stage::Stopping | Stage::Closing if is_alone => {
@@ -391,7 +281,9 @@ impl World {
             }
             Stage::Copying if linked => self.switch_over(at, &transfer),
             Stage::Closing | Stage::HandedOver => self.close(at, &transfer, linked),
-            Stage::Receiving if is_alone => self.target_fails(at, &transfer),
+            Stage::Receiving if is_alone || (!linked && self.is_licensed(at, &transfer)) => {
+                self.target_fails(at, &transfer);
+            }
             Stage::Receiving | Stage::Loaded(_) if !self.calm && self.random.u32(0..700) == 0 => {
                 self.target_fails(at, &transfer);
             }
@@ -404,6 +296,23 @@ impl World {
             | Stage::Loaded(_)
             | Stage::Starting(_) => {}
         }
+    }
+
+    /// A new page session makes void what came in another, as long as nothing runs.
+    fn links_to(&mut self, at: At, source: &Transfer) {
+        let Some(target) = self.transfer(at, &source.migration) else { return };
+        if std::mem::replace(&mut target.session, source.session) != source.session
+            && matches!(target.stage, Stage::Loading(_) | Stage::Loaded(_))
+            && source.stage == Stage::Copying
+        {
+            target.stage = Stage::Receiving;
+        }
+    }
+
+    /// It owns the guest: it starts with what it has, or gives it back.
+    fn is_licensed(&self, at: At, transfer: &Transfer) -> bool {
+        let view = self.machines[at].agent.as_ref().and_then(|agent| agent.views.get(&transfer.uid));
+        view.is_some_and(|view| view.ownership.licenses(transfer.instance))
     }
 
     /// The source dials with its target's instance for a token: another one refuses it.
@@ -469,7 +378,7 @@ impl World {
         self.owe(at, Owed::Guest(transfer.uid, Entry::End { migration, side, reason }));
     }
 
-    fn target_fails(&mut self, at: At, transfer: &Transfer) {
+    pub(crate) fn target_fails(&mut self, at: At, transfer: &Transfer) {
         if let Some(agent) = self.agent(at) {
             agent.transfers.remove(&transfer.migration);
         }
