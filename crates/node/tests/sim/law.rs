@@ -361,7 +361,7 @@ impl World {
     pub(crate) fn shows_the_present(&self, at: At, must: u64) {
         let Some(registry) = self.registry_of(at) else { return };
         let voter = self.machines[at].voter.as_ref();
-        let applied = voter.and_then(|voter| voter.seen(self.now)).map_or(0, |driver| driver.view().applied);
+        let applied = voter.and_then(|voter| voter.seen()).map_or(0, |driver| driver.view().applied);
         assert!(
             applied >= must,
             "no stale look: {} shows {applied}, and {must} was agreed when it was asked",

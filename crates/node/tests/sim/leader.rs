@@ -135,7 +135,7 @@ impl World {
     /// What a voter that can be seen has applied.
     pub(crate) fn registry_of(&self, at: At) -> Option<&Registry> {
         let voter = self.machines[at].voter.as_ref()?;
-        Some(voter.seen(self.now)?.machine().registry())
+        Some(voter.seen()?.machine().registry())
     }
 
     // ---- the loop ------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ impl World {
     pub(crate) fn leader_looks(&mut self, at: At) {
         let (now, wall) = (self.now, self.wall_ms(at));
         let Some(voter) = self.machines[at].voter.as_mut() else { return };
-        let Some(driver) = voter.seen(now) else { return };
+        let Some(driver) = voter.seen() else { return };
         if driver.view().role != Role::Leader {
             return;
         }
@@ -288,8 +288,7 @@ impl World {
             Some(id) => Welcome::Leads(id),
             None => {
                 let leader = self.machines[voter.at].voter.as_ref();
-                let leader =
-                    leader.and_then(|voter| voter.seen(self.now)).and_then(|driver| driver.view().leader);
+                let leader = leader.and_then(|voter| voter.seen()).and_then(|driver| driver.view().leader);
                 Welcome::Elsewhere(leader.and_then(|leader| self.voters.name(leader)).cloned())
             }
         };
@@ -306,7 +305,7 @@ impl World {
     /// Pushes to every node whose bell has rung.
     pub(crate) fn push_what_rings(&mut self, at: At) {
         let Some(voter) = self.machines[at].voter.as_ref() else { return };
-        let Some(leading) = voter.leading.as_ref().filter(|_| voter.seen(self.now).is_some()) else { return };
+        let Some(leading) = voter.leading.as_ref().filter(|_| voter.seen().is_some()) else { return };
         let sessions: Vec<(NodeName, u64)> =
             leading.sessions.iter().map(|(name, id)| (name.clone(), *id)).collect();
         for (name, id) in sessions {
@@ -357,7 +356,7 @@ impl World {
         let Some(open) = self.sessions.get(&session).filter(|session| !session.over.1) else { return };
         let (node, local) = (open.node, self.local(to.at));
         let voter = self.machines[to.at].voter.as_ref();
-        let driver = voter.filter(|voter| voter.role == Role::Leader).and_then(|voter| voter.seen(self.now));
+        let driver = voter.filter(|voter| voter.role == Role::Leader).and_then(|voter| voter.seen());
         let Some(age) = driver.and_then(|driver| driver.quorum_age(local)) else { return };
         let age_us = u64::try_from(age.as_micros()).unwrap_or(u64::MAX);
         let us = self.transit(to.at, node.at);

@@ -226,7 +226,7 @@ impl World {
                 "link held up"
             }
             Fate::Sleeps(at, us) => {
-                self.machines[at].asleep_until = now + us;
+                self.sleeps(at, us);
                 "process stopped for a while"
             }
             Fate::Disk(at, trouble) => {
@@ -255,7 +255,7 @@ impl World {
                 for other in self.other_voters(at) {
                     self.links.cut(other, at, now + us + ms(500));
                 }
-                self.machines[at].asleep_until = now + us;
+                self.sleeps(at, us);
                 "process stunned"
             }
             Fate::ClockJumps(at, ms) => {
@@ -264,6 +264,12 @@ impl World {
                 "clock jumped"
             }
         })
+    }
+
+    /// Whoever sleeps already is not woken earlier.
+    fn sleeps(&mut self, at: At, us: u64) {
+        let machine = &mut self.machines[at];
+        machine.asleep_until = machine.asleep_until.max(self.now + us);
     }
 
     pub(crate) fn room(&mut self, at: At) {

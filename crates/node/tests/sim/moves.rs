@@ -11,7 +11,7 @@
 //! Always true: a guest that stands still is resumed by a view alone; once the target was told to run nothing is given up.
 
 use godwit_domain::agent::RunnerState;
-use godwit_domain::ownership::{Entry, Mode, Ownership, Phase, Side, Testimony};
+use godwit_domain::ownership::{Entry, Mode, Ownership, Phase, Side};
 use godwit_domain::registry::GuestUid;
 use godwit_domain::{Epoch, InstanceId, MigrationId};
 

@@ -43,8 +43,8 @@ pub(crate) struct Voter {
     /// What it has answered, which is not heard before what it rests on is synced.
     answers: Shared<(u64, Answer)>,
     pub(crate) bells: Arc<Bells>,
-    /// A slow sync is under way until then.
-    busy_until: u64,
+    /// A slow sync is under way, and its end has not been seen.
+    is_syncing: bool,
     /// What came in meanwhile.
     waiting: Vec<Input>,
     /// What leaves when it has ended.
@@ -67,7 +67,7 @@ impl Voter {
             seen: Arc::default(),
             answers: Arc::default(),
             bells: Arc::default(),
-            busy_until: 0,
+            is_syncing: false,
             waiting: Vec::new(),
             late: Vec::new(),
             turn_comes: false,
@@ -78,8 +78,8 @@ impl Voter {
     }
 
     /// The driver, if what it shows can be seen.
-    pub(crate) fn seen(&self, now: u64) -> Option<&Driver<Watched>> {
-        self.driver.as_ref().filter(|_| self.busy_until <= now)
+    pub(crate) fn seen(&self) -> Option<&Driver<Watched>> {
+        self.driver.as_ref().filter(|_| !self.is_syncing)
     }
 }
 
@@ -133,7 +133,7 @@ impl World {
     pub(crate) fn stop_voter(&mut self, at: At) {
         let Some(voter) = self.machines[at].voter.as_mut() else { return };
         voter.disk.crash(&mut self.random);
-        (voter.busy_until, voter.role, voter.leading) = (0, Role::Follower, None);
+        (voter.is_syncing, voter.role, voter.leading) = (false, Role::Follower, None);
         voter.late.clear();
         let waiting = std::mem::take(&mut voter.waiting);
         drop(voter.driver.take());
@@ -164,9 +164,8 @@ impl World {
 
     /// Something comes in, and a turn follows, together with what else comes until then.
     pub(crate) fn input(&mut self, at: At, input: Option<Input>) {
-        let now = self.now;
         let Some(voter) = self.voter(at) else { return };
-        if voter.busy_until > now {
+        if voter.is_syncing {
             return voter.waiting.extend(input);
         }
         if let Some(input) = input {
@@ -213,10 +212,10 @@ impl World {
 
     /// What has come in is acted on.
     pub(crate) fn turn(&mut self, at: At) {
-        let (now, local) = (self.now, self.local(at));
+        let local = self.local(at);
         let Some(voter) = self.machines[at].voter.as_mut() else { return };
         voter.turn_comes = false;
-        if voter.busy_until > now {
+        if voter.is_syncing {
             return;
         }
         let Some(driver) = voter.driver.as_mut() else { return };
@@ -230,7 +229,7 @@ impl World {
             return self.observe(at);
         }
         if let Some(voter) = self.voter(at) {
-            voter.busy_until = now + busy;
+            voter.is_syncing = true;
         }
         self.note(|world| format!("{}: a sync takes {} ms", world.machines[at].name, busy / 1000));
         let who = self.who(at);
@@ -240,7 +239,7 @@ impl World {
     /// A slow sync has ended: what rests on it is seen, and what came in meanwhile is taken.
     pub(crate) fn synced(&mut self, at: At) {
         let Some(voter) = self.machines[at].voter.as_mut() else { return };
-        voter.busy_until = 0;
+        voter.is_syncing = false;
         voter.disk.settle();
         let (late, waiting) = (std::mem::take(&mut voter.late), std::mem::take(&mut voter.waiting));
         self.send(at, late);
