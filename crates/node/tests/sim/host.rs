@@ -142,6 +142,10 @@ impl World {
         if !self.machines[at].on || self.machines[at].boot != boot {
             return;
         }
+        // One whose node has died may come all the same, but not behind the back of the next process.
+        if !self.is(who) && self.machines[at].runs {
+            return;
+        }
         let fails = !self.calm && self.random.u32(0..30) == 0;
         let instance = (!fails).then(|| self.fresh_instance());
         if let Some(instance) = instance {
