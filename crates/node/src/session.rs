@@ -123,6 +123,8 @@ impl Seeker {
     pub async fn seek(self, actor: Addr<NodeActor>, Place(place): Place) {
         let mut hint: Option<NodeName> = None;
         let mut pause = RETRY_MIN;
+        // Why each voter has not given one, as it was said last.
+        let mut said: BTreeMap<NodeName, String> = BTreeMap::new();
         while actor.connected() {
             let asked = hint.take();
             let order = asked.into_iter().chain(self.voters.keys().cloned());
@@ -131,6 +133,7 @@ impl Seeker {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         tracing::info!(leader = %voter, "session with the leader");
+                        said.clear();
                         let link = Link { leader: voter.clone(), connection: connection.clone() };
                         place.send_replace(Some(link));
                         let reason = hold(&connection, pushes, &actor, &Leader(place.subscribe())).await;
@@ -140,7 +143,11 @@ impl Seeker {
                         break;
                     }
                     Ok(Called::Elsewhere(leader)) => hint = leader.filter(|leader| *leader != voter),
-                    Err(error) => tracing::debug!(%voter, error, "no session"),
+                    Err(error) if said.get(&voter) == Some(&error) => {}
+                    Err(error) => {
+                        tracing::info!(%voter, error, "no session");
+                        said.insert(voter.clone(), error);
+                    }
                 }
                 if let Some(leader) = hint.as_ref().filter(|leader| self.voters.contains_key(*leader)) {
                     tracing::debug!(%leader, "leads, as {voter} says");
