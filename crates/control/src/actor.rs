@@ -11,20 +11,23 @@
 //!   up no other actor;
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
 //!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
+//! - callers who were answered together are likely back together: a turn waits for them, [`GATHERED_WITHIN`] at most, so
+//!   that they share the next sync too. One caller by himself is never waited for;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
 
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use actix::{
     Actor, ActorContext, Addr, Arbiter, AsyncContext, Context, Handler, MailboxError, Message, MessageResult,
-    ResponseFuture,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
+use crate::answer::Later;
 use crate::driver::{Config, Driver, Outbox};
 use crate::group::NodeId;
 use crate::machine::StateMachine;
@@ -38,6 +41,9 @@ pub const TICK: Duration = Duration::from_millis(100);
 const MAILBOX: usize = 64;
 /// Messages taken before a turn comes.
 const INPUTS_PER_TURN_MAX: usize = 128;
+/// How long a turn waits for callers who were answered by the one before: a part of what a sync takes, and more than they
+/// need to ask again.
+const GATHERED_WITHIN: Duration = Duration::from_micros(300);
 
 /// Agree on an entry. `R` is the state machine's reply.
 pub struct Propose<R> {
@@ -130,6 +136,13 @@ pub struct ControlActor<S: StateMachine> {
     view: watch::Sender<View>,
     /// Taken since the last turn; above 0, a turn is on its way.
     inputs: usize,
+    /// Proposals among them, and when the first came.
+    proposals: usize,
+    first_proposal: Instant,
+    /// Callers who were answered in the last turn.
+    answered: usize,
+    /// The same in this one, so far.
+    answering: Arc<AtomicUsize>,
 }
 
 impl<S: StateMachine> fmt::Debug for ControlActor<S> {
@@ -166,7 +179,17 @@ impl<S: StateMachine> ControlHandle<S> {
         let arbiter = Arbiter::new();
         let addr = ControlActor::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(MAILBOX);
-            ControlActor { driver, began, last_tick: began, view, inputs: 0 }
+            ControlActor {
+                driver,
+                began,
+                last_tick: began,
+                view,
+                inputs: 0,
+                proposals: 0,
+                first_proposal: began,
+                answered: 0,
+                answering: Arc::default(),
+            }
         });
         Ok(Self { addr, view: seen, arbiter })
     }
@@ -224,11 +247,22 @@ impl<S: StateMachine> ControlActor<S> {
         }
     }
 
+    /// Whether those who were answered together are still expected back.
+    fn gathers(&self) -> bool {
+        (1..self.answered).contains(&self.proposals) && self.first_proposal.elapsed() < GATHERED_WITHIN
+    }
+
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.inputs = 0;
+        let proposed = std::mem::take(&mut self.proposals);
         if self.driver.turn(self.now()) {
             self.inputs = 1;
             ctx.notify(Turn);
+        }
+        match self.answering.swap(0, Ordering::Relaxed) {
+            // A peer's message alone: whoever was answered before is still on his way.
+            0 if proposed == 0 => {}
+            answered => self.answered = answered,
         }
         let view = self.driver.view();
         self.view.send_if_modified(|seen| {
@@ -255,29 +289,33 @@ impl<S: StateMachine> Actor for ControlActor<S> {
 }
 
 impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
-    type Result = ResponseFuture<Result<S::Reply, ProposeError>>;
+    type Result = Later<Result<S::Reply, ProposeError>>;
 
     fn handle(&mut self, propose: Propose<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
-        let (answer, answered) = oneshot::channel();
-        // A caller who has gone away needs no answer.
-        let caller = Box::new(move |outcome| drop(answer.send(outcome)));
+        let (later, answer) = Later::new();
+        let answering = Arc::clone(&self.answering);
+        let caller = Box::new(move |outcome| {
+            answering.fetch_add(1, Ordering::Relaxed);
+            answer(outcome);
+        });
+        if self.proposals == 0 {
+            self.first_proposal = Instant::now();
+        }
+        self.proposals += 1;
         self.driver.propose(propose.entry, self.now(), caller);
         self.input(ctx);
-        Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+        later
     }
 }
 
 impl<S: StateMachine> Handler<Prove> for ControlActor<S> {
-    type Result = ResponseFuture<bool>;
+    type Result = Later<bool>;
 
     fn handle(&mut self, _: Prove, ctx: &mut Self::Context) -> Self::Result {
-        let (answer, answered) = oneshot::channel();
-        let caller = Box::new(move |is_proven| {
-            let _ = answer.send(is_proven);
-        });
-        self.driver.prove(self.now(), caller);
+        let (later, answer) = Later::new();
+        self.driver.prove(self.now(), Box::new(answer));
         self.input(ctx);
-        Box::pin(async move { answered.await.unwrap_or(false) })
+        later
     }
 }
 
@@ -337,7 +375,11 @@ impl<S: StateMachine> Handler<Turn> for ControlActor<S> {
     type Result = ();
 
     fn handle(&mut self, _: Turn, ctx: &mut Self::Context) {
-        if self.inputs > 0 {
+        if self.gathers() {
+            // They may need this core to ask.
+            std::thread::yield_now();
+            ctx.notify(Turn);
+        } else if self.inputs > 0 {
             self.turn(ctx);
         }
     }

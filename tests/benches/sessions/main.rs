@@ -5,7 +5,7 @@
 //!        │
 //!        ├─ idle          CPU and memory of the leader and of a voter that follows, without and with sessions
 //!        ├─ a queue       migrations asked for, granted and over, a second
-//!        └─ SIGKILL       to the leader, with a queue and with migrations that run ─▶ the next grant; the running ones
+//!        └─ its end       SIGTERM, and SIGKILL, with a queue and with migrations that run ─▶ the next grant; the running ones
 //! ```
 //!
 //! Always true:
@@ -24,6 +24,7 @@ mod nodes;
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,6 +38,7 @@ use godwit_domain::{GuestName, GuestSpec, Labels, MigrationId, NodeName, Overrid
 use godwit_node::group::now_ms;
 use godwit_wire::admin::Act;
 use nodes::Fleet;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// Something went wrong; in one line.
@@ -75,7 +77,7 @@ impl Size {
     fn asked() -> Self {
         let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
         if quick {
-            Self { nodes: 50, guests: 100, at_once: 20, held: 5, idle: Duration::from_secs(1) }
+            Self { nodes: 50, guests: 100, at_once: 20, held: 6, idle: Duration::from_secs(1) }
         } else {
             Self { nodes: 1_000, guests: 2_000, at_once: 200, held: 20, idle: Duration::from_secs(10) }
         }
@@ -111,7 +113,7 @@ async fn run(size: Size, program: &Path, dir: &Path, mark: &str) -> Result<(), F
     let alone = bench.idle("idle, voters alone").await?;
 
     let began = Instant::now();
-    let fleet = Fleet::start(size.nodes, size.held, dir, bench.cluster.voters())?;
+    let fleet = Fleet::start(size.nodes, dir, bench.cluster.voters())?;
     let made = began.elapsed();
     bench.all_here(&fleet).await?;
     say(&format!(
@@ -126,12 +128,14 @@ async fn run(size: Size, program: &Path, dir: &Path, mark: &str) -> Result<(), F
 
     bench.populate(&fleet).await?;
     let grants = bench.first_half(&fleet).await?;
-    let again = bench.election(&fleet).await?;
+    let quarter = size.guests / 4;
+    let ended = bench.election(&fleet, End::Told, 2 * quarter..3 * quarter).await?;
+    let killed = bench.election(&fleet, End::Killed, 3 * quarter..4 * quarter).await?;
     drop(fleet);
     bench.cluster.shut_down().await;
     say(&format!(
         "sessions: {} nodes take {:.0} % of a core and {session_kib:.0} KiB each of their leader; {grants:.0} grants/s; \
-         granted again {again:.2} s after the leader was killed",
+         granted again {ended:.2} s after the leader was told to end, {killed:.2} s after one was killed",
         size.nodes,
         (with.cpu_share - alone.cpu_share) * 100.0
     ))
@@ -143,6 +147,15 @@ struct Took {
     cpu_share: f64,
     /// Resident, at the end.
     bytes: u64,
+}
+
+/// How a leader ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// SIGTERM: it closes its connections.
+    Told,
+    /// SIGKILL: they fall silent.
+    Killed,
 }
 
 struct Bench {
@@ -204,7 +217,7 @@ impl Bench {
     }
 
     /// Asks for the migrations of these guests.
-    async fn ask_for(&self, guests: std::ops::Range<u64>) -> Result<(), Failure> {
+    async fn ask_for(&self, guests: Range<u64>) -> Result<(), Failure> {
         let act = |guest: u64| -> Result<Act, Failure> {
             Ok(Act::Migrate {
                 guest: guest_name(guest)?,
@@ -237,13 +250,13 @@ impl Bench {
         Ok(rate)
     }
 
-    /// The leader dies with a queue and with migrations that run. Seconds from its death to the next grant.
-    async fn election(&mut self, fleet: &Fleet) -> Result<f64, Failure> {
-        let (half, held) = (self.size.guests / 2, self.size.held);
-        fleet.seen.holds.store(true, Relaxed);
-        let queue = half + held as u64..self.size.guests;
-        self.ask_for(half..queue.start).await?;
-        until("what is held runs", || fleet.seen.held().len() == held).await?;
+    /// The leader goes with a queue and with migrations that run. Seconds from its end to the next grant.
+    async fn election(&mut self, fleet: &Fleet, end: End, guests: Range<u64>) -> Result<f64, Failure> {
+        let held = self.size.held / 2;
+        let queue = guests.start + held as u64..guests.end;
+        let others = fleet.seen.hold(held);
+        self.ask_for(guests.start..queue.start).await?;
+        until("what is held runs", || fleet.seen.held().len() == others + held).await?;
         self.limit(0).await?;
         let (before, waiting) = (fleet.seen.grants().len(), queue.clone().count());
         self.ask_for(queue).await?;
@@ -251,10 +264,15 @@ impl Bench {
         let granted = || fleet.seen.grants().len() - before;
         until("some are granted", || granted() > waiting / 8).await?;
         let (killed, killed_ms, leader) = (Instant::now(), now_ms(), self.leader.clone());
-        self.cluster.kill_node(&leader).await?;
+        match end {
+            End::Told => self.tell(&leader, Signal::TERM)?,
+            End::Killed => self.cluster.kill_node(&leader).await?,
+        }
         say(&format!(
-            "{} of {waiting} were granted when the leader was killed, {held} others ran",
-            granted()
+            "{} of {waiting} were granted when the leader was {}, {} others ran",
+            granted(),
+            if end == End::Told { "told to end" } else { "killed" },
+            fleet.seen.held().len()
         ))?;
         self.names.retain(|name| *name != leader);
         let since = |at: Instant| (at - killed).as_secs_f64();
@@ -279,7 +297,11 @@ impl Bench {
                 format!("entries are about migrations that were to go on untouched: {touched:?}").into()
             );
         }
-        say(&format!("  no entry is about any of the {held} that were running"))?;
+        say(&format!("  no entry is about any of the {} that were running", fleet.seen.held().len()))?;
+        // All three vote again.
+        until_ended(&mut self.cluster, &leader).await?;
+        self.cluster.restart_node(&leader).await?;
+        self.names.push(leader);
         Ok(again)
     }
 
@@ -315,6 +337,11 @@ impl Bench {
             return Err("the leader's audit log says nothing of what came after the election".into());
         }
         Ok(touched)
+    }
+
+    fn tell(&self, node: &NodeName, signal: Signal) -> Result<(), Failure> {
+        let pid = i32::try_from(self.pid(node)).ok().and_then(Pid::from_raw).ok_or("it has no process")?;
+        Ok(kill_process(pid, signal)?)
     }
 
     fn pid(&self, node: &NodeName) -> u32 {
@@ -372,6 +399,17 @@ fn guest_name(n: u64) -> Result<GuestName, Failure> {
 
 fn migration(n: u64) -> Result<MigrationId, Failure> {
     Ok(format!("move-{n}").parse()?)
+}
+
+async fn until_ended(cluster: &mut Cluster, node: &NodeName) -> Result<(), Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    while !cluster.has_ended(node) {
+        if Instant::now() > deadline {
+            return Err(format!("node {node} does not end").into());
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Waits until something is so, and a minute at most.

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,10 +61,8 @@ pub(crate) struct Seen {
     granted: Mutex<BTreeMap<MigrationId, Instant>>,
     /// Sessions that began, and when.
     began: Mutex<Vec<Instant>>,
-    /// Migrations whose guests are held at the source: they run until this is false.
-    pub(crate) holds: AtomicBool,
-    held: Mutex<BTreeSet<MigrationId>>,
-    held_max: usize,
+    /// Migrations that go on running, and how many more will.
+    held: Mutex<(BTreeSet<MigrationId>, usize)>,
 }
 
 impl Seen {
@@ -80,7 +78,14 @@ impl Seen {
     }
 
     pub(crate) fn held(&self) -> BTreeSet<MigrationId> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// The next so many that run go on running. Returns how many do already.
+    pub(crate) fn hold(&self, count: usize) -> usize {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.1 = count;
+        held.0.len()
     }
 
     fn grant(&self, migration: &MigrationId) {
@@ -88,17 +93,14 @@ impl Seen {
         granted.entry(migration.clone()).or_insert_with(Instant::now);
     }
 
-    /// Whether this one is held, as the first so many are.
+    /// Whether this one goes on running.
     fn holds(&self, migration: &MigrationId) -> bool {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.contains(migration) {
-            return true;
+        let (migrations, more) = &mut *held;
+        if *more > 0 && migrations.insert(migration.clone()) {
+            *more -= 1;
         }
-        let another = self.holds.load(Relaxed) && held.len() < self.held_max;
-        if another {
-            held.insert(migration.clone());
-        }
-        another
+        migrations.contains(migration)
     }
 }
 
@@ -110,17 +112,15 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts so many nodes, with certificates of the CA in that folder. The first so many migrations that run while
-    /// [`Seen::holds`] is set go on running.
+    /// Starts so many nodes, with certificates of the CA in that folder.
     pub(crate) fn start(
         count: u64,
-        held_max: usize,
         dir: &Path,
         voters: &BTreeMap<NodeName, SocketAddr>,
     ) -> Result<Self, Failure> {
         let sockets = (0..SOCKETS).map(|_| Endpoint::client(([127, 0, 0, 1], 0).into()));
         let sockets: Vec<Endpoint> = sockets.collect::<Result<_, _>>()?;
-        let seen = Arc::new(Seen { held_max, ..Seen::default() });
+        let seen = Arc::<Seen>::default();
         let (mut names, mut tasks) = (Vec::new(), JoinSet::new());
         for (number, socket) in (0..count).zip(sockets.iter().cycle()) {
             let name: NodeName = format!("sim-{number:04}").parse()?;

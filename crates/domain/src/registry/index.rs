@@ -42,10 +42,10 @@ pub(super) struct Index {
 /// What is on a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OnNode {
-    /// Migrations that leave it with their permits.
-    pub(super) outbound: usize,
-    /// Migrations that enter it with their permits.
-    pub(super) inbound: usize,
+    /// Guests whose migrations leave it with their permits.
+    pub(super) leaving: BTreeSet<GuestUid>,
+    /// Guests whose migrations enter it with their permits.
+    pub(super) entering: BTreeSet<GuestUid>,
     /// Memory of guests and reservations, in bytes. Wide, so that no sum of what operators wrote runs over.
     pub(super) taken_bytes: u128,
     /// Guests that it owns.
@@ -70,10 +70,9 @@ impl Index {
     /// What follows for a node from what is on it, what it is and the limits.
     pub(super) fn refresh(&mut self, state: &State, name: &NodeName) {
         let limits = state.settings.limits();
-        let (outbound, inbound, taken) = self
-            .nodes
-            .get(name)
-            .map_or((0, 0, 0), |on_node| (on_node.outbound, on_node.inbound, on_node.taken_bytes));
+        let (outbound, inbound, taken) = self.nodes.get(name).map_or((0, 0, 0), |on_node| {
+            (on_node.leaving.len(), on_node.entering.len(), on_node.taken_bytes)
+        });
         let on_network = !state.lacks_network(name);
         self.waiters.may_send(name, on_network && !at_least(outbound, limits.outbound));
         let node = state.nodes.get(name).filter(|node| node.fenced.is_none());
@@ -107,8 +106,8 @@ impl Index {
             }
             if let Permits::Held { source, target } = &attempt.permits {
                 self.granted.insert(uid, (source.clone(), target.clone()));
-                self.node(source).outbound += 1;
-                self.node(target).inbound += 1;
+                self.node(source).leaving.insert(uid);
+                self.node(target).entering.insert(uid);
             }
         }
         self.waiters.learn(uid, guest);
@@ -137,8 +136,12 @@ impl Index {
         }
         self.open.remove(&uid);
         if let Some((source, target)) = self.granted.remove(&uid) {
-            self.with(&source, |node| node.outbound -= 1);
-            self.with(&target, |node| node.inbound -= 1);
+            self.with(&source, |node| {
+                node.leaving.remove(&uid);
+            });
+            self.with(&target, |node| {
+                node.entering.remove(&uid);
+            });
         }
         self.waiters.forget(uid, guest);
         for node in takes_memory_on(ownership) {

@@ -12,7 +12,7 @@ use super::support::fleet::{self, Mover, node_name};
 use super::support::voters::Trio;
 use super::{Failure, Numbers, Round, cpu_time};
 
-const NODES: u64 = 8;
+const NODES: u64 = 32;
 /// A guest for each client.
 const GUESTS: u64 = 128;
 /// More than will ever run at once.
