@@ -11,8 +11,9 @@
 //!   up no other actor;
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
 //!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
-//! - callers who were answered together are likely back together: a turn waits for them, [`GATHERED_WITHIN`] at most, so
-//!   that they share the next sync too. One caller by himself is never waited for;
+//! - what is proposed while earlier proposals are under way waits for their answers, [`HELD_WITHIN`] at most, and goes with
+//!   all that has come by then: else each would have a sync of its own on every voter's disk, one after the other. Who is
+//!   alone waits for nothing;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
 
 use std::fmt;
@@ -28,7 +29,7 @@ use actix::{
 use tokio::sync::watch;
 
 use crate::answer::Later;
-use crate::driver::{Config, Driver, Outbox};
+use crate::driver::{Caller, Config, Driver, Outbox};
 use crate::group::NodeId;
 use crate::machine::StateMachine;
 use crate::status::{ProposeError, StartError, Status, View, chain};
@@ -41,9 +42,11 @@ pub const TICK: Duration = Duration::from_millis(100);
 const MAILBOX: usize = 64;
 /// Messages taken before a turn comes.
 const INPUTS_PER_TURN_MAX: usize = 128;
-/// How long a turn waits for callers who were answered by the one before: a part of what a sync takes, and more than they
-/// need to ask again.
-const GATHERED_WITHIN: Duration = Duration::from_micros(300);
+/// How long a proposal waits for those before it. A commit takes a few milliseconds where voters are near, and where they
+/// are far this is little beside it.
+const HELD_WITHIN: Duration = Duration::from_millis(10);
+/// As many do not wait for more.
+const HELD_MAX: usize = 64;
 
 /// Agree on an entry. `R` is the state machine's reply.
 pub struct Propose<R> {
@@ -136,13 +139,12 @@ pub struct ControlActor<S: StateMachine> {
     view: watch::Sender<View>,
     /// Taken since the last turn; above 0, a turn is on its way.
     inputs: usize,
-    /// Proposals among them, and when the first came.
-    proposals: usize,
-    first_proposal: Instant,
-    /// Callers who were answered in the last turn.
-    answered: usize,
-    /// The same in this one, so far.
-    answering: Arc<AtomicUsize>,
+    /// Entries that are not proposed yet, with their callers.
+    held: Vec<(Vec<u8>, Caller<S::Reply>)>,
+    /// When the first of them came.
+    held_since: Instant,
+    /// Callers whose entries were proposed and who are not answered.
+    open: Arc<AtomicUsize>,
 }
 
 impl<S: StateMachine> fmt::Debug for ControlActor<S> {
@@ -185,10 +187,9 @@ impl<S: StateMachine> ControlHandle<S> {
                 last_tick: began,
                 view,
                 inputs: 0,
-                proposals: 0,
-                first_proposal: began,
-                answered: 0,
-                answering: Arc::default(),
+                held: Vec::new(),
+                held_since: began,
+                open: Arc::default(),
             }
         });
         Ok(Self { addr, view: seen, arbiter })
@@ -247,22 +248,33 @@ impl<S: StateMachine> ControlActor<S> {
         }
     }
 
-    /// Whether those who were answered together are still expected back.
-    fn gathers(&self) -> bool {
-        (1..self.answered).contains(&self.proposals) && self.first_proposal.elapsed() < GATHERED_WITHIN
+    /// Whether what is held is to be proposed.
+    fn is_due(&self) -> bool {
+        let full = self.held.len() >= HELD_MAX || self.held_since.elapsed() >= HELD_WITHIN;
+        !self.held.is_empty() && (full || self.open.load(Ordering::Relaxed) == 0)
+    }
+
+    fn propose_held(&mut self) {
+        let now = self.now();
+        for (entry, caller) in std::mem::take(&mut self.held) {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            let open = Arc::clone(&self.open);
+            let caller = Box::new(move |outcome| {
+                open.fetch_sub(1, Ordering::Relaxed);
+                caller(outcome);
+            });
+            self.driver.propose(entry, now, caller);
+        }
     }
 
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.inputs = 0;
-        let proposed = std::mem::take(&mut self.proposals);
-        if self.driver.turn(self.now()) {
+        if self.is_due() {
+            self.propose_held();
+        }
+        if self.driver.turn(self.now()) || self.is_due() {
             self.inputs = 1;
             ctx.notify(Turn);
-        }
-        match self.answering.swap(0, Ordering::Relaxed) {
-            // A peer's message alone: whoever was answered before is still on his way.
-            0 if proposed == 0 => {}
-            answered => self.answered = answered,
         }
         let view = self.driver.view();
         self.view.send_if_modified(|seen| {
@@ -293,16 +305,14 @@ impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
 
     fn handle(&mut self, propose: Propose<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
         let (later, answer) = Later::new();
-        let answering = Arc::clone(&self.answering);
-        let caller = Box::new(move |outcome| {
-            answering.fetch_add(1, Ordering::Relaxed);
-            answer(outcome);
-        });
-        if self.proposals == 0 {
-            self.first_proposal = Instant::now();
+        if self.held.is_empty() {
+            self.held_since = Instant::now();
+            if self.open.load(Ordering::Relaxed) > 0 {
+                // If nothing else happens until then.
+                ctx.run_later(HELD_WITHIN, Self::input);
+            }
         }
-        self.proposals += 1;
-        self.driver.propose(propose.entry, self.now(), caller);
+        self.held.push((propose.entry, Box::new(answer)));
         self.input(ctx);
         later
     }
@@ -375,11 +385,7 @@ impl<S: StateMachine> Handler<Turn> for ControlActor<S> {
     type Result = ();
 
     fn handle(&mut self, _: Turn, ctx: &mut Self::Context) {
-        if self.gathers() {
-            // They may need this core to ask.
-            std::thread::yield_now();
-            ctx.notify(Turn);
-        } else if self.inputs > 0 {
+        if self.inputs > 0 {
             self.turn(ctx);
         }
     }

@@ -23,7 +23,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::actor::{NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
+use crate::actor::{Leaves, NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
 use crate::fabric::{Fabric, frames};
 
 /// How long a voter may take to say Welcome: a Join has to be agreed on.
@@ -33,6 +33,11 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How often the leader is asked when a quorum has answered: a switchover wants an answer of the last second.
 const QUORUM_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is looked whether a guest leaves this node. While none does nobody needs the answer, and a thousand nodes
+/// that ask all the same would keep a leader busy with nothing else.
+const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
+/// How long the leader that was just lost may take to be there again. Its host may be off, and another may lead soon.
+const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -122,12 +127,11 @@ impl Seeker {
     /// Keeps a session with whoever leads. Ends with the actor.
     pub async fn seek(self, actor: Addr<NodeActor>, Place(place): Place) {
         let mut hint: Option<NodeName> = None;
+        let mut lost: Option<NodeName> = None;
         let mut pause = RETRY_MIN;
         while actor.connected() {
-            let asked = hint.take();
-            let order = asked.into_iter().chain(self.voters.keys().cloned());
-            for voter in order.collect::<Vec<_>>() {
-                match self.call(&voter).await {
+            for voter in order(hint.take(), &self.voters, lost.clone()) {
+                match self.call(&voter, lost.as_ref() == Some(&voter)).await {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         tracing::info!(leader = %voter, "session with the leader");
@@ -137,9 +141,13 @@ impl Seeker {
                         place.send_replace(None);
                         tracing::info!(leader = %voter, reason, "session lost");
                         let _ = actor.send(SessionEnded).await;
+                        lost = Some(voter);
                         break;
                     }
-                    Ok(Called::Elsewhere(leader)) => hint = leader.filter(|leader| *leader != voter),
+                    // Who names the one that was lost may not have noticed yet. It is asked last anyway.
+                    Ok(Called::Elsewhere(leader)) => {
+                        hint = leader.filter(|leader| *leader != voter && Some(leader) != lost.as_ref());
+                    }
                     Err(error) => tracing::debug!(%voter, error, "no session"),
                 }
                 if let Some(leader) = hint.as_ref().filter(|leader| self.voters.contains_key(*leader)) {
@@ -152,11 +160,15 @@ impl Seeker {
         }
     }
 
-    async fn call(&self, voter: &NodeName) -> Result<Called, String> {
+    async fn call(&self, voter: &NodeName, was_lost: bool) -> Result<Called, String> {
         let address = self.voters.get(voter).copied().ok_or("no such voter")?;
         let hello =
             Hello { cluster: self.cluster.clone(), name: self.name.clone(), node: Some(self.node.clone()) };
-        let dialed = self.fabric.dial_control(address, voter, Role::Session, &hello).await;
+        let dialing = self.fabric.dial_control(address, voter, Role::Session, &hello);
+        let dialed = match was_lost {
+            true => tokio::time::timeout(LOST_DIAL_TIMEOUT, dialing).await.map_err(|_| "it is still lost")?,
+            false => dialing.await,
+        };
         let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         let welcome =
@@ -174,6 +186,17 @@ impl Seeker {
             None => Err("it ended without a welcome".to_owned()),
         }
     }
+}
+
+/// In which order voters are asked. The leader that was just lost comes last: its host may be off, and to find that out
+/// takes longer than to be sent on by another.
+fn order(
+    hint: Option<NodeName>,
+    voters: &BTreeMap<NodeName, SocketAddr>,
+    lost: Option<NodeName>,
+) -> Vec<NodeName> {
+    let others = voters.keys().filter(|voter| lost.as_ref() != Some(*voter)).cloned();
+    hint.into_iter().chain(others).chain(lost.clone()).collect()
 }
 
 enum Called {
@@ -206,6 +229,14 @@ async fn hold(
     let (home, leader) = (actor.clone(), leader.clone());
     tasks.spawn(async move {
         loop {
+            match home.send(Leaves).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tokio::time::sleep(LEAVING_INTERVAL).await;
+                    continue;
+                }
+                Err(_) => return,
+            }
             let asked = Instant::now();
             if let Ok(Answer::QuorumAge(Some(age_ms))) = leader.ask(&Ask::Quorum).await {
                 let age = asked.elapsed() + Duration::from_millis(age_ms);
@@ -230,5 +261,22 @@ async fn question(actor: Addr<NodeActor>, mut send: SendStream, mut receive: Rec
     let Ok(answer) = actor.send(Questioned(ask)).await else { return };
     if frames::write(&mut send, "answer", &answer, PUSH_BYTES_MAX).await.is_ok() {
         let _ = send.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_named_is_asked_first_and_the_leader_that_was_lost_last() {
+        let name = |text: &str| text.parse::<NodeName>().expect("a name");
+        let voters = ["a", "b", "c"].map(|text| (name(text), SocketAddr::from(([127, 0, 0, 1], 1)))).into();
+        let asked = |hint: Option<&str>, lost: Option<&str>| {
+            order(hint.map(name), &voters, lost.map(name)).iter().map(NodeName::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(None, None), ["a", "b", "c"]);
+        assert_eq!(asked(None, Some("a")), ["b", "c", "a"]);
+        assert_eq!(asked(Some("c"), None), ["c", "a", "b", "c"]);
     }
 }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Always true: what is said, when and in which order is what a node says (`node::session`, `node::actor`), a question for
-//! the quorum every 250 ms among it; a proposal is repeated until it is answered; a session that breaks is sought again as
+//! the quorum every 250 ms while a guest leaves among it; a proposal is repeated until it is answered; a session that breaks is sought again as
 //! a node does. Nothing is copied: a migration is over as soon as its entries are agreed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,8 @@ const GIB: u64 = 1 << 30;
 
 // These are a node's (`node::session`, `node::fabric`).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
+const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(8);
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
@@ -135,6 +137,7 @@ impl Fleet {
                 voters: voters.clone(),
                 seen: Arc::clone(&seen),
                 born: Mutex::default(),
+                leaving: Mutex::default(),
             };
             tasks.spawn(one.seek());
             names.push(name);
@@ -163,6 +166,8 @@ struct One {
     seen: Arc<Seen>,
     /// Guests of which it is agreed that they were born here.
     born: Mutex<BTreeSet<GuestUid>>,
+    /// Guests that leave this node.
+    leaving: Mutex<BTreeSet<GuestUid>>,
 }
 
 enum Called {
@@ -175,18 +180,22 @@ impl One {
     async fn seek(self) {
         let me = Arc::new(self);
         let mut hint: Option<NodeName> = None;
+        let mut lost: Option<NodeName> = None;
         let mut pause = RETRY_MIN;
         loop {
-            let asked = hint.take();
-            let order = asked.into_iter().chain(me.voters.keys().cloned());
+            let others = me.voters.keys().filter(|voter| lost.as_ref() != Some(*voter)).cloned();
+            let order = hint.take().into_iter().chain(others).chain(lost.clone());
             for voter in order.collect::<Vec<_>>() {
-                match me.call(&voter).await {
+                match me.call(&voter, lost.as_ref() == Some(&voter)).await {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         me.hold(connection, pushes).await;
+                        lost = Some(voter);
                         break;
                     }
-                    Ok(Called::Elsewhere(leader)) => hint = leader.filter(|leader| *leader != voter),
+                    Ok(Called::Elsewhere(leader)) => {
+                        hint = leader.filter(|leader| *leader != voter && Some(leader) != lost.as_ref());
+                    }
                     Err(_) => {}
                 }
                 if hint.as_ref().is_some_and(|leader| me.voters.contains_key(leader)) {
@@ -198,12 +207,13 @@ impl One {
         }
     }
 
-    async fn call(&self, voter: &NodeName) -> Result<Called, Failure> {
+    async fn call(&self, voter: &NodeName, was_lost: bool) -> Result<Called, Failure> {
         let address = *self.voters.get(voter).ok_or("no such voter")?;
         let here = SocketAddr::from(([127, 0, 0, 1], 9));
         let mut node = Node::new(here, here, BootId(1), 64 * GIB);
         node.labels.insert("kubernetes.io/hostname".to_owned(), self.name.to_string());
         let hello = Hello { cluster: CLUSTER.to_owned(), name: self.name.clone(), node: Some(node) };
+        let limit = if was_lost { LOST_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
         let dial = async {
             let name = voter.certificate_name();
             let connection = self.socket.connect_with(self.client.clone(), address, &name)?.await?;
@@ -212,7 +222,7 @@ impl One {
             send.write_all(&[&Role::Session.greeting()[..], &hello].concat()).await?;
             Ok::<_, Failure>((connection, send, receive))
         };
-        let (connection, _send, mut receive) = tokio::time::timeout(DIAL_TIMEOUT, dial).await??;
+        let (connection, _send, mut receive) = tokio::time::timeout(limit, dial).await??;
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         match tokio::time::timeout(WELCOME_TIMEOUT, welcome).await?? {
             Some(Welcome::Leads { .. }) => Ok(Called::Leads(connection, receive)),
@@ -230,10 +240,14 @@ impl One {
         self.seen.began.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
         self.seen.sessions.fetch_add(1, Relaxed);
         let mut tasks = JoinSet::new();
-        let asking = connection.clone();
+        let (asking, me) = (connection.clone(), Arc::clone(self));
         tasks.spawn(async move {
-            while ask(&asking, &Ask::Quorum).await.is_ok() {
-                tokio::time::sleep(QUORUM_INTERVAL).await;
+            loop {
+                let leaves = !me.leaving.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                if leaves && ask(&asking, &Ask::Quorum).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(if leaves { QUORUM_INTERVAL } else { LEAVING_INTERVAL }).await;
             }
         });
         let (questions, me) = (connection.clone(), Arc::clone(self));
@@ -264,6 +278,14 @@ impl One {
             return vec![entry(Entry::Born { instance: self.instance(uid, epoch) })];
         }
         let Some(attempt) = &view.ownership.attempt else { return Vec::new() };
+        let leaves = matches!(&attempt.phase, Phase::Copying { source, .. } if source.node == self.name);
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        if leaves {
+            leaving.insert(uid);
+        } else {
+            leaving.remove(&uid);
+        }
+        drop(leaving);
         let migration = attempt.migration.clone();
         match &attempt.phase {
             Phase::Preparing { target, .. } if *target == self.name => {

@@ -55,7 +55,9 @@ pub(super) async fn measure(size: Size, table: &mut Table) -> Result<(), Failure
         trio.applied(id, applied).await?;
         let voter = trio.voters.get(&id).ok_or("it runs")?.group.clone();
         let connection = nobody.connect().await?;
-        (0..size.nodes).for_each(|n| drop(voter.floor().enter(&node_name(n), connection.clone())));
+        for n in 0..size.nodes {
+            voter.floor().enter(&node_name(n), connection.clone());
+        }
         leading.spawn(group::lead(voter));
     }
     drop(group);
