@@ -20,6 +20,7 @@
 //!   links       a guest moves, and a group agrees, over links that delay, swap, repeat and lose
 //!   commands    configs and the command line
 //!   audit       what arrived is compared with what left, while the guest runs on
+//!   upgrade     nodes are restarted one after another, or come back as another version
 //!   lab         `godwit lab` from outside: what it prints and what it leaves behind
 //! ```
 //!
@@ -75,6 +76,8 @@ mod rules;
 #[path = "cluster/seed.rs"]
 mod seed;
 mod support;
+#[path = "cluster/upgrade.rs"]
+mod upgrade;
 
 use libtest_mimic::Arguments;
 
@@ -96,6 +99,7 @@ fn main() {
         cuts::trials(),
         folios::trials(),
         seed::trials(),
+        upgrade::trials(),
         rules::trials(),
         drain::trials(),
         queue::trials(),

@@ -165,7 +165,14 @@ async fn a_changed_timeout_makes_it_later_or_earlier(world: &mut World) -> Outco
 
 /// Nobody has the missing pages any more. Whoever touches one waits; what is there is whole.
 async fn a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros(world: &mut World) -> Outcome {
-    world.announce(&["connection to the source lost", "gone for good", "fenced", "the guest was deleted"]);
+    world.announce(&[
+        "connection to the source lost",
+        "gone for good",
+        "fenced",
+        "the guest was deleted",
+        "runner is busy and does not end by itself",
+        "more messages than it takes",
+    ]);
     world.three_with(busy()).await?;
     let source = world.guest().await?.instance.ok_or("no owner")?;
     let asked = world.ask_post_copy("node-b", allowed()).await?;
@@ -203,9 +210,20 @@ async fn a_source_that_is_lost_for_good_leaves_waiting_and_never_zeros(world: &m
         })
         .await;
     assert!(world.cluster.stats(&guest()).await?.pages_written >= before);
-    // It can be ended all the same.
-    world.cluster.ask_any(Act::GuestStop { guest: guest() }).await?;
-    world.runner_goes("node-b").await
+    // Whoever compares its memory waits as well. It can be ended all the same.
+    let ends = async {
+        world
+            .comes("its runner answers nobody else", async |cluster| {
+                cluster.stats(&guest()).await.is_err().then_some(())
+            })
+            .await;
+        world.cluster.ask_any(Act::GuestStop { guest: guest() }).await?;
+        world.runner_goes("node-b").await
+    };
+    let compared = guest();
+    let (compared, ended) = tokio::join!(world.cluster.verify(&compared), ends);
+    assert!(compared.is_err(), "compared with pages that are missing: {compared:?}");
+    ended
 }
 
 // ---- a node dies ------------------------------------------------------------------------------------------------

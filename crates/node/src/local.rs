@@ -221,8 +221,13 @@ impl Runners {
     /// for a while.
     pub async fn discard(&self, attached: &Attached) {
         let (guest, instance) = (&attached.hello.guest, attached.hello.instance);
-        if let Err(error) = attached.runner.stop().await {
-            tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner did not end by itself");
+        // It may be busy for as long as pages are missing, which nobody will send any more.
+        match tokio::time::timeout(END_TIMEOUT, attached.runner.stop()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner did not end by itself");
+            }
+            Err(_) => tracing::warn!(%guest, %instance, "runner is busy and does not end by itself"),
         }
         match attached.process() {
             Ok(pidfd) => Process { pidfd }.wait_or_kill().await,

@@ -129,12 +129,15 @@ impl Seeker {
         let mut hint: Option<NodeName> = None;
         let mut lost: Option<NodeName> = None;
         let mut pause = RETRY_MIN;
+        // Why each voter has not given one, as it was said last.
+        let mut said: BTreeMap<NodeName, String> = BTreeMap::new();
         while actor.connected() {
             for voter in order(hint.take(), &self.voters, lost.clone()) {
                 match self.call(&voter, lost.as_ref() == Some(&voter)).await {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         tracing::info!(leader = %voter, "session with the leader");
+                        said.clear();
                         let link = Link { leader: voter.clone(), connection: connection.clone() };
                         place.send_replace(Some(link));
                         let reason = hold(&connection, pushes, &actor, &Leader(place.subscribe())).await;
@@ -148,7 +151,11 @@ impl Seeker {
                     Ok(Called::Elsewhere(leader)) => {
                         hint = leader.filter(|leader| *leader != voter && Some(leader) != lost.as_ref());
                     }
-                    Err(error) => tracing::debug!(%voter, error, "no session"),
+                    Err(error) if said.get(&voter) == Some(&error) => {}
+                    Err(error) => {
+                        tracing::info!(%voter, error, "no session");
+                        said.insert(voter.clone(), error);
+                    }
                 }
                 if let Some(leader) = hint.as_ref().filter(|leader| self.voters.contains_key(*leader)) {
                     tracing::debug!(%leader, "leads, as {voter} says");

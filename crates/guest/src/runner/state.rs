@@ -116,6 +116,15 @@ mod tests {
         DeviceState::new(Workload::new(options).expect("fits"), vec![7, 8], 9, 10)
     }
 
+    /// A guest that was saved by release 0.1 runs on under any later one.
+    #[test]
+    fn a_state_of_the_first_release_is_read() {
+        const KEPT: &str = include_str!("../../../../tests/fixtures/0.1/device-state.json");
+        let read = DeviceState::decode(KEPT.trim_end().as_bytes(), MEMORY).expect("is read");
+        assert_eq!(read, state());
+        assert_eq!(read.encode().expect("is written"), KEPT.trim_end().as_bytes(), "and written as it was");
+    }
+
     #[test]
     fn a_state_reads_back_as_written() {
         let bytes = state().encode().expect("encodes");

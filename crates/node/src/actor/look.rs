@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
-use godwit_domain::ownership::Entry;
+use godwit_domain::ownership::{Entry, Life};
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
 use godwit_transfer::drive::chain;
@@ -59,8 +59,10 @@ impl NodeActor {
         }
         let Some(view) = self.views.get(&uid).cloned() else { return };
         let has_transfer = self.transfers.values().any(|transfer| transfer.uid == uid);
-        let is_busy =
-            self.starting.contains(&uid) || self.runners_of(uid).any(|(_, here)| here.busy || here.stale);
+        // Whatever a runner would answer, that of a guest which is deleted is ended.
+        let ends = matches!(view.ownership.life, Life::Deleting(_) | Life::Purged);
+        let is_busy = self.starting.contains(&uid)
+            || self.runners_of(uid).any(|(_, here)| here.busy || here.stale && !ends);
         if has_transfer || is_busy || self.step(ctx, &view) {
             return;
         }
@@ -280,14 +282,11 @@ impl Handler<Refreshed> for NodeActor {
         if let Some(standing) = standing {
             here.standing = standing;
         }
-        let (uid, dead, stale) = (here.about.uid, here.dead, here.stale);
+        let (uid, dead) = (here.about.uid, here.dead);
         if dead {
             return self.mourn(ctx, instance);
         }
-        // One that does not answer is asked again in a while, not at once.
-        if !stale {
-            self.look(ctx, uid);
-        }
+        self.look(ctx, uid);
     }
 }
 

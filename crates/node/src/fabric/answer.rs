@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   accept ── a permit of GREETING_MAX ── greeting within GREETING_TIMEOUT ──▶ the channel of its address
-//!                                              └─ refused: close with the reason, one line in the log
+//!                                              └─ refused: close with the reason, a line in the log
 //! ```
 //!
 //! Always true: what goes into a channel has a certificate that bears the name that it gives; a channel that is full
-//! holds up its own address only. Nothing here answers a greeting that fits: that is for whoever takes the call.
+//! holds up its own address only; who is refused again and again for one reason is a line a minute. Nothing here answers a greeting that fits: that is for whoever takes the call.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use godwit_domain::NodeName;
@@ -32,6 +34,10 @@ use crate::identity::peer_is;
 const GREETING_MAX: usize = 64;
 /// How long a peer may take from its first packet to the end of its greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After how long the same refusal of the same host is said again, and how many of them are remembered.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+const SAID_MAX: usize = 256;
 
 /// A node that has called the control address, and is the one that it says.
 #[derive(Debug)]
@@ -103,10 +109,11 @@ where
     F: Future<Output = Result<C, Refusal>> + Send,
 {
     let greeting = Arc::new(Semaphore::new(GREETING_MAX));
+    let said = Arc::new(Said::default());
     let mut tasks = JoinSet::new();
     while let Ok(permit) = Arc::clone(&greeting).acquire_owned().await {
         let Some(incoming) = endpoint.accept().await else { break };
-        let (calls, hear) = (calls.clone(), hear.clone());
+        let (calls, hear, said) = (calls.clone(), hear.clone(), Arc::clone(&said));
         tasks.spawn(async move {
             let peer = incoming.remote_address();
             match greeted(incoming, hear).await {
@@ -116,11 +123,38 @@ where
                 Err(refusal) if refusal.went_away() => {
                     tracing::info!(%peer, reason = chain(&refusal), "a peer went away while it was connecting");
                 }
-                Err(refusal) => tracing::warn!(%peer, reason = chain(&refusal), "peer refused"),
+                Err(refusal) => {
+                    let reason = chain(&refusal);
+                    if said.is_new(peer.ip(), &reason) {
+                        tracing::warn!(%peer, reason, "peer refused");
+                    }
+                }
             }
             drop(permit);
         });
         while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// Whom was refused why, lately: a node of another version calls twice a second, and a log is read by people.
+#[derive(Debug, Default)]
+struct Said(Mutex<BTreeMap<(IpAddr, String), Instant>>);
+
+impl Said {
+    /// Whether this was not said within the last [`SAY_AGAIN_AFTER`].
+    fn is_new(&self, peer: IpAddr, reason: &str) -> bool {
+        let now = Instant::now();
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|_, at| now.duration_since(*at) < SAY_AGAIN_AFTER);
+        if said.len() >= SAID_MAX {
+            said.clear();
+        }
+        let key = (peer, reason.to_owned());
+        let is_new = !said.contains_key(&key);
+        if is_new {
+            said.insert(key, now);
+        }
+        is_new
     }
 }
 
