@@ -36,7 +36,9 @@ const QUORUM_INTERVAL: Duration = Duration::from_millis(250);
 /// How often it is looked whether a guest leaves this node. While none does nobody needs the answer, and a thousand nodes
 /// that ask all the same would keep a leader busy with nothing else.
 const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
-/// How long the leader that was just lost may take to be there again. Its host may be off, and another may lead soon.
+/// How long a leader counts as lost: until another must have been elected, if it is.
+const LOST_FOR: Duration = Duration::from_secs(2);
+/// How long one may take to be there again meanwhile. Its host may be off, and another may lead soon.
 const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -127,11 +129,13 @@ impl Seeker {
     /// Keeps a session with whoever leads. Ends with the actor.
     pub async fn seek(self, actor: Addr<NodeActor>, Place(place): Place) {
         let mut hint: Option<NodeName> = None;
-        let mut lost: Option<NodeName> = None;
+        let mut last: Option<(NodeName, Instant)> = None;
         let mut pause = RETRY_MIN;
         // Why each voter has not given one, as it was said last.
         let mut said: BTreeMap<NodeName, String> = BTreeMap::new();
         while actor.connected() {
+            let lost =
+                last.as_ref().filter(|(_, at)| at.elapsed() < LOST_FOR).map(|(voter, _)| voter.clone());
             for voter in order(hint.take(), &self.voters, lost.clone()) {
                 match self.call(&voter, lost.as_ref() == Some(&voter)).await {
                     Ok(Called::Leads(connection, pushes)) => {
@@ -144,7 +148,7 @@ impl Seeker {
                         place.send_replace(None);
                         tracing::info!(leader = %voter, reason, "session lost");
                         let _ = actor.send(SessionEnded).await;
-                        lost = Some(voter);
+                        last = Some((voter, Instant::now()));
                         break;
                     }
                     // Who names the one that was lost may not have noticed yet. It is asked last anyway.

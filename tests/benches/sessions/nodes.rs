@@ -43,6 +43,7 @@ const GIB: u64 = 1 << 30;
 
 // These are a node's (`node::session`, `node::fabric`).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+const LOST_FOR: Duration = Duration::from_secs(2);
 const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(8);
@@ -180,9 +181,11 @@ impl One {
     async fn seek(self) {
         let me = Arc::new(self);
         let mut hint: Option<NodeName> = None;
-        let mut lost: Option<NodeName> = None;
+        let mut last: Option<(NodeName, Instant)> = None;
         let mut pause = RETRY_MIN;
         loop {
+            let lost =
+                last.as_ref().filter(|(_, at)| at.elapsed() < LOST_FOR).map(|(voter, _)| voter.clone());
             let others = me.voters.keys().filter(|voter| lost.as_ref() != Some(*voter)).cloned();
             let order = hint.take().into_iter().chain(others).chain(lost.clone());
             for voter in order.collect::<Vec<_>>() {
@@ -190,7 +193,7 @@ impl One {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         me.hold(connection, pushes).await;
-                        lost = Some(voter);
+                        last = Some((voter, Instant::now()));
                         break;
                     }
                     Ok(Called::Elsewhere(leader)) => {
