@@ -50,6 +50,9 @@ const OPERATORS: usize = 16;
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// How often a request is made, and the rest in between.
+const TRIES_MAX: u32 = 20;
+const AGAIN: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     match bench() {
@@ -180,10 +183,22 @@ impl Bench {
 
     /// Many operators, each with one request at a time, at a voter that lives.
     async fn ask_all(&self, acts: Vec<Act>) -> Result<(), Failure> {
+        let asked = stream::iter(acts).map(|act| self.ask(act)).buffer_unordered(OPERATORS);
+        let answers: Vec<Result<(), Failure>> = asked.collect().await;
+        answers.into_iter().collect()
+    }
+
+    /// Asks again what was refused: a node that has lost its session is back in a moment.
+    async fn ask(&self, act: Act) -> Result<(), Failure> {
         let at = self.names.iter().find(|name| **name != self.leader).ok_or("three voters")?;
-        let asked = stream::iter(acts).map(|act| self.cluster.ask(at, act)).buffer_unordered(OPERATORS);
-        let answers: Vec<Result<Value, _>> = asked.collect().await;
-        answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut tries = 0;
+        while let Err(error) = self.cluster.ask(at, act.clone()).await {
+            tries += 1;
+            if tries == TRIES_MAX {
+                return Err(error.into());
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
         Ok(())
     }
 

@@ -262,7 +262,9 @@ fn the_one_node_that_would_do_goes_to_the_first_who_is_not_on_it() {
 fn who_holds_the_permits_is_said_of_the_first_in_a_list_and_of_whoever_is_asked_for() {
     let mut registry = many();
     apply(&mut registry, limits(9, 2, 2));
-    (0..5).for_each(|n| apply(&mut registry, migrate(n, n, Wish::default())));
+    for n in 0..5 {
+        apply(&mut registry, migrate(n, n, Wish::default()));
+    }
     assert_eq!(grant_all(&mut registry), [0, 1]);
     let holders = |reason: Option<WaitReason>| match reason {
         Some(WaitReason::OutboundLimit { holders, .. }) => holders,
