@@ -215,7 +215,13 @@ impl One {
         let here = SocketAddr::from(([127, 0, 0, 1], 9));
         let mut node = Node::new(here, here, BootId(1), 64 * GIB);
         node.labels.insert("kubernetes.io/hostname".to_owned(), self.name.to_string());
-        let hello = Hello { cluster: CLUSTER.to_owned(), name: self.name.clone(), node: Some(node) };
+        let hello = Hello {
+            cluster: CLUSTER.to_owned(),
+            name: self.name.clone(),
+            group: None,
+            voter: None,
+            node: Some(node),
+        };
         let limit = if was_lost { LOST_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
         let dial = async {
             let name = voter.certificate_name();
@@ -229,7 +235,7 @@ impl One {
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         match tokio::time::timeout(WELCOME_TIMEOUT, welcome).await?? {
             Some(Welcome::Leads { .. }) => Ok(Called::Leads(connection, receive)),
-            Some(Welcome::Elsewhere { leader }) => {
+            Some(Welcome::Elsewhere { leader, .. }) => {
                 connection.close(0_u32.into(), b"on to the leader");
                 Ok(Called::Elsewhere(leader))
             }

@@ -17,6 +17,7 @@ use godwit_control::{
     Voters,
 };
 use godwit_domain::NodeName;
+use godwit_node::book::{Book, Keeper};
 use godwit_node::group::{Group, voter_id};
 use godwit_node::replica::{Bells, Replica};
 use tokio::sync::mpsc;
@@ -69,7 +70,11 @@ pub(crate) fn names() -> BTreeMap<NodeId, NodeName> {
 /// Where a voter keeps its log.
 pub(crate) fn folder(dir: &std::path::Path, id: NodeId) -> Result<SledFolder, Failure> {
     let identity = Identity::new(CLUSTER, id, Voters::new(names())?)?;
-    Ok(SledFolder::new(dir.join(id.to_string()), identity))
+    Ok(SledFolder::new(folder_of(dir, id).join("control"), identity))
+}
+
+fn folder_of(dir: &std::path::Path, id: NodeId) -> PathBuf {
+    dir.join(id.to_string())
 }
 
 impl Trio {
@@ -96,7 +101,11 @@ impl Trio {
         let handle = ControlHandle::start(config, replica, Box::new(source), outbox)?;
         let (addr, view) = (handle.addr().clone(), handle.view());
         self.homes.lock().unwrap_or_else(PoisonError::into_inner).insert(id, addr.clone());
-        let group = Group::new(name, CLUSTER.to_owned(), self.names.clone(), addr, view, bells);
+        let keeper = Keeper::open(&folder_of(&self.dir, id))?;
+        if keeper.now().is_none() {
+            keeper.begin(Book::founding(CLUSTER, &Voters::new(self.names.clone())?, Some(id)))?;
+        }
+        let group = Group::new(name, CLUSTER.to_owned(), keeper, addr, view, bells);
         self.voters.insert(id, Voter { handle, group });
         Ok(())
     }
