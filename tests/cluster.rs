@@ -7,6 +7,7 @@
 //!   restart     and between a scan and what it found
 //!   ownership   what an operator must say, and what a fenced node does first
 //!   quorum      the group is cut, or has no quorum
+//!   membership  the group changes: voters are added, removed and replaced while guests move
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
@@ -57,6 +58,8 @@ mod lab;
 mod link;
 #[path = "cluster/links.rs"]
 mod links;
+#[path = "cluster/membership.rs"]
+mod membership;
 #[path = "cluster/moves.rs"]
 mod moves;
 #[path = "cluster/ownership.rs"]
@@ -91,6 +94,7 @@ fn main() {
         restart::trials(),
         ownership::trials(),
         quorum::trials(),
+        membership::trials(),
         inputs::trials(),
         bandwidth::trials(),
         deadlines::trials(),

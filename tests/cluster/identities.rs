@@ -121,7 +121,7 @@ async fn said_hello(world: &World, role: Role, name: &str, cluster: &str) -> Res
 }
 
 async fn say_hello(connection: &Connection, role: Role, name: &str, cluster: &str) -> Outcome {
-    let hello = Hello { cluster: cluster.to_owned(), name: node(name), node: None };
+    let hello = Hello { cluster: cluster.to_owned(), name: node(name), group: None, voter: None, node: None };
     let hello = codec::encode_frame("hello", &hello, ASK_BYTES_MAX)?;
     let (mut send, _receive) = connection.open_bi().await?;
     Ok(send.write_all(&[&role.greeting()[..], &hello].concat()).await?)

@@ -23,14 +23,17 @@ use godwit_domain::machine::Body;
 use godwit_domain::ownership::{Entry, Permits, Phase};
 use godwit_domain::progress::PostCopyReport;
 use godwit_domain::registry::{BootId, Command, GuestUid, Home, Node, Refusal, Registry, Stamped, Wish};
-use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides};
+use godwit_domain::{
+    Epoch, GroupId, GuestName, GuestSpec, InstanceId, Labels, MigrationId, NodeName, Overrides,
+};
 use godwit_node::ca;
 use godwit_node::config::NodeConfig;
 use godwit_node::fabric::{ControlCall, Fabric, frames};
 use godwit_node::identity::Identity;
 use godwit_wire::handoff::{RunState, Stats};
 use godwit_wire::session::{
-    ASK_BYTES_MAX, Answer, Ask, GuestView, NodeAnswer, NodeAsk, PUSH_BYTES_MAX, Push, Welcome,
+    ASK_BYTES_MAX, Answer, Ask, GuestView, Membership, NodeAnswer, NodeAsk, PUSH_BYTES_MAX, Push, Seated,
+    Welcome,
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
@@ -320,7 +323,7 @@ impl Puppet {
         let name = hello.name;
         let joined = self.apply(Command::Join { name: name.clone(), node: Node { fenced: None, ..itself } });
         let welcome = match joined {
-            Ok(()) => Welcome::Leads { term: 1 },
+            Ok(()) => Welcome::Leads { term: 1, membership: self.membership() },
             Err(refusal) => Welcome::Refused { message: refusal.to_string() },
         };
         if frames::write(&mut send, "welcome", &welcome, ASK_BYTES_MAX).await.is_err() {
@@ -341,6 +344,15 @@ impl Puppet {
         });
     }
 
+    /// The group that the puppet says it leads. Nobody else of it ever speaks.
+    fn membership(&self) -> Membership {
+        let seated = |(number, (name, address)): (u64, (&NodeName, &SocketAddr))| {
+            (number, Seated { name: name.clone(), votes: true, address: Some(*address) })
+        };
+        let members: BTreeMap<u64, Seated> = (1..).zip(&self.0.voters).map(seated).collect();
+        Membership { group: GroupId(1), founders: members.clone(), index: 0, members }
+    }
+
     /// Everything that concerns a node at first, then what has changed of it, until its session ends.
     async fn push(self, name: NodeName, mut send: SendStream) {
         let mut state = self.0.state.subscribe();
@@ -351,7 +363,7 @@ impl Puppet {
                 |view: &&GuestView| told.as_ref().and_then(|told| told.get(&view.uid)) != Some(*view);
             let guests: Vec<GuestView> = now.values().filter(changed).cloned().collect();
             if told.is_none() || !guests.is_empty() {
-                let push = Push { fenced: None, guests, complete: true };
+                let push = Push { fenced: None, membership: None, guests, complete: true };
                 if frames::write(&mut send, "push", &push, PUSH_BYTES_MAX).await.is_err() {
                     return;
                 }

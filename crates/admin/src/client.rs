@@ -231,7 +231,9 @@ pub fn read_as<T: DeserializeOwned>(value: Value) -> Result<T, AskError> {
 /// Whether something is another way afterwards: then its repetition must be known as one.
 pub fn changes(act: &Act) -> bool {
     match act {
-        Act::NodeDrain { .. }
+        Act::ControlAdd { .. }
+        | Act::ControlRemove { .. }
+        | Act::NodeDrain { .. }
         | Act::NodeDrainCancel { .. }
         | Act::NodeUncordon { .. }
         | Act::NodeFence { .. }
@@ -248,6 +250,7 @@ pub fn changes(act: &Act) -> bool {
         Act::Version
         | Act::Status
         | Act::ControlStatus
+        | Act::ControlWatch { .. }
         | Act::NodeList
         | Act::NodeShow { .. }
         | Act::NodeDrainWatch { .. }

@@ -440,8 +440,11 @@ fn the_control_group_is_shown_whole() {
     let text = render::control(&answer::<ControlStatus>(json!({
         "cluster": "lab-cluster", "node": "node-a", "role": "follower", "term": 11, "leader": "node-b",
         "voters": ["node-a", "node-b", "node-c"], "applied": 22, "committed": 33, "log": [44, 55],
-        "quorum_age_ms": 66, "condition": "running", "session": "node-d",
+        "quorum_age_ms": 66, "condition": "running", "session": "node-d", "group": "00ff",
+        "change": "node-e learns",
+        "members": [{"node": "node-e", "voter": "77", "state": "learner", "answers": false, "behind": 88}],
     })));
+    holds(&text, &["00ff", "node-e learns", "learner", "NO", "88", "77"]);
     holds(
         &text,
         &["lab-cluster", "node-a", "follower", "11", "node-b", "node-a, node-b, node-c", "22", "33"],

@@ -28,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 use crate::driver::{Config, Driver, Outbox};
 use crate::group::NodeId;
 use crate::machine::StateMachine;
+use crate::members::Wanted;
 use crate::status::{ProposeError, StartError, Status, View, chain};
 use crate::storage::DiskSource;
 
@@ -59,6 +60,30 @@ impl<R> fmt::Debug for Propose<R> {
 }
 
 impl<R: 'static> Message for Propose<R> {
+    type Result = Result<R, ProposeError>;
+}
+
+/// Agree on a change of the group. `R` is the state machine's reply.
+pub struct ChangeMembers<R> {
+    wanted: Wanted,
+    entry: Vec<u8>,
+    reply: PhantomData<fn() -> R>,
+}
+
+impl<R> ChangeMembers<R> {
+    /// This change, and an entry that is applied together with it.
+    pub fn new(wanted: Wanted, entry: Vec<u8>) -> Self {
+        Self { wanted, entry, reply: PhantomData }
+    }
+}
+
+impl<R> fmt::Debug for ChangeMembers<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChangeMembers").field("wanted", &self.wanted).finish_non_exhaustive()
+    }
+}
+
+impl<R: 'static> Message for ChangeMembers<R> {
     type Result = Result<R, ProposeError>;
 }
 
@@ -112,6 +137,11 @@ impl<S: 'static, R: Send + 'static> Message for Query<S, R> {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Campaign;
+
+/// Let another voter lead, if this one does and another answers.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct HandOn;
 
 /// Close the disk and end.
 #[derive(Debug, Message)]
@@ -267,6 +297,18 @@ impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
     }
 }
 
+impl<S: StateMachine> Handler<ChangeMembers<S::Reply>> for ControlActor<S> {
+    type Result = ResponseFuture<Result<S::Reply, ProposeError>>;
+
+    fn handle(&mut self, change: ChangeMembers<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
+        let (answer, answered) = oneshot::channel();
+        let caller = Box::new(move |outcome| drop(answer.send(outcome)));
+        self.driver.change(&change.wanted, change.entry, self.now(), caller);
+        self.input(ctx);
+        Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+    }
+}
+
 impl<S: StateMachine> Handler<Prove> for ControlActor<S> {
     type Result = ResponseFuture<bool>;
 
@@ -321,6 +363,15 @@ impl<S: StateMachine> Handler<Campaign> for ControlActor<S> {
 
     fn handle(&mut self, _: Campaign, ctx: &mut Self::Context) {
         self.driver.campaign();
+        self.input(ctx);
+    }
+}
+
+impl<S: StateMachine> Handler<HandOn> for ControlActor<S> {
+    type Result = ();
+
+    fn handle(&mut self, _: HandOn, ctx: &mut Self::Context) {
+        self.driver.hand_on();
         self.input(ctx);
     }
 }

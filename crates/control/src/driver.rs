@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!   Running ── the disk is full ─▶ Waiting ── it opens, and there is room ─▶ Running
-//!      └── raft or the state machine panics, the disk fails or lies ─▶ Crashed
+//!      ├── raft or the state machine panics, the disk fails or lies ─▶ Crashed
+//!      └── its own removal is applied ── a leader hands on first ─▶ Left
 //! ```
 //!
 //! Always true:
 //! - a voter that waits for room is silent: no vote, no acknowledgement, no heartbeat, so another leads;
 //! - after waiting it goes on from what the disk holds, as after a crash. Its state machine was never ahead of the
 //!   synced log, so it stays as it is;
+//! - who is in the group is what was applied, wherever that came from: the disk's founders, a snapshot, an entry;
 //! - an answer to a caller rests on a synced entry that a quorum has; when nobody can know, it says so.
+
+mod hands;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,15 +24,17 @@ use std::time::Duration;
 use godwit_domain::planted;
 use raft::StateRole;
 
-use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position, Sink};
+use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position};
 use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
-use crate::promises::{Outcome, Promises};
+use crate::members::{Members, Standing, Wanted};
+use crate::promises::Promises;
 use crate::proofs::Proofs;
 pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
 use crate::status::{chain, panic_message};
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
+use hands::Hands;
 
 /// Readies in one turn. One is usual; entries to apply come in goes of 1 MiB, and between them peers are heard.
 const READIES_PER_TURN_MAX: usize = 8;
@@ -38,6 +44,8 @@ const TICKS_PER_QUESTION: u64 = 3;
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions without an answer that are remembered. Older ones would say nothing that a newer answer does not.
 const QUESTIONS_MAX: usize = 16;
+/// Ticks for which a leader that was removed tries to hand on: an election's timeout, after which another is elected.
+const HANDING_ON_TICKS: u64 = 10;
 
 /// Where messages to peers go. Never blocks; may drop, and raft repeats.
 pub trait Outbox: Send + Sync {
@@ -50,6 +58,8 @@ pub trait Outbox: Send + Sync {
 pub struct Config {
     /// Which voter, and how it elects.
     pub engine: EngineConfig,
+    /// Who has founded the group, as this node thinks. What the disk says is in force.
+    pub founders: Members,
     /// Applied entries after which the state is stored and the log cut.
     pub snapshot_entries: u64,
     /// Applied entries that stay in the log at that, for voters that are a little behind.
@@ -63,8 +73,14 @@ pub struct Config {
 impl Config {
     /// The usual numbers, for ticks of 100 ms. `seed` is one that no earlier start of this voter had.
     pub fn new(id: NodeId, voters: Voters, seed: u64) -> Self {
+        Self::joining(id, Members::founding(&voters), seed)
+    }
+
+    /// The same, of a member of a group that these have founded.
+    pub fn joining(id: NodeId, founders: Members, seed: u64) -> Self {
         Self {
-            engine: EngineConfig { id, voters, heartbeat_ticks: 2, election_ticks: 10, seed },
+            engine: EngineConfig { id, heartbeat_ticks: 2, election_ticks: 10, seed },
+            founders,
             snapshot_entries: 4096,
             keep_entries: 1024,
             propose_timeout: Duration::from_secs(5),
@@ -87,78 +103,7 @@ enum Life {
     Running(Box<Running>),
     Waiting { error: DiskError, retry_at: Duration },
     Crashed { why: String },
-}
-
-/// What a turn acts on, beside engine and disk.
-struct Hands<S: StateMachine> {
-    machine: S,
-    applied: u64,
-    promises: Promises<Caller<S::Reply>>,
-    proofs: Proofs<Prover>,
-    outbox: Arc<dyn Outbox>,
-    /// Before this entry no snapshot is tried: the last was too large.
-    snapshot_from: u64,
-    /// When each question to the quorum was asked.
-    asked: BTreeMap<u64, Duration>,
-    /// When the newest question was asked that has an answer.
-    answered: Option<Duration>,
-}
-
-impl<S: StateMachine> Hands<S> {
-    fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
-        let nobody_knows = || match planted::is_on("unknown-said-no") {
-            true => ProposeError::NotLeader { leader: None },
-            false => ProposeError::Unknown,
-        };
-        answers.into_iter().for_each(|(caller, _)| caller(Err(nobody_knows())));
-    }
-
-    /// Nobody is promised or shown anything any more.
-    fn part(&mut self) {
-        Self::unknown(self.promises.led(None));
-        self.proofs.end().into_iter().for_each(|caller| caller(false));
-    }
-
-    fn prove(&mut self) {
-        self.proofs.proven(self.applied).into_iter().for_each(|caller| caller(true));
-    }
-}
-
-impl<S: StateMachine> Sink for Hands<S> {
-    fn send(&mut self, to: NodeId, bytes: Vec<u8>) {
-        self.outbox.send(to, bytes);
-    }
-
-    fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError> {
-        self.machine.restore(position.index, snapshot)?;
-        self.applied = position.index;
-        Self::unknown(self.promises.skipped(position.index));
-        self.prove();
-        Ok(())
-    }
-
-    fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
-        let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
-        if let (true, Some(entry)) =
-            (planted::is_on("entry-applied-twice") && position.index.is_multiple_of(16), entry)
-        {
-            reply = Some(self.machine.apply(position.index, entry));
-        }
-        self.applied = position.index;
-        for (caller, outcome) in self.promises.applied(position) {
-            let kept = if outcome == Outcome::Applied { reply.take() } else { None };
-            caller(kept.ok_or(ProposeError::Unknown));
-        }
-        self.prove();
-    }
-
-    fn quorum(&mut self, question: u64, index: u64) {
-        self.proofs.answered(question, index);
-        self.prove();
-        let Some(asked) = self.asked.remove(&question) else { return };
-        self.answered = self.answered.max(Some(asked));
-        self.asked = self.asked.split_off(&question);
-    }
+    Left,
 }
 
 /// See the module. Time is an argument: how long ago the caller's world began.
@@ -172,6 +117,8 @@ pub struct Driver<S: StateMachine> {
     questions: u64,
     /// The newest one, as long as it has not left.
     unsent_question: Option<u64>,
+    /// Since this tick it hands the leadership of a group on from which it was removed.
+    hands_on_since: Option<u64>,
 }
 
 impl<S: StateMachine> fmt::Debug for Driver<S> {
@@ -193,8 +140,11 @@ impl<S: StateMachine> Driver<S> {
         now: Duration,
     ) -> Result<Self, StartError> {
         let hands = Hands {
+            me: config.engine.id,
             machine,
             applied: 0,
+            members: Arc::new(config.founders.clone()),
+            removed: false,
             promises: Promises::default(),
             proofs: Proofs::default(),
             outbox,
@@ -203,7 +153,16 @@ impl<S: StateMachine> Driver<S> {
             answered: None,
         };
         let life = Life::Crashed { why: "it has not started".to_owned() };
-        let mut driver = Self { config, source, life, hands, ticks: 0, questions: 0, unsent_question: None };
+        let mut driver = Self {
+            config,
+            source,
+            life,
+            hands,
+            ticks: 0,
+            questions: 0,
+            unsent_question: None,
+            hands_on_since: None,
+        };
         match driver.open() {
             Ok(running) => driver.life = Life::Running(running),
             Err(StartError::Disk(error @ DiskError::Full { .. })) => driver.wait(error, now),
@@ -223,11 +182,12 @@ impl<S: StateMachine> Driver<S> {
     fn begin(&mut self) -> Result<Box<Running>, StartError> {
         let mut disk = self.source.open()?;
         let stored = disk.load()?;
-        if stored.voters != self.config.engine.voters.numbers() {
-            tracing::warn!(stored = ?stored.voters, "the disk's voters are in force, not the config's");
+        if stored.founders != self.config.founders {
+            tracing::warn!(stored = ?stored.founders, "the disk's founders are in force, not the config's");
         }
         self.catch_up(&stored)?;
-        let engine = Engine::start(&self.config.engine, stored, self.hands.applied)
+        let members = Arc::clone(&self.hands.members);
+        let engine = Engine::start(&self.config.engine, stored, self.hands.applied, members)
             .map_err(|error| StartError::Begin(error.to_string()))?;
         Ok(Box::new(Running { engine, disk }))
     }
@@ -236,8 +196,12 @@ impl<S: StateMachine> Driver<S> {
         let snapshot = stored.snapshot.as_ref();
         let index = snapshot.map_or(0, |snapshot| snapshot.get_metadata().index);
         if let Some(snapshot) = snapshot.filter(|_| index > self.hands.applied) {
-            self.hands.machine.restore(index, snapshot.get_data())?;
+            let (members, state) = Members::decode(snapshot.get_data()).map_err(RestoreError::new)?;
+            self.hands.machine.restore(index, state)?;
             self.hands.applied = index;
+            self.hands.members = Arc::new(members);
+        } else if self.hands.applied == 0 {
+            self.hands.members = Arc::new(stored.founders.clone());
         }
         if stored.last_index() < self.hands.applied {
             let what = format!(
@@ -279,6 +243,9 @@ impl<S: StateMachine> Driver<S> {
     pub fn tick(&mut self, now: Duration) {
         self.ticks += 1;
         self.guarded(|running, _| running.engine.tick());
+        if self.hands_on_since.is_some() {
+            self.leave();
+        }
         if self.ticks.is_multiple_of(TICKS_PER_QUESTION) {
             self.ask_quorum(now);
         }
@@ -326,7 +293,11 @@ impl<S: StateMachine> Driver<S> {
 
     /// Proposes an entry; the caller is answered when it is applied, refused or out of time.
     pub fn propose(&mut self, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
-        let proposed = self.try_propose(entry);
+        let proposed = self.try_put(entry, Engine::propose);
+        self.promise(proposed, now, caller);
+    }
+
+    fn promise(&mut self, proposed: Result<Position, ProposeError>, now: Duration, caller: Caller<S::Reply>) {
         match proposed {
             Ok(position) => {
                 let deadline = now + self.config.propose_timeout;
@@ -334,6 +305,23 @@ impl<S: StateMachine> Driver<S> {
             }
             Err(error) => caller(Err(error)),
         }
+    }
+
+    /// Proposes a change of the group; the caller is answered when it is applied, refused or out of time. `entry` is
+    /// one of the state machine's, and applied together with it: of that is the answer.
+    pub fn change(&mut self, wanted: &Wanted, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
+        let proposed = self.try_put(entry, |engine, entry| engine.change(wanted, entry));
+        self.promise(proposed, now, caller);
+    }
+
+    /// Asks that another voter leads from now on. Nothing happens unless this one leads and the other answers.
+    pub fn transfer(&mut self, to: NodeId) {
+        self.guarded(|running, _| running.engine.transfer(to));
+    }
+
+    /// The same, whoever answers and has most.
+    pub fn hand_on(&mut self) {
+        self.guarded(|running, _| running.engine.pass_on());
     }
 
     /// Asks for proof, of a voter that leads, that whoever looks at what is applied after `caller` was told `true` sees
@@ -350,18 +338,23 @@ impl<S: StateMachine> Driver<S> {
         self.hands.proofs.want(question, now + PROOF_TIMEOUT, caller);
     }
 
-    fn try_propose(&mut self, entry: Vec<u8>) -> Result<Position, ProposeError> {
+    fn try_put(
+        &mut self,
+        entry: Vec<u8>,
+        put: impl FnOnce(&mut Engine, Vec<u8>) -> Result<Position, NotProposed>,
+    ) -> Result<Position, ProposeError> {
         if entry.len() > ENTRY_BYTES_MAX {
             return Err(ProposeError::TooLarge { bytes: entry.len(), max: ENTRY_BYTES_MAX });
         }
         if !self.hands.promises.has_room() {
             return Err(ProposeError::Busy);
         }
-        let proposed = self.guarded(|running, _| running.engine.propose(entry));
+        let proposed = self.guarded(|running, _| put(&mut running.engine, entry));
         match proposed {
             Some(Ok(position)) => Ok(position),
             Some(Err(NotProposed::NotLeader)) => Err(ProposeError::NotLeader { leader: self.view().leader }),
             Some(Err(NotProposed::Busy)) => Err(ProposeError::Busy),
+            Some(Err(NotProposed::Forbidden(rule))) => Err(ProposeError::Forbidden(rule)),
             None => Err(ProposeError::Halted { why: self.view().condition.to_string() }),
         }
     }
@@ -371,6 +364,21 @@ impl<S: StateMachine> Driver<S> {
         self.guarded(|running, _| running.engine.campaign());
     }
 
+    /// This voter was removed: it hands the leadership on if it has it, and then takes no part any more. `true`: that is
+    /// still to be sent.
+    fn leave(&mut self) -> bool {
+        let leads = self.view().role == Role::Leader;
+        let since = *self.hands_on_since.get_or_insert(self.ticks);
+        if leads && self.ticks - since < HANDING_ON_TICKS {
+            self.guarded(|running, _| running.engine.pass_on());
+            return true;
+        }
+        tracing::info!("this voter was removed from the control group, and leaves");
+        self.life = Life::Left;
+        self.hands.part();
+        false
+    }
+
     /// Does what there is to do; `true`: there is more.
     pub fn turn(&mut self, now: Duration) -> bool {
         self.unsent_question = None;
@@ -378,7 +386,10 @@ impl<S: StateMachine> Driver<S> {
         let done = self.guarded(|running, hands| -> Result<bool, EngineError> {
             for _ in 0..READIES_PER_TURN_MAX {
                 if !running.engine.has_ready() {
-                    if running.engine.since_snapshot() >= every && hands.applied >= hands.snapshot_from {
+                    if !hands.removed
+                        && running.engine.snapshot_is_due(every)
+                        && hands.applied >= hands.snapshot_from
+                    {
                         save_snapshot(running, hands, every, keep)?;
                     }
                     return Ok(false);
@@ -396,7 +407,9 @@ impl<S: StateMachine> Driver<S> {
                 } else {
                     self.hands.part();
                 }
-                more
+                let leaves =
+                    self.hands.removed && (self.hands_on_since.is_none() || view.role != Role::Leader);
+                if leaves { self.leave() || more } else { more }
             }
             Some(Err(EngineError::Disk(error))) if error.may_pass() => {
                 self.wait(error, now);
@@ -422,7 +435,15 @@ impl<S: StateMachine> Driver<S> {
     /// What whoever looks on is told.
     pub fn view(&self) -> View {
         let applied = self.hands.applied;
-        let halted = |condition| View { role: Role::Halted, term: 0, leader: None, applied, condition };
+        let members = Arc::clone(&self.hands.members);
+        let halted = |condition| View {
+            role: Role::Halted,
+            term: 0,
+            leader: None,
+            applied,
+            members: Arc::clone(&members),
+            condition,
+        };
         match &self.life {
             Life::Running(running) => {
                 let (term, role) = running.engine.role();
@@ -432,22 +453,28 @@ impl<S: StateMachine> Driver<S> {
                     StateRole::Candidate => Role::Candidate,
                     StateRole::Leader => Role::Leader,
                 };
-                View { role, term, leader: running.engine.leader(), applied, condition: Condition::Running }
+                let (leader, condition) = (running.engine.leader(), Condition::Running);
+                View { role, term, leader, applied, members, condition }
             }
             Life::Waiting { error, .. } => halted(Condition::DiskFull { error: chain(error) }),
             Life::Crashed { why } => halted(Condition::Crashed { why: why.clone() }),
+            Life::Left => halted(Condition::Removed),
         }
     }
 
     /// Everything.
     pub fn status(&self, now: Duration) -> Status {
-        let (committed, log) = match &self.life {
-            Life::Running(running) => (running.engine.committed(), running.engine.log_range()),
-            Life::Waiting { .. } | Life::Crashed { .. } => (self.hands.applied, (0, 0)),
+        let (committed, log, standing) = match &self.life {
+            Life::Running(running) => {
+                (running.engine.committed(), running.engine.log_range(), running.engine.standing())
+            }
+            Life::Waiting { .. } | Life::Crashed { .. } | Life::Left => {
+                (self.hands.applied, (0, 0), Standing::default())
+            }
         };
         Status {
             id: self.config.engine.id,
-            voters: self.config.engine.voters.clone(),
+            standing,
             view: self.view(),
             committed,
             log,

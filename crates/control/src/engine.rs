@@ -1,12 +1,14 @@
 //! Raft, without clock, socket, file and thread: inputs change it, and one ordered procedure acts for it.
 //!
 //! ```text
-//!   tick, step, propose, campaign, ask_quorum ─▶ RawNode
+//!   tick, step, propose, change, campaign, ask_quorum ─▶ RawNode
 //!
 //!   ready:   1 send what need not wait        (a leader's appends)
 //!            2 store snapshot, entries, term and vote; sync
 //!            3 send what waited for the sync  (votes, acknowledgements)
-//!            4 apply what is agreed, in order
+//!            4 apply what is agreed, in order; a change of the group holds from there on
+//!
+//!   changing  changes of the group, and the leadership handed on      timeouts  when to ask to lead
 //! ```
 //!
 //! Always true:
@@ -16,18 +18,24 @@
 //!   numbers, is set to a function of rank, seed and round after every input;
 //! - a voter's timeouts differ from the others' in the same round, so elections do not split for ever.
 
+mod changing;
+mod timeouts;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use godwit_domain::planted;
-use raft::eraftpb::{HardState, Message, MessageType, Snapshot};
+use raft::eraftpb::{EntryType, HardState, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::envelope::{self, MessageError, Opener, SNAPSHOT_BYTES_MAX};
-use crate::group::{NodeId, Voters};
+use crate::group::NodeId;
 use crate::logging;
 use crate::machine::RestoreError;
+use crate::members::{ChangeError, Members};
 use crate::storage::{Disk, DiskError, LogStorage, Stored};
+use timeouts::Timeouts;
 
 /// Entries in one append message, in bytes: a quarter of what a peer takes, so a heartbeat never waits long.
 const APPEND_BYTES_MAX: u64 = 256 << 10;
@@ -56,8 +64,6 @@ pub struct Position {
 pub struct EngineConfig {
     /// This voter.
     pub id: NodeId,
-    /// Everyone.
-    pub voters: Voters,
     /// Ticks between a leader's heartbeats.
     pub heartbeat_ticks: usize,
     /// Ticks without a leader before an election; up to twice that.
@@ -84,47 +90,34 @@ pub enum EngineError {
 }
 
 /// Why an entry was not proposed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotProposed {
     /// This voter does not lead.
     NotLeader,
     /// Too much is not agreed yet.
     Busy,
+    /// A rule of the group forbids it.
+    Forbidden(ChangeError),
 }
 
 /// What an engine does while it is made ready.
 pub trait Sink {
     /// Send this to a voter. It may be lost, doubled and overtaken.
     fn send(&mut self, to: NodeId, bytes: Vec<u8>);
-    /// The state is now that of a leader's snapshot.
-    fn restore(&mut self, position: Position, snapshot: &[u8]) -> Result<(), RestoreError>;
+    /// The state, and who is in the group, are now those of a leader's snapshot.
+    fn restore(
+        &mut self,
+        position: Position,
+        members: &Arc<Members>,
+        snapshot: &[u8],
+    ) -> Result<(), RestoreError>;
     /// An entry is agreed. `None`: a leader's beginning, which means nothing.
     fn apply(&mut self, position: Position, entry: Option<&[u8]>);
+    /// A change of the group is agreed, and these are in it now; the entry came with it.
+    fn changed(&mut self, position: Position, members: &Arc<Members>, entry: &[u8]);
     /// A quorum answered after [`Engine::ask_quorum`] was called with this number. What was agreed at that call ends with
     /// `index`, or before it.
     fn quorum(&mut self, question: u64, index: u64);
-}
-
-/// Election timeouts.
-#[derive(Debug)]
-struct Timeouts {
-    rank: usize,
-    voters: usize,
-    base: usize,
-    seed: u64,
-    /// Counts this voter's elections.
-    round: usize,
-}
-
-impl Timeouts {
-    /// Between `base` and twice that: a slot of its own for each rank, rotating, and chance within it.
-    fn ticks(&self) -> usize {
-        let width = (self.base / self.voters).max(1);
-        let slot = (self.rank + self.round) % self.voters;
-        let mixed = xxhash_rust::xxh3::xxh3_64_with_seed(&self.round.to_le_bytes(), self.seed);
-        let within = usize::try_from(mixed % width as u64).unwrap_or_default();
-        self.base + (slot * width + within).min(self.base - 1)
-    }
 }
 
 /// See the module.
@@ -132,6 +125,7 @@ pub struct Engine {
     node: RawNode<LogStorage>,
     id: NodeId,
     seed: u64,
+    members: Arc<Members>,
     timeouts: Timeouts,
     opener: Opener,
     ticks: u64,
@@ -139,6 +133,8 @@ pub struct Engine {
     snapshot: Bytes,
     /// When a snapshot was last sent to a voter.
     snapshots_sent: BTreeMap<u64, u64>,
+    /// When somebody was last heard.
+    heard: BTreeMap<NodeId, u64>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -154,8 +150,14 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// A voter that begins with what its disk holds; `applied` entries of it are in the state machine.
-    pub fn start(config: &EngineConfig, mut stored: Stored, applied: u64) -> Result<Self, raft::Error> {
+    /// A voter that begins with what its disk holds; `applied` entries of it are in the state machine, and these were in
+    /// the group then.
+    pub fn start(
+        config: &EngineConfig,
+        mut stored: Stored,
+        applied: u64,
+        members: Arc<Members>,
+    ) -> Result<Self, raft::Error> {
         let snapshot = stored.snapshot.as_mut().map(Snapshot::take_data).unwrap_or_default();
         let raft_config = raft::Config {
             id: config.id.get(),
@@ -170,23 +172,20 @@ impl Engine {
             max_committed_size_per_ready: APPLY_BYTES_MAX,
             ..raft::Config::default()
         };
-        let storage = LogStorage::new(stored, applied);
-        let timeouts = Timeouts {
-            rank: config.voters.rank(config.id),
-            voters: config.voters.count(),
-            base: config.election_ticks,
-            seed: config.seed,
-            round: 0,
-        };
+        let storage = LogStorage::new(stored, applied, members.conf_state());
+        let (rank, voters) = members.rank(config.id);
+        let timeouts = Timeouts { rank, voters, base: config.election_ticks, seed: config.seed, round: 0 };
         let mut engine = Self {
             node: RawNode::new(&raft_config, storage, &logging::logger())?,
             id: config.id,
             seed: config.seed,
+            members,
             timeouts,
             opener: Opener::new(config.id),
             ticks: 0,
             snapshot,
             snapshots_sent: BTreeMap::new(),
+            heard: BTreeMap::new(),
         };
         engine.hold_timeout();
         Ok(engine)
@@ -215,13 +214,18 @@ impl Engine {
         self.hold_timeout();
     }
 
-    /// A voter sent this.
+    /// A member of the group sent this. One that this voter does not know of yet may be its leader: whose voice is heard is
+    /// for whoever holds the connection.
     pub fn step(&mut self, from: NodeId, bytes: &[u8]) -> Result<(), MessageError> {
-        if self.node.raft.prs().get(from.get()).is_none() {
-            return Err(MessageError::Rule { from, rule: "its sender is no voter" });
-        }
         if let Some(message) = self.opener.open(from, bytes)? {
+            self.heard.insert(from, self.ticks);
             let kind = message.get_msg_type();
+            let raft = &self.node.raft;
+            if kind == MessageType::MsgTimeoutNow && (raft.leader_id, raft.term) != (from.get(), message.term)
+            {
+                // Of one that does not lead, or not any more: nobody is disturbed by that.
+                return Ok(());
+            }
             if kind == MessageType::MsgReadIndex && self.node.raft.state != StateRole::Leader {
                 // raft would pass the question on in the asker's name. He asks again.
                 return Ok(());
@@ -286,8 +290,12 @@ impl Engine {
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
             let position = Position { term: metadata.term, index: metadata.index };
-            sink.restore(position, &self.snapshot)
-                .map_err(|source| EngineError::Restore { index: position.index, source })?;
+            let failed = |source| EngineError::Restore { index: position.index, source };
+            let snapshot = self.snapshot.clone();
+            let (members, state) =
+                Members::decode(&snapshot).map_err(|error| failed(RestoreError::new(error)))?;
+            self.set_members(Arc::new(members));
+            sink.restore(position, &self.members, state).map_err(failed)?;
         }
 
         self.send(ready.take_persisted_messages(), sink);
@@ -302,9 +310,16 @@ impl Engine {
         self.send(light.take_messages(), sink);
         agreed.append(&mut light.take_committed_entries());
         for entry in &agreed {
-            let proposed = entry.context.first() == Some(&PROPOSED);
             let position = Position { term: entry.term, index: entry.index };
-            sink.apply(position, proposed.then_some(entry.get_data()));
+            match entry.get_entry_type() {
+                EntryType::EntryNormal => {
+                    let proposed = entry.context.first() == Some(&PROPOSED);
+                    sink.apply(position, proposed.then_some(entry.get_data()));
+                }
+                EntryType::EntryConfChangeV2 | EntryType::EntryConfChange => {
+                    self.apply_change(position, entry, sink);
+                }
+            }
         }
         self.node.advance_apply();
         Ok(())
@@ -354,9 +369,13 @@ impl Engine {
         }
     }
 
-    /// How many applied entries the newest snapshot does not hold.
-    pub fn since_snapshot(&self) -> u64 {
-        self.node.raft.raft_log.applied.saturating_sub(self.node.store().snapshot_index())
+    /// Whether it is time for a snapshot: `every` so many applied entries; or somebody has come whom the newest one does not
+    /// have, and who may need one, since the log does not begin with the first entry.
+    pub fn snapshot_is_due(&self, every: u64) -> bool {
+        let store = self.node.store();
+        let since = self.node.raft.raft_log.applied.saturating_sub(store.snapshot_index());
+        let lacks = |(id, _): (NodeId, _)| !store.snapshot_has(id.get());
+        since >= every || (since > 0 && store.base().index > 0 && self.members.iter().any(lacks))
     }
 
     /// Stores the state after all applied entries, and forgets all but the last `keep` of those. Called between
@@ -369,7 +388,9 @@ impl Engine {
     ) -> Result<bool, DiskError> {
         let applied = self.node.raft.raft_log.applied;
         let Some(state) = self.node.store().position(applied) else { return Ok(false) };
-        if data.len() > SNAPSHOT_BYTES_MAX {
+        let Ok(mut bytes) = self.members.encode() else { return Ok(false) };
+        bytes.extend(data);
+        if bytes.len() > SNAPSHOT_BYTES_MAX {
             return Ok(false);
         }
         let base_index = applied.saturating_sub(keep).max(self.node.store().base().index);
@@ -384,8 +405,8 @@ impl Engine {
             let last = self.node.store().position(last).unwrap_or(state);
             (metadata.index, metadata.term) = (last.index, last.term);
         }
-        metadata.set_conf_state(self.node.store().voters().clone());
-        snapshot.set_data(data.into());
+        metadata.set_conf_state(self.node.store().conf().clone());
+        snapshot.set_data(bytes.into());
         let hard = self.node.raft.hard_state();
         disk.save_snapshot(&snapshot, base, &hard)?;
         disk.sync()?;
@@ -412,26 +433,5 @@ impl Engine {
     /// The log's first and last index.
     pub fn log_range(&self) -> (u64, u64) {
         (self.node.raft.raft_log.first_index(), self.node.raft.raft_log.last_index())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_of_voters_differ_and_stay_in_range() {
-        for (voters, base) in [(3, 10), (5, 10), (5, 4), (3, 20)] {
-            for round in 0..50 {
-                let ticks: Vec<usize> = (0..voters)
-                    .map(|rank| Timeouts { rank, voters, base, seed: rank as u64 * 7, round }.ticks())
-                    .collect();
-                let mut apart = ticks.clone();
-                apart.sort_unstable();
-                apart.dedup();
-                assert!(ticks.iter().all(|ticks| (base..2 * base).contains(ticks)), "{ticks:?}");
-                assert!(base < voters || apart.len() == voters, "{ticks:?}");
-            }
-        }
     }
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::group::NodeId;
+use crate::members;
 
 /// Largest message to a peer: what the fabric takes.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
@@ -239,8 +240,12 @@ fn broken_rule(message: &Message, from: NodeId, me: NodeId) -> Option<&'static s
             let follows = (message.index + 1..).zip(message.get_entries()).all(|(index, entry)| {
                 entry.index == index
                     && entry.term <= message.term
-                    && entry.get_entry_type() == EntryType::EntryNormal
                     && entry.data.len() <= ENTRY_BYTES_MAX
+                    && match entry.get_entry_type() {
+                        EntryType::EntryNormal => true,
+                        EntryType::EntryConfChangeV2 => members::read(&entry.data).is_ok(),
+                        EntryType::EntryConfChange => false,
+                    }
             });
             (!follows).then_some("its entries do not follow one another")
         }
@@ -248,7 +253,11 @@ fn broken_rule(message: &Message, from: NodeId, me: NodeId) -> Option<&'static s
             (message.get_entries().len() != 1).then_some("it asks more or less than one question")
         }
         Type::MsgSnapshot => {
-            (message.get_snapshot().get_metadata().index == 0).then_some("its snapshot is of nothing")
+            let metadata = message.get_snapshot().get_metadata();
+            let conf = metadata.get_conf_state();
+            let is_one =
+                !conf.voters.is_empty() && conf.voters_outgoing.is_empty() && conf.learners_next.is_empty();
+            (metadata.index == 0 || !is_one).then_some("its snapshot is of nothing")
         }
         Type::MsgAppendResponse
         | Type::MsgRequestVote
@@ -256,15 +265,15 @@ fn broken_rule(message: &Message, from: NodeId, me: NodeId) -> Option<&'static s
         | Type::MsgHeartbeat
         | Type::MsgHeartbeatResponse
         | Type::MsgRequestPreVote
-        | Type::MsgRequestPreVoteResponse => None,
+        | Type::MsgRequestPreVoteResponse
+        | Type::MsgTimeoutNow => None,
         Type::MsgHup
         | Type::MsgBeat
         | Type::MsgPropose
         | Type::MsgUnreachable
         | Type::MsgSnapStatus
         | Type::MsgCheckQuorum
-        | Type::MsgTransferLeader
-        | Type::MsgTimeoutNow => Some("it is of a kind that voters do not send"),
+        | Type::MsgTransferLeader => Some("it is of a kind that voters do not send"),
     }
 }
 
@@ -289,7 +298,9 @@ mod tests {
 
     fn snapshot(index: u64) -> Message {
         let mut message = message(MessageType::MsgSnapshot);
-        message.mut_snapshot().mut_metadata().index = index;
+        let metadata = message.mut_snapshot().mut_metadata();
+        metadata.index = index;
+        metadata.mut_conf_state().voters = vec![1, 2];
         message
     }
 
@@ -344,7 +355,7 @@ mod tests {
             message.term = 0;
             message
         };
-        let kinds = [MessageType::MsgPropose, MessageType::MsgHup, MessageType::MsgTimeoutNow];
+        let kinds = [MessageType::MsgPropose, MessageType::MsgHup, MessageType::MsgTransferLeader];
         for bad in kinds.map(message).into_iter().chain([gap, local, other, misled, no_question, snapshot(4)])
         {
             let bytes = seal(&bad).expect("seals");

@@ -1,20 +1,25 @@
-//! Who is in the group, and who of them this node is.
+//! Who founds a group, and what a disk belongs to. Who is in the group later its log says (`members`).
 //!
-//! Always true of [`Voters`]: 3 or 5 of them, so that one or two may die; no id and no name twice. Of an
-//! [`Identity`]: this node is one of the voters.
+//! Always true of [`Voters`]: 3 or 5 of them, so that one or two may die; no id and no name twice.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU64;
 
-use godwit_domain::NodeName;
+use godwit_domain::{GroupId, NodeName};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::members::Members;
 
 /// A voter's number in the replicated log. Never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(NonZeroU64);
 
 impl NodeId {
+    /// The smallest.
+    pub(crate) const FIRST: Self = Self(NonZeroU64::MIN);
+
     /// From a number; 0 is nobody.
     pub const fn new(id: u64) -> Option<Self> {
         match NonZeroU64::new(id) {
@@ -106,21 +111,44 @@ impl Voters {
     }
 }
 
-/// What a folder on disk belongs to: it can not be taken for another node's.
+/// What a folder on disk belongs to: it can not be taken for another node's, nor for another group's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     cluster: String,
+    group: GroupId,
     node: NodeId,
-    voters: Voters,
+    name: NodeName,
+    founders: Members,
+}
+
+/// The group that these voters found when they start for the first time. They need not speak for that: each says the same.
+pub fn founded(cluster: &str, voters: &Voters) -> GroupId {
+    let names: Vec<&str> = voters.iter().map(|(_, name)| name.as_str()).collect();
+    GroupId(xxh3_128(format!("{cluster}/{}", names.join("/")).as_bytes()))
 }
 
 impl Identity {
-    /// This node in this group of this cluster.
+    /// One of those who found a group of this cluster.
     pub fn new(cluster: impl Into<String>, node: NodeId, voters: Voters) -> Result<Self, GroupError> {
-        if voters.name(node).is_none() {
-            return Err(GroupError::NotAVoter(node));
-        }
-        Ok(Self { cluster: cluster.into(), node, voters })
+        let Some(name) = voters.name(node).cloned() else { return Err(GroupError::NotAVoter(node)) };
+        let cluster = cluster.into();
+        Ok(Self {
+            group: founded(&cluster, &voters),
+            founders: Members::founding(&voters),
+            cluster,
+            node,
+            name,
+        })
+    }
+
+    /// A member of a group that others have founded.
+    pub fn seated(
+        cluster: impl Into<String>,
+        group: GroupId,
+        (node, name): (NodeId, NodeName),
+        founders: Members,
+    ) -> Self {
+        Self { cluster: cluster.into(), group, node, name, founders }
     }
 
     /// The cluster's id.
@@ -128,28 +156,32 @@ impl Identity {
         &self.cluster
     }
 
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
     /// This node.
     pub fn node(&self) -> NodeId {
         self.node
     }
 
-    /// Everyone.
-    pub fn voters(&self) -> &Voters {
-        &self.voters
+    /// Who was in the group before its first entry.
+    pub fn founders(&self) -> &Members {
+        &self.founders
     }
 
-    /// Whether both name the same node of the same cluster. Who else votes is what the disk says, not the config.
+    /// Whether both name the same member of the same group.
     pub fn is_same_node(&self, other: &Self) -> bool {
-        self.cluster == other.cluster
-            && self.node == other.node
-            && self.voters.name(self.node) == other.voters.name(other.node)
+        let of = |it: &Self| (it.cluster.clone(), it.group, it.node, it.name.clone());
+        of(self) == of(other)
     }
 }
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.voters.name(self.node).map_or("?", NodeName::as_str);
-        write!(f, "node {name} (voter {}) of cluster {}", self.node, self.cluster)
+        let Self { cluster, group, node, name, .. } = self;
+        write!(f, "node {name} (voter {node}) of group {group} of cluster {cluster}")
     }
 }
 

@@ -7,7 +7,8 @@
 //!                  │             └─ Promises ─▶ the caller
 //!                  └─ Outbox ─▶ peers (the node owns the sockets)
 //!
-//!   group      who is in it                      machine    what it agrees on: the caller's trait
+//!   group      who founds it                     machine    what it agrees on: the caller's trait
+//!   members    who is in it, and how that changes
 //!   storage    the disk as a trait, the log as raft reads it
 //!   memory_disk  a disk that can be cut off      sled_disk  the disk of a node (records, mark)
 //!   envelope   messages between voters           engine     raft, without clock, socket and file
@@ -30,6 +31,7 @@ pub mod group;
 mod logging;
 pub mod machine;
 mod mark;
+pub mod members;
 pub mod memory_disk;
 pub mod promises;
 pub mod proofs;
@@ -39,11 +41,13 @@ pub mod status;
 pub mod storage;
 
 pub use actor::{
-    Campaign, ControlActor, ControlHandle, FromPeer, Propose, Prove, Query, QuorumAge, StatusNow, Stop,
+    Campaign, ChangeMembers, ControlActor, ControlHandle, FromPeer, HandOn, Propose, Prove, Query, QuorumAge,
+    StatusNow, Stop,
 };
 pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
 pub use engine::Position;
 pub use group::{GroupError, Identity, NodeId, Voters};
 pub use machine::{RestoreError, StateMachine};
+pub use members::{Change, ChangeError, Member, Members, Standing, Wanted};
 pub use sled_disk::SledFolder;
 pub use storage::{Disk, DiskError, DiskSource};

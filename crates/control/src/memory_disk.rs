@@ -14,6 +14,7 @@ use raft::eraftpb::{Entry, HardState, Snapshot};
 
 use crate::engine::Position;
 use crate::group::Voters;
+use crate::members::Members;
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
 
 #[derive(Debug, Clone)]
@@ -44,8 +45,8 @@ impl Write {
             Self::Install(snapshot, hard) => {
                 let metadata = snapshot.get_metadata();
                 let base = Position { term: metadata.term, index: metadata.index };
-                let voters = std::mem::take(&mut to.voters);
-                *to = Stored { voters, hard, base, entries: Vec::new(), snapshot: Some(snapshot) };
+                let founders = std::mem::take(&mut to.founders);
+                *to = Stored { founders, hard, base, entries: Vec::new(), snapshot: Some(snapshot) };
             }
         }
     }
@@ -108,9 +109,14 @@ pub struct MemoryFolder {
 }
 
 impl MemoryFolder {
-    /// A new voter's.
+    /// A new voter's, who founds a group with the others.
     pub fn new(voters: &Voters) -> Self {
-        let synced = Stored { voters: voters.numbers(), ..Stored::default() };
+        Self::joining(Members::founding(voters))
+    }
+
+    /// That of somebody who joins a group which these have founded.
+    pub fn joining(founders: Members) -> Self {
+        let synced = Stored { founders, ..Stored::default() };
         Self { platter: Arc::new(Mutex::new(Platter { synced, ..Platter::default() })) }
     }
 

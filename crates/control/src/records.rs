@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::engine::Position;
+use crate::members::Members;
 use crate::storage::Stored;
 
 /// Largest value: a leaf of the store holds up to 20 of them, and is itself written as one message, which must stay
@@ -189,7 +190,7 @@ impl Records {
     }
 
     /// What is in force by this head, and what the disk must know of each entry.
-    pub(crate) fn stored(&self, head: &Head, voters: Vec<u64>) -> Result<(Stored, Vec<Held>), String> {
+    pub(crate) fn stored(&self, head: &Head, founders: Members) -> Result<(Stored, Vec<Held>), String> {
         let mut entries = Vec::new();
         let mut held = Vec::new();
         let mut end = head.base_chain;
@@ -210,7 +211,7 @@ impl Records {
         }
         let snapshot = if head.snapshot == 0 { None } else { Some(self.snapshot(head.snapshot)?) };
         let base = Position { term: head.base_term, index: head.base_index };
-        let stored = Stored { voters, hard: head.hard(), base, entries, snapshot };
+        let stored = Stored { founders, hard: head.hard(), base, entries, snapshot };
         stored.check()?;
         Ok((stored, held))
     }

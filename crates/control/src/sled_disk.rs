@@ -199,8 +199,8 @@ impl SledDisk {
             Some(_) => {}
             None => tracing::warn!(place = self.place.0, "the mark is torn: damage to the log may go unseen"),
         }
-        let voters = owner.voters().numbers();
-        let (stored, held) = records.stored(&self.head, voters).map_err(|what| self.place.damaged(what))?;
+        let founders = owner.founders().clone();
+        let (stored, held) = records.stored(&self.head, founders).map_err(|what| self.place.damaged(what))?;
         self.held = held;
         self.pieces = records.piece_count(&self.head);
         self.found = Some(stored);

@@ -5,10 +5,12 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::group::{NodeId, Voters};
+use crate::group::NodeId;
 use crate::machine::RestoreError;
+use crate::members::{ChangeError, Members, Standing};
 use crate::storage::DiskError;
 
 /// Why an entry was refused, or what became of it instead.
@@ -31,6 +33,9 @@ pub enum ProposeError {
         /// How large it may be.
         max: usize,
     },
+    /// Refused: a rule of the group forbids this change of it.
+    #[error(transparent)]
+    Forbidden(#[from] ChangeError),
     /// Refused: this voter has stopped, or waits for its disk.
     #[error("this voter does not take part: {why}")]
     Halted {
@@ -86,6 +91,8 @@ pub enum Condition {
         /// Of what.
         why: String,
     },
+    /// It was removed from the group, and has applied that.
+    Removed,
 }
 
 impl fmt::Display for Condition {
@@ -94,6 +101,7 @@ impl fmt::Display for Condition {
             Self::Running => f.write_str("running"),
             Self::DiskFull { error } => f.write_str(error),
             Self::Crashed { why } => write!(f, "dead: {why}"),
+            Self::Removed => f.write_str("removed from the control group"),
         }
     }
 }
@@ -109,6 +117,8 @@ pub struct View {
     pub leader: Option<NodeId>,
     /// Up to which entry the state machine is.
     pub applied: u64,
+    /// Who is in the group, as far as that.
+    pub members: Arc<Members>,
     /// Whether it can take part.
     pub condition: Condition,
 }
@@ -118,8 +128,8 @@ pub struct View {
 pub struct Status {
     /// Which voter.
     pub id: NodeId,
-    /// Everyone.
-    pub voters: Voters,
+    /// What it knows of the members beside the log, if it leads.
+    pub standing: Standing,
     /// What it is doing.
     pub view: View,
     /// Up to which entry the log is agreed.

@@ -17,6 +17,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::engine::Position;
+use crate::members::Members;
 
 /// Why a disk did not do what it was told.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +82,8 @@ impl DiskError {
 /// What a disk holds when it is opened.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stored {
-    /// The voters' numbers.
-    pub voters: Vec<u64>,
+    /// Who was in the group before the first entry.
+    pub founders: Members,
     /// Term, vote, and how far the log was known to be agreed.
     pub hard: HardState,
     /// The entry before the first.
@@ -165,34 +166,33 @@ pub trait DiskSource: Send + fmt::Debug {
 #[derive(Debug)]
 pub struct LogStorage {
     hard: HardState,
-    voters: ConfState,
+    conf: ConfState,
     base: Position,
     entries: Vec<Entry>,
     snapshot: SnapshotMetadata,
 }
 
 impl LogStorage {
-    /// The log of a disk that was checked, up to which at least `applied` entries are agreed.
-    pub(crate) fn new(stored: Stored, applied: u64) -> Self {
+    /// The log of a disk that was checked, of which `applied` entries are agreed and were applied; then the group was so.
+    pub(crate) fn new(stored: Stored, applied: u64, conf: ConfState) -> Self {
         let mut hard = stored.hard;
         // What was applied was agreed, even if the disk's note of it is older: that note need not be synced.
         hard.commit = hard.commit.max(applied);
         let snapshot = stored.snapshot.map(|mut snapshot| snapshot.take_metadata()).unwrap_or_default();
-        Self {
-            hard,
-            voters: ConfState::from((stored.voters, Vec::new())),
-            base: stored.base,
-            entries: stored.entries,
-            snapshot,
-        }
+        Self { hard, conf, base: stored.base, entries: stored.entries, snapshot }
     }
 
     pub(crate) fn hard(&self) -> &HardState {
         &self.hard
     }
 
-    pub(crate) fn voters(&self) -> &ConfState {
-        &self.voters
+    /// Who is in the group, as far as entries are applied.
+    pub(crate) fn conf(&self) -> &ConfState {
+        &self.conf
+    }
+
+    pub(crate) fn set_conf(&mut self, conf: ConfState) {
+        self.conf = conf;
     }
 
     pub(crate) fn base(&self) -> Position {
@@ -201,6 +201,12 @@ impl LogStorage {
 
     pub(crate) fn snapshot_index(&self) -> u64 {
         self.snapshot.index
+    }
+
+    /// Whether somebody is in the group at the newest snapshot.
+    pub(crate) fn snapshot_has(&self, id: u64) -> bool {
+        let conf = self.snapshot.get_conf_state();
+        conf.voters.contains(&id) || conf.learners.contains(&id)
     }
 
     fn last(&self) -> u64 {
@@ -242,6 +248,7 @@ impl LogStorage {
     pub(crate) fn install_snapshot(&mut self, snapshot: SnapshotMetadata, hard: HardState) {
         self.entries.clear();
         self.base = Position { term: snapshot.term, index: snapshot.index };
+        self.conf = snapshot.get_conf_state().clone();
         self.snapshot = snapshot;
         self.hard = hard;
     }
@@ -249,7 +256,7 @@ impl LogStorage {
 
 impl Storage for LogStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState::new(self.hard.clone(), self.voters.clone()))
+        Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
     }
 
     fn entries(
@@ -294,9 +301,10 @@ impl Storage for LogStorage {
         Ok(self.last())
     }
 
-    /// Without its data: the engine cuts that into pieces when the message leaves.
-    fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
-        if self.snapshot.index == 0 || self.snapshot.index < request_index {
+    /// Without its data: the engine cuts that into pieces when the message leaves. Whoever is not in the group at a snapshot
+    /// would not take it: there will be a later one.
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        if self.snapshot.index == 0 || self.snapshot.index < request_index || !self.snapshot_has(to) {
             return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }
         let mut snapshot = Snapshot::default();

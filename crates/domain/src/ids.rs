@@ -36,6 +36,46 @@ fn check_label(what: &'static str, text: &str) -> Result<(), NameError> {
     Err(NameError { what, got: text.chars().take(LABEL_BYTES_MAX).collect(), rule })
 }
 
+/// A control group for all time: whoever speaks of what is agreed says in which. A group that is founded anew is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(pub u128);
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let rule = "it must be 32 hexadecimal digits";
+        let digits =
+            Some(text).filter(|text| text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()));
+        let number = digits.and_then(|text| u128::from_str_radix(text, 16).ok());
+        let got = || text.chars().take(LABEL_BYTES_MAX).collect();
+        number.map(Self).ok_or_else(|| NameError { what: "group id", got: got(), rule })
+    }
+}
+
+/// As text where people read it, since few readers of JSON take so large a number.
+impl Serialize for GroupId {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { to.collect_str(self) } else { self.0.serialize(to) }
+    }
+}
+
+impl<'de> Deserialize<'de> for GroupId {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        if from.is_human_readable() {
+            let text = std::borrow::Cow::<str>::deserialize(from)?;
+            text.parse().map_err(serde::de::Error::custom)
+        } else {
+            u128::deserialize(from).map(Self)
+        }
+    }
+}
+
 /// A host's name in the cluster: one DNS label, for example `node-a`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

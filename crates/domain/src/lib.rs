@@ -34,7 +34,7 @@ pub mod share;
 pub mod units;
 
 pub use guest::GuestSpec;
-pub use ids::{Epoch, GuestName, InstanceId, MigrationId, NodeName};
+pub use ids::{Epoch, GroupId, GuestName, InstanceId, MigrationId, NodeName};
 pub use labels::Labels;
 pub use quantity::{Quantity, QuantityError};
 pub use settings::{ClusterSettings, Overrides, Priority, Settings};

@@ -13,6 +13,7 @@
 mod apply;
 mod asking;
 mod ca;
+mod control;
 mod drain;
 mod edit;
 mod failure;
@@ -90,7 +91,7 @@ enum Noun {
     Label(apply::Label),
     /// The group of nodes that agrees on everything
     #[command(subcommand)]
-    Control(Control),
+    Control(control::Control),
     /// The cluster at a glance
     Status(Asking),
     /// Print the version
@@ -98,12 +99,6 @@ enum Noun {
     /// Ends what a lab left behind. Started by the lab itself.
     #[command(hide = true)]
     LabSweeper(lab::sweeper::SweeperArgs),
-}
-
-#[derive(Debug, Subcommand)]
-enum Control {
-    /// How the asked node and its group stand
-    Status(Asking),
 }
 
 /// How the lab prints its report.
@@ -134,7 +129,7 @@ pub fn main() -> ExitCode {
         Noun::Edit(arguments) => arguments.run(),
         Noun::Delete(arguments) => arguments.run(),
         Noun::Label(arguments) => arguments.run(),
-        Noun::Control(Control::Status(asking)) => asking.show(Act::ControlStatus, render::control),
+        Noun::Control(command) => command.run(),
         Noun::Status(asking) => asking.show(Act::Status, render::status),
         Noun::Version => print(&format!("godwit {}", env!("CARGO_PKG_VERSION"))).map_err(Failure::from),
     };

@@ -1,14 +1,13 @@
 //! A node from its start to its end: test the kernel, lock the folder, bind, vote, find runners, serve.
 //!
 //! ```text
-//!   kernel ─▶ lock ─▶ identity ─▶ fabric ─▶ voter (if it is one) ─▶ node actor ─▶ runners found ─▶ session
-//!                                    └─▶ calls: peers, sessions, migrations                └─▶ admin socket: ready
+//!   kernel ─▶ lock ─▶ identity ─▶ fabric ─▶ book, seat (if it is in the group) ─▶ node actor ─▶ runners found ─▶ session
+//!                                    └─▶ calls: peers, sessions, migrations                   └─▶ admin socket: ready
 //! ```
 //!
 //! Always true: nothing is served before everything that can fail at the start has not failed; the end of the node is
 //! the end of no runner; a voter's disk is closed in order.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,31 +15,27 @@ use std::sync::Arc;
 
 use actix::{Actor, Addr, System};
 use godwit_admin::{AdminSocket, BindError};
-use godwit_control::{
-    Config as ControlConfig, ControlHandle, GroupError, Identity as Voter, NodeId, SledFolder, StartError,
-    Voters,
-};
-use godwit_domain::NodeName;
+use godwit_control::{GroupError, NodeId, Voters};
 use godwit_domain::registry::{BootId, Node};
 use godwit_memory::probe::{self, ProbeError};
 use godwit_transfer::drive::target::Inbound;
 use godwit_wire::migration::Role;
+use godwit_wire::session::{ASK_BYTES_MAX, Welcome};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::actor::{Called, Found, NodeActor};
-use crate::audit::Audit;
+use crate::book::{Book, Keeper};
 use crate::config::NodeConfig;
-use crate::fabric::{ControlCall, Fabric, FabricError};
-use crate::files;
+use crate::fabric::{ControlCall, Fabric, FabricError, frames};
 use crate::front::Front;
-use crate::group::{self, Group, voter_id};
+use crate::group::{self, voter_id};
 use crate::identity::{Identity, IdentityError};
 use crate::local::Runners;
-use crate::peers::{self, Peers};
+use crate::peers;
 use crate::records::Records;
-use crate::replica::{Bells, Replica};
-use crate::session::{self, Seeker};
+use crate::seat::{Seat, SeatError, Whereabouts};
+use crate::session::{self, Leader, Seeker};
 
 /// Calls of peers that may wait to be taken.
 const CALLS_MAX: usize = 16;
@@ -76,9 +71,9 @@ pub enum AppError {
     /// The voters of the config are none.
     #[error("the voters in the config")]
     Voters(#[from] GroupError),
-    /// The voter did not start.
-    #[error("this node's voter")]
-    Voter(#[from] StartError),
+    /// Its place in the control group could not be taken.
+    #[error("this node's place in the control group")]
+    Seat(#[from] SeatError),
     /// The admin socket can not be had.
     #[error(transparent)]
     Admin(#[from] BindError),
@@ -116,8 +111,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let fabric = Fabric::bind(config, identity)?;
     let node = about(config, &fabric).map_err(host("what this host is"))?;
-    let voter = start_voter(config, &fabric)?;
-    let group = voter.as_ref().map(|(_, group)| group.clone());
+    let seat = take_seat(config, &fabric).await?;
 
     let (place, leader) = session::place();
     let runners = Runners::new(&config.state, config.name.clone());
@@ -128,17 +122,17 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     let name = config.name.clone();
     let actor = NodeActor::new(name.clone(), fabric.clone(), runners, leader.clone(), records).start();
     let _ = actor.send(Found(found)).await;
-    take_calls(&fabric, config, &actor, voter.as_ref());
-    let voters = config.control.voters.clone();
-    let front = Front {
-        node: name.clone(),
+    take_calls(&fabric, config, &actor, &seat, &leader);
+    let tending = actix::spawn(seat.clone().tend());
+    let front = Front { node: name.clone(), cluster: config.cluster.clone(), leader, seat: seat.clone() };
+    let seeker = Seeker {
+        fabric: fabric.clone(),
+        name,
         cluster: config.cluster.clone(),
-        voters: voters.keys().cloned().collect(),
-        leader,
-        group,
+        node: node.clone(),
+        known: config.control.voters.clone(),
+        keeper: seat.keeper().clone(),
     };
-    let seeker =
-        Seeker { fabric: fabric.clone(), name, cluster: config.cluster.clone(), node: node.clone(), voters };
     let seeking = tokio::spawn(seeker.seek(actor, place));
     let answering = tokio::spawn(admin.serve(Arc::new(front)));
     tracing::info!(
@@ -155,16 +149,12 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     }
     tracing::info!(node = %config.name, "told to end; its runners go on");
     seeking.abort();
+    tending.abort();
     answering.abort();
     // Dropped, so that the socket's file goes.
     let _ = answering.await;
     fabric.close().await;
-    if let Some((handle, _)) = voter {
-        let closed = tokio::task::spawn_blocking(move || handle.stop()).await;
-        if !matches!(closed, Ok(Ok(()))) {
-            tracing::error!("the control log was not closed in order");
-        }
-    }
+    seat.close().await;
     Ok(())
 }
 
@@ -186,40 +176,30 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
     })
 }
 
-type StartedVoter = (ControlHandle<Replica>, Group);
-
-fn start_voter(config: &NodeConfig, fabric: &Fabric) -> Result<Option<StartedVoter>, AppError> {
-    let names: BTreeMap<NodeId, NodeName> =
-        config.control.voters.keys().map(|name| (voter_id(name), name.clone())).collect();
-    let voters = Voters::new(names.clone())?;
-    if !config.control.voters.contains_key(&config.name) {
-        return Ok(None);
+/// This node's place in the control group, which it takes if it has one. Whoever has never heard of a group and is named
+/// by the config founds one with the others that are.
+async fn take_seat(config: &NodeConfig, fabric: &Fabric) -> Result<Seat, AppError> {
+    let keeper = Keeper::open(&config.state).map_err(SeatError::from)?;
+    let voters = &config.control.voters;
+    let founders = Voters::new(voters.keys().map(|name| (voter_id(name), name.clone())))?;
+    if keeper.now().is_none() && voters.contains_key(&config.name) {
+        let book = Book::founding(&config.cluster, &founders, Some(voter_id(&config.name)));
+        keeper.begin(book).map_err(SeatError::from)?;
     }
-    let me = voter_id(&config.name);
-    let identity = Voter::new(config.cluster.clone(), me, voters.clone())?;
-    let folder = SledFolder::new(config.state.join("control"), identity);
-    let addresses = config.control.voters.iter();
-    let peers: BTreeMap<_, _> = addresses
-        .filter(|(name, _)| **name != config.name)
-        .map(|(name, address)| (voter_id(name), (name.clone(), *address)))
-        .collect();
-    let peers = Peers::start(fabric.clone(), config.name.clone(), config.cluster.clone(), peers);
-    let seed =
-        files::random().map(u64::from_ne_bytes).map_err(|error| AppError::Host("random numbers", error))?;
-    let bells = Arc::new(Bells::default());
-    let audit =
-        Audit::start(config.state.join("audit")).map_err(|error| AppError::Host("a thread", error))?;
-    let replica = Replica::new(Arc::clone(&bells)).audited(audit);
-    let control = ControlConfig::new(me, voters, seed);
-    let handle = ControlHandle::start(control, replica, Box::new(folder), peers)?;
-    let (addr, view) = (handle.addr().clone(), handle.view());
-    let group = Group::new(config.name.clone(), config.cluster.clone(), names, addr, view, bells);
-    tokio::spawn(group::lead(group.clone()));
-    Ok(Some((handle, group)))
+    let about = Whereabouts {
+        name: config.name.clone(),
+        cluster: config.cluster.clone(),
+        state: config.state.clone(),
+        fabric: fabric.clone(),
+        known: voters.clone(),
+    };
+    let seat = Seat::new(about, keeper);
+    seat.look().await?;
+    Ok(seat)
 }
 
 /// Calls go to whom they are for.
-fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, voter: Option<&StartedVoter>) {
+fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, seat: &Seat, leader: &Leader) {
     let (migrations, mut called) = mpsc::channel::<Inbound>(CALLS_MAX);
     let (control, mut calls) = mpsc::channel::<ControlCall>(CALLS_MAX);
     tokio::spawn(fabric.clone().serve(migrations, control));
@@ -229,36 +209,72 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, vot
             let _ = callee.send(Called(inbound)).await;
         }
     });
-    let name = config.name.clone();
-    let voter = voter.map(|(handle, group)| (handle.addr().clone(), group.clone()));
+    let (name, seat, leader) = (config.name.clone(), seat.clone(), leader.clone());
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
-            let Some((control, group)) = voter.clone() else {
-                turn_away(&call, &format!("node {name} does not vote"));
-                continue;
-            };
-            match call.role {
-                Role::Session => {
+            match (call.role, seat.group()) {
+                (Role::Session, Some(group)) => {
                     tokio::spawn(group::serve(group, call));
                 }
-                Role::Peer => {
-                    let from = voter_id(&call.hello.name);
-                    if group.voters().contains(&call.hello.name) {
-                        tokio::spawn(peers::hear(call, from, control.recipient()));
-                    } else {
-                        turn_away(&call, &format!("node {} is no voter here", call.hello.name));
-                    }
+                (Role::Session, None) => {
+                    tokio::spawn(point_elsewhere(call, seat.clone(), leader.clone()));
                 }
+                (Role::Peer, None) => turn_away(&call, &format!("node {name} is not in the control group")),
+                (Role::Peer, Some(group)) => hear(call, group),
                 // The fabric hands out control calls of these two alone.
-                Role::Migration | Role::Pages => {}
+                (Role::Migration | Role::Pages, _) => {}
             }
         }
     });
 }
 
+/// Hears a peer that is in the group; another one is told that it is not.
+fn hear(call: ControlCall, group: group::Group) {
+    let ours = group.keeper().now().map(|book| book.group);
+    if let Some(theirs) = call.hello.group.filter(|theirs| Some(*theirs) != ours) {
+        let ours = ours.map_or_else(|| "none".to_owned(), |ours| ours.to_string());
+        let name = &call.hello.name;
+        return turn_away(
+            &call,
+            &format!("node {name} speaks for control group {theirs}; this is group {ours}"),
+        );
+    }
+    let name = call.hello.name.clone();
+    match call.hello.voter.and_then(NodeId::new) {
+        Some(from) if group.is_in(from, &name) => {
+            let control = group.control().clone().recipient();
+            tokio::spawn(async move {
+                peers::hear(call, from, control, || group.is_in(from, &name)).await;
+            });
+        }
+        Some(from) => {
+            let since = group.members().index();
+            let why = format!(
+                "node {name} is no voter here: number {from} is not in the group as of entry {since}"
+            );
+            turn_away(&call, &why);
+        }
+        None => turn_away(&call, &format!("node {name} is no voter here: it says no number")),
+    }
+}
+
+/// Says where the group is: a node that is not in it may be the only one that somebody's config knows.
+async fn point_elsewhere(call: ControlCall, seat: Seat, leader: Leader) {
+    let ControlCall { connection, stream: (mut send, _receive), .. } = call;
+    let book = seat.keeper().now();
+    let membership = book.map(|book| book.told(&book.members, |_| None));
+    let welcome = Welcome::Elsewhere { leader: leader.name(), membership };
+    if frames::write(&mut send, "welcome", &welcome, ASK_BYTES_MAX).await.is_ok() {
+        let _ = send.finish();
+        // The node closes when it has read.
+        connection.closed().await;
+    }
+}
+
 /// Refuses a call by name, in its close and in the log.
 fn turn_away(call: &ControlCall, reason: &str) {
-    tracing::warn!(peer = %call.hello.name, reason, "peer refused");
+    // Who is in the group some know a moment before others; and whoever was taken out asks until it hears of it.
+    tracing::info!(peer = %call.hello.name, reason, "peer refused");
     call.connection.close(1_u32.into(), reason.as_bytes());
 }
 

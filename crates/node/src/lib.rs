@@ -13,6 +13,7 @@
 pub mod actor;
 pub mod app;
 pub mod audit;
+pub mod book;
 pub mod ca;
 pub mod config;
 pub mod fabric;
@@ -27,5 +28,6 @@ pub mod peers;
 pub mod records;
 pub mod replica;
 mod resumed;
+pub mod seat;
 pub mod session;
 pub mod telemetry;

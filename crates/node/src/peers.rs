@@ -8,16 +8,16 @@
 //!
 //! Always true: [`Outbox::send`] never waits; a voter's messages arrive in the order in which they were sent, some may
 //! be missing, and raft repeats them; the end of [`Peers`] is the end of its links. What the bytes are only the control
-//! group knows.
+//! group knows. Who the others are changes while it runs ([`Peers::set`]); what was sent to one that is gone still leaves.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::Recipient;
 use godwit_control::{FromPeer, NodeId, Outbox};
-use godwit_domain::NodeName;
+use godwit_domain::{GroupId, NodeName};
 use godwit_transfer::drive::chain;
 use godwit_wire::migration::Role;
 use godwit_wire::session::{Hello, PEER_BYTES_MAX};
@@ -27,7 +27,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 
 use crate::fabric::frames::{self, FrameError};
-use crate::fabric::{BROKE_RULE, ControlCall, DialError, Fabric, STOPPING};
+use crate::fabric::{BROKE_RULE, ControlCall, DialError, Fabric, REFUSED, STOPPING};
 
 #[cfg(test)]
 mod tests;
@@ -51,17 +51,36 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 /// See the module.
 #[derive(Debug)]
 pub struct Peers {
-    queues: BTreeMap<NodeId, Queue>,
+    fabric: Fabric,
+    me: NodeName,
+    hello: Hello,
+    queues: Mutex<BTreeMap<NodeId, Queue>>,
     /// Dropping it ends the links.
-    _links: JoinSet<()>,
+    links: Mutex<JoinSet<()>>,
+}
+
+/// Somebody in the group, and where it may be reached, the likeliest place first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// The node.
+    pub name: NodeName,
+    /// Its addresses.
+    pub addresses: Vec<SocketAddr>,
+}
+
+type Addresses = Arc<Mutex<Vec<SocketAddr>>>;
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where messages to one voter wait.
 #[derive(Debug)]
 struct Queue {
     node: NodeName,
+    addresses: Addresses,
     messages: mpsc::Sender<Message>,
-    drops: Mutex<Drops>,
+    drops: Drops,
 }
 
 #[derive(Debug)]
@@ -93,46 +112,62 @@ impl Drops {
 }
 
 impl Peers {
-    /// Starts a link to each of the voters but `me`. Must be called within a tokio runtime.
+    /// The voice of `me`, which has this number in this group. Nobody is there yet.
     pub fn start(
         fabric: Fabric,
         me: NodeName,
         cluster: String,
-        voters: BTreeMap<NodeId, (NodeName, SocketAddr)>,
+        (group, voter): (GroupId, NodeId),
     ) -> Arc<Self> {
-        let mut links = JoinSet::new();
-        let mut queues = BTreeMap::new();
-        let hello = Hello { cluster, name: me.clone(), node: None };
-        for (id, (node, address)) in voters {
-            if node == me {
+        let (group, voter) = (Some(group), Some(voter.get()));
+        let hello = Hello { cluster, name: me.clone(), group, voter, node: None };
+        let (queues, links) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { fabric, me, hello, queues, links })
+    }
+
+    /// These are the others from now on: a link begins to each new one, and that to whoever is not there any more ends
+    /// when what waits for it has left. Must be called within a tokio runtime.
+    pub fn set(&self, others: BTreeMap<NodeId, Met>) {
+        let (mut queues, mut links) = (locked(&self.queues), locked(&self.links));
+        queues.retain(|id, _| others.contains_key(id));
+        while links.try_join_next().is_some() {}
+        for (id, Met { name: node, addresses }) in others {
+            if node == self.me {
+                continue;
+            }
+            if let Some(queue) = queues.get(&id) {
+                *locked(&queue.addresses) = addresses;
                 continue;
             }
             let (messages, receiver) = mpsc::channel(QUEUE);
+            let addresses = Arc::new(Mutex::new(addresses));
             let link = Link {
-                fabric: fabric.clone(),
+                fabric: self.fabric.clone(),
                 node: node.clone(),
-                address,
-                hello: hello.clone(),
+                addresses: Arc::clone(&addresses),
+                tries: 0,
+                hello: self.hello.clone(),
                 waiting: Waiting { receiver, next: None },
                 is_up: false,
                 told: None,
             };
             links.spawn(link.run());
-            queues.insert(id, Queue { node, messages, drops: Mutex::default() });
+            queues.insert(id, Queue { node, addresses, messages, drops: Drops::default() });
         }
-        Arc::new(Self { queues, _links: links })
     }
 
-    /// Messages to a voter for which there was no room, since the start.
+    /// Messages to a voter for which there was no room, since it is there.
     pub fn dropped(&self, to: NodeId) -> u64 {
-        self.queues.get(&to).map_or(0, |queue| queue.drops.lock().unwrap_or_else(PoisonError::into_inner).all)
+        locked(&self.queues).get(&to).map_or(0, |queue| queue.drops.all)
     }
 }
 
 impl Outbox for Peers {
     fn send(&self, to: NodeId, bytes: Vec<u8>) {
-        let Some(queue) = self.queues.get(&to) else {
-            return tracing::error!(%to, "a message to a voter that is not in the config: dropped");
+        let mut queues = locked(&self.queues);
+        let Some(queue) = queues.get_mut(&to) else {
+            // One that is just coming or going; raft repeats.
+            return tracing::debug!(%to, "a message to nobody that is known: dropped");
         };
         if bytes.len() > PEER_BYTES_MAX {
             let (bytes, cap) = (bytes.len(), PEER_BYTES_MAX);
@@ -141,9 +176,8 @@ impl Outbox for Peers {
         match queue.messages.try_send(Message { at: Instant::now(), bytes }) {
             Ok(()) => {}
             Err(TrySendError::Full(message)) => {
-                let mut drops = queue.drops.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(dropped) = drops.count(message.at) {
-                    let all = drops.all;
+                if let Some(dropped) = queue.drops.count(message.at) {
+                    let all = queue.drops.all;
                     tracing::warn!(peer = %queue.node, dropped, all, "more messages than it takes: dropped");
                 }
             }
@@ -169,6 +203,11 @@ impl Waiting {
         }
     }
 
+    /// Whether no other message will come.
+    fn is_over(&self) -> bool {
+        self.receiver.is_closed()
+    }
+
     /// Drops what is too old; how many they were.
     fn drop_stale(&mut self, now: Instant) -> usize {
         let mut dropped = 0;
@@ -188,6 +227,8 @@ impl Waiting {
 enum LinkError {
     #[error(transparent)]
     Dial(#[from] DialError),
+    #[error("nobody has said where it is")]
+    Nowhere,
     #[error("it allows no stream within {} s", STREAM_TIMEOUT.as_secs())]
     Stream,
     #[error("the connection ended")]
@@ -200,7 +241,9 @@ enum LinkError {
 struct Link {
     fabric: Fabric,
     node: NodeName,
-    address: SocketAddr,
+    addresses: Addresses,
+    /// Attempts, of which each is at the next address.
+    tries: usize,
     hello: Hello,
     waiting: Waiting,
     /// A connection has settled, and was not lost since.
@@ -216,8 +259,14 @@ impl Link {
         while let Err(error) = self.once().await {
             if self.is_up {
                 backoff = BACKOFF_MIN;
+            } else {
+                self.tries += 1;
             }
             self.lost(chain(&error));
+            // Whoever is not in the group any more is not looked for.
+            if self.waiting.is_over() {
+                return;
+            }
             tokio::time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
             // What comes meanwhile needs the room.
@@ -227,13 +276,19 @@ impl Link {
 
     /// One connection, from its beginning to its end.
     async fn once(&mut self) -> Result<(), LinkError> {
-        let dialed = self.fabric.dial_control(self.address, &self.node, Role::Peer, &self.hello).await?;
+        let address = self.address().ok_or(LinkError::Nowhere)?;
+        let dialed = self.fabric.dial_control(address, &self.node, Role::Peer, &self.hello).await?;
         let (connection, _send, _receive) = dialed;
         let opened = tokio::time::timeout(STREAM_TIMEOUT, connection.open_uni()).await;
         let stream = opened.map_err(|_| LinkError::Stream)??;
         let stale = self.waiting.drop_stale(Instant::now());
         tracing::debug!(peer = %self.node, stale, "connected to a voter");
         self.speak(&connection, stream).await
+    }
+
+    fn address(&self) -> Option<SocketAddr> {
+        let addresses = locked(&self.addresses);
+        addresses.get(self.tries.checked_rem(addresses.len())?).copied()
     }
 
     async fn speak(&mut self, connection: &Connection, mut stream: SendStream) -> Result<(), LinkError> {
@@ -256,14 +311,14 @@ impl Link {
     fn settled(&mut self) {
         self.is_up = true;
         self.told = None;
-        tracing::info!(peer = %self.node, address = %self.address, "a voter is connected");
+        tracing::info!(peer = %self.node, address = ?self.address(), "a voter is connected");
     }
 
     fn lost(&mut self, why: String) {
         if std::mem::take(&mut self.is_up) {
-            tracing::info!(peer = %self.node, address = %self.address, why, "the connection to a voter is lost");
+            tracing::info!(peer = %self.node, address = ?self.address(), why, "the connection to a voter is lost");
         } else if self.told.as_ref() != Some(&why) {
-            tracing::info!(peer = %self.node, address = %self.address, why, "a voter can not be reached");
+            tracing::info!(peer = %self.node, address = ?self.address(), why, "a voter can not be reached");
         }
         self.told = Some(why);
     }
@@ -284,11 +339,19 @@ enum HearError {
     Frame(#[from] FrameError),
     #[error("this node's voter has stopped")]
     Stopped,
+    #[error("it is in the control group no more")]
+    Removed,
 }
 
 /// Delivers a voter's messages to the control actor until its connection ends. `from` is the voter whose name the call
-/// bears. A message is delivered when the one before it was taken, so a slow voter slows its peer.
-pub async fn hear(call: ControlCall, from: NodeId, control: Recipient<FromPeer>) {
+/// bears, and is heard for as long as it is in the group. A message is delivered when the one before it was taken, so a
+/// slow voter slows its peer.
+pub async fn hear(
+    call: ControlCall,
+    from: NodeId,
+    control: Recipient<FromPeer>,
+    is_in: impl Fn() -> bool + Send,
+) {
     let ControlCall { connection, stream: _first, hello, .. } = call;
     loop {
         let stream = match connection.accept_uni().await {
@@ -297,16 +360,22 @@ pub async fn hear(call: ControlCall, from: NodeId, control: Recipient<FromPeer>)
                 return tracing::debug!(peer = %hello.name, why = chain(&why), "a voter's connection ended");
             }
         };
-        let Err(error) = deliver(stream, from, &control).await else { continue };
+        let Err(error) = deliver(stream, from, &control, &is_in).await else { continue };
         if connection.close_reason().is_none() {
-            let code = if matches!(error, HearError::Stopped) { STOPPING } else { BROKE_RULE };
+            let code = match error {
+                HearError::Stopped => STOPPING,
+                HearError::Removed => REFUSED,
+                HearError::Frame(_) => BROKE_RULE,
+            };
             connection.close(code.into(), error.to_string().as_bytes());
             match error {
-                // The node is ending.
-                HearError::Stopped => {
+                // The node is ending, or the other one is on its way out.
+                HearError::Stopped | HearError::Removed => {
                     tracing::info!(peer = %hello.name, %error, "a voter is not listened to any longer")
                 }
-                _ => tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer"),
+                HearError::Frame(_) => {
+                    tracing::warn!(peer = %hello.name, %error, "a voter is not listened to any longer")
+                }
             }
         }
     }
@@ -316,8 +385,12 @@ async fn deliver(
     mut stream: RecvStream,
     from: NodeId,
     control: &Recipient<FromPeer>,
+    is_in: &(impl Fn() -> bool + Send),
 ) -> Result<(), HearError> {
     while let Some(bytes) = frames::read_body(&mut stream, "a voter's message", PEER_BYTES_MAX).await? {
+        if !is_in() {
+            return Err(HearError::Removed);
+        }
         control.send(FromPeer { from, bytes }).await.map_err(|_| HearError::Stopped)?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   voters, one after another ── Hello ──▶ Elsewhere ─▶ the one that is named
-//!                                    └───▶ Leads ─▶ pushes ─▶ node actor
+//!   (book, then config)              └───▶ Leads ─▶ pushes ─▶ node actor, book
 //!                                                   questions ◀─ whoever holds a Leader
 //! ```
 //!
@@ -24,7 +24,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::actor::{NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
-use crate::fabric::{Fabric, frames};
+use crate::book::{BookError, Keeper};
+use crate::fabric::{Fabric, REFUSED, frames};
 
 /// How long a voter may take to say Welcome: a Join has to be agreed on.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(8);
@@ -104,8 +105,10 @@ pub struct Seeker {
     pub cluster: String,
     /// What the node is.
     pub node: Node,
-    /// Where a leader may be.
-    pub voters: BTreeMap<NodeName, SocketAddr>,
+    /// Where the config says that a leader may be.
+    pub known: BTreeMap<NodeName, SocketAddr>,
+    /// What is known of the group.
+    pub keeper: Keeper,
 }
 
 /// Where the present session is kept: written here, read through [`Leader`].
@@ -127,8 +130,7 @@ impl Seeker {
         let mut said: BTreeMap<NodeName, String> = BTreeMap::new();
         while actor.connected() {
             let asked = hint.take();
-            let order = asked.into_iter().chain(self.voters.keys().cloned());
-            for voter in order.collect::<Vec<_>>() {
+            for voter in asked.into_iter().chain(self.order()) {
                 match self.call(&voter).await {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
@@ -136,7 +138,9 @@ impl Seeker {
                         said.clear();
                         let link = Link { leader: voter.clone(), connection: connection.clone() };
                         place.send_replace(Some(link));
-                        let reason = hold(&connection, pushes, &actor, &Leader(place.subscribe())).await;
+                        let reason =
+                            hold(&connection, pushes, (&actor, &self.keeper), &Leader(place.subscribe()))
+                                .await;
                         place.send_replace(None);
                         tracing::info!(leader = %voter, reason, "session lost");
                         let _ = actor.send(SessionEnded).await;
@@ -149,7 +153,7 @@ impl Seeker {
                         said.insert(voter.clone(), error);
                     }
                 }
-                if let Some(leader) = hint.as_ref().filter(|leader| self.voters.contains_key(*leader)) {
+                if let Some(leader) = hint.as_ref().filter(|leader| !self.addresses(leader).is_empty()) {
                     tracing::debug!(%leader, "leads, as {voter} says");
                     break;
                 }
@@ -159,19 +163,70 @@ impl Seeker {
         }
     }
 
+    /// Whom to ask: those who voted when this node last heard of it, then those whom the config names.
+    fn order(&self) -> Vec<NodeName> {
+        let book = self.keeper.now();
+        let members = book.iter().flat_map(|book| book.members.iter());
+        let (votes, learns): (Vec<_>, Vec<_>) = members.partition(|(_, member)| member.votes);
+        let told = votes.into_iter().chain(learns).map(|(_, member)| member.name.clone());
+        let mut order: Vec<NodeName> = told.collect();
+        order.extend(self.known.keys().filter(|name| !order.contains(name)).cloned().collect::<Vec<_>>());
+        order
+    }
+
+    /// Where a voter may be: an operator's word goes first.
+    fn addresses(&self, voter: &NodeName) -> Vec<SocketAddr> {
+        let told = self.keeper.now().and_then(|book| book.addresses.get(voter).copied());
+        let mut addresses: Vec<SocketAddr> = self.known.get(voter).copied().into_iter().collect();
+        addresses.extend(told.filter(|told| !addresses.contains(told)));
+        addresses
+    }
+
     async fn call(&self, voter: &NodeName) -> Result<Called, String> {
-        let address = self.voters.get(voter).copied().ok_or("no such voter")?;
-        let hello =
-            Hello { cluster: self.cluster.clone(), name: self.name.clone(), node: Some(self.node.clone()) };
+        let mut called = Err("nobody has said where it is".to_owned());
+        for address in self.addresses(voter) {
+            called = self.call_at(voter, address).await;
+            if called.is_ok() {
+                break;
+            }
+        }
+        called
+    }
+
+    async fn call_at(&self, voter: &NodeName, address: SocketAddr) -> Result<Called, String> {
+        let hello = Hello {
+            cluster: self.cluster.clone(),
+            name: self.name.clone(),
+            group: self.keeper.now().map(|book| book.group),
+            voter: None,
+            node: Some(self.node.clone()),
+        };
         let dialed = self.fabric.dial_control(address, voter, Role::Session, &hello).await;
         let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         let welcome =
             tokio::time::timeout(WELCOME_TIMEOUT, welcome).await.map_err(|_| "no welcome in time")?;
         match welcome.map_err(|error| chain(&error))? {
-            Some(Welcome::Leads { .. }) => Ok(Called::Leads(connection, receive)),
-            Some(Welcome::Elsewhere { leader }) => {
+            Some(Welcome::Leads { membership, .. }) => match self.keeper.learn(&membership) {
+                Err(error @ (BookError::OtherGroup { .. } | BookError::Impossible(_))) => {
+                    connection.close(REFUSED.into(), error.to_string().as_bytes());
+                    tracing::error!(%voter, %error, "this voter leads another group");
+                    Err(error.to_string())
+                }
+                Err(error @ BookError::Disk { .. }) => {
+                    tracing::error!(
+                        error = chain(&error),
+                        "who is in the control group could not be written down"
+                    );
+                    Ok(Called::Leads(connection, receive))
+                }
+                Ok(()) => Ok(Called::Leads(connection, receive)),
+            },
+            Some(Welcome::Elsewhere { leader, membership }) => {
                 connection.close(0_u32.into(), b"on to the leader");
+                if let Some(membership) = membership {
+                    self.keeper.learn(&membership).map_err(|error| chain(&error))?;
+                }
                 Ok(Called::Elsewhere(leader))
             }
             Some(Welcome::Refused { message }) => {
@@ -192,13 +247,18 @@ enum Called {
 async fn hold(
     connection: &Connection,
     mut pushes: RecvStream,
-    actor: &Addr<NodeActor>,
+    (actor, keeper): (&Addr<NodeActor>, &Keeper),
     leader: &Leader,
 ) -> String {
     let mut tasks = JoinSet::new();
-    let home = actor.clone();
+    let (home, keeper) = (actor.clone(), keeper.clone());
     tasks.spawn(async move {
-        while let Ok(Some(push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
+        while let Ok(Some(mut push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
+            if let Some(membership) = push.membership.take()
+                && let Err(error) = keeper.learn(&membership)
+            {
+                tracing::error!(error = chain(&error), "who is in the control group was not taken");
+            }
             if home.send(Pushed(push)).await.is_err() {
                 return;
             }

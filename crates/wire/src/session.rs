@@ -4,6 +4,7 @@
 //!   peer     voter ── greeting, Hello ──▶ voter          then raft's messages as frames, one way
 //!   session  node  ── greeting, Hello ──▶ leader
 //!                  ◀── Welcome, then Push … ──            the first stream, as long as the session lives
+//!                      (both say who is in the group: Membership)
 //!            node  ── Ask ──▶ leader ◀── Answer …         one stream a question, as many as there are questions
 //!            leader ── NodeAsk ──▶ node ◀── NodeAnswer
 //! ```
@@ -11,14 +12,14 @@
 //! Always true: every frame is capped before it is decoded; who speaks says the certificate, never a frame; an answer
 //! that does not come means that nobody knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use core::net::SocketAddr;
 
 use godwit_domain::ownership::Ownership;
 use godwit_domain::progress::Progress;
 use godwit_domain::registry::{Command, GuestUid, Node};
-use godwit_domain::{GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Settings};
+use godwit_domain::{GroupId, GuestName, GuestSpec, InstanceId, MigrationId, NodeName, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::{Stats, Verified};
@@ -41,8 +42,39 @@ pub struct Hello {
     pub cluster: String,
     /// The caller; its certificate must bear this name.
     pub name: NodeName,
+    /// The control group that the caller belongs to; none before it has heard of one.
+    pub group: Option<GroupId>,
+    /// As a peer: the caller's number in that group.
+    pub voter: Option<u64>,
     /// In a session: what the node is.
     pub node: Option<Node>,
+}
+
+/// Members of a control group that are told, at most.
+pub const MEMBERS_MAX: usize = 16;
+
+/// Who is in the control group, as a node is told that may be asked to be in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The group.
+    pub group: GroupId,
+    /// Who was in it before its first entry, by number.
+    pub founders: BTreeMap<u64, Seated>,
+    /// The entry since which these are in it.
+    pub index: u64,
+    /// Who is in it, by number.
+    pub members: BTreeMap<u64, Seated>,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seated {
+    /// The node.
+    pub name: NodeName,
+    /// It votes.
+    pub votes: bool,
+    /// Where it is reached, as far as that is known.
+    pub address: Option<SocketAddr>,
 }
 
 /// The leader's, or any voter's, answer to a session's [`Hello`].
@@ -52,11 +84,15 @@ pub enum Welcome {
     Leads {
         /// The term.
         term: u64,
+        /// Who is in the group.
+        membership: Membership,
     },
     /// Another one leads, as far as it knows.
     Elsewhere {
         /// Who.
         leader: Option<NodeName>,
+        /// Who is in the group, as far as it knows.
+        membership: Option<Membership>,
     },
     /// The caller is not welcome.
     Refused {
@@ -70,6 +106,8 @@ pub enum Welcome {
 pub struct Push {
     /// If the node is fenced: what it must stop before it takes any order.
     pub fenced: Option<BTreeSet<InstanceId>>,
+    /// Who is in the group, if that has changed.
+    pub membership: Option<Membership>,
     /// Guests that concern the node, those that have changed.
     pub guests: Vec<GuestView>,
     /// Everything that concerns the node has been pushed at least once since the session began.

@@ -1,11 +1,11 @@
 //! The control group and the whole cluster for people.
 
-use godwit_wire::admin::{ControlStatus, Status};
+use godwit_wire::admin::{ControlStatus, MemberDetail, MemberRow, Status};
 
 use super::migrations::migrations_or;
 use super::nodes::nodes;
 use super::units::{millis, utc};
-use super::{facts, joined, maybe, sections};
+use super::{facts, joined, list, maybe, sections};
 
 /// `control status`.
 pub fn control(status: &ControlStatus) -> String {
@@ -16,6 +16,9 @@ pub fn control(status: &ControlStatus) -> String {
         term,
         leader,
         voters,
+        group,
+        members,
+        change,
         applied,
         committed,
         log: (first, last),
@@ -23,8 +26,9 @@ pub fn control(status: &ControlStatus) -> String {
         condition,
         session,
     } = status;
-    facts([
+    let first = facts([
         ("cluster", cluster.clone()),
+        ("group", maybe(group.as_ref())),
         ("node", node.to_string()),
         ("role", role.clone()),
         ("condition", condition.clone()),
@@ -39,7 +43,30 @@ pub fn control(status: &ControlStatus) -> String {
             quorum_age_ms.map_or_else(|| maybe(None::<&str>), |ms| format!("{} ago", millis(ms))),
         ),
         ("session with", maybe(session.as_ref())),
-    ])
+        ("change under way", maybe(change.as_ref())),
+    ]);
+    if members.is_empty() { first } else { sections(first, [("members", members_table(members))]) }
+}
+
+fn members_table(rows: &[MemberRow]) -> String {
+    let cells = |row: &MemberRow| {
+        let MemberRow { node, voter, state, answers, behind } = row;
+        let answers = answers.map(|answers| if answers { "yes" } else { "NO" });
+        [node.to_string(), state.clone(), maybe(answers), maybe(*behind), voter.clone()]
+    };
+    list("", ["node", "state", "answers", "entries behind", "number"], &[3], rows.iter().map(cells))
+}
+
+/// What has become of a node in the control group, in a line.
+pub fn member(detail: &MemberDetail) -> String {
+    let MemberDetail { node, done, state, behind: _, waits_for, voters } = detail;
+    let done = done.as_ref().map_or_else(String::new, |done| format!(" {done}"));
+    let state = match state.as_str() {
+        "voter" => "it votes".to_owned(),
+        "learner" => format!("it learns, and votes when {}", maybe(waits_for.as_ref())),
+        _ => "it is not in the control group".to_owned(),
+    };
+    format!("{node}{done}: {state}. Voters: {}", joined(voters))
 }
 
 /// `status`.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use godwit_control::driver::{Config, Driver, Outbox, ProposeError, Role, StartError, Status};
-use godwit_control::group::NodeId;
+use godwit_control::group::{NodeId, Voters};
+use godwit_control::members::Wanted;
 use godwit_control::storage::DiskSource;
 
 use super::{Ledger, id, voters};
@@ -56,8 +57,18 @@ impl Group {
     }
 
     pub(crate) fn start(&mut self, n: u64, source: impl DiskSource + 'static) -> Result<(), StartError> {
+        self.start_among(n, voters(), source)
+    }
+
+    /// The same, in a group that these have founded.
+    pub(crate) fn start_among(
+        &mut self,
+        n: u64,
+        founders: Voters,
+        source: impl DiskSource + 'static,
+    ) -> Result<(), StartError> {
         self.starts += 1;
-        let mut config = Config::new(id(n), voters(), self.starts);
+        let mut config = Config::new(id(n), founders, self.starts);
         (self.config)(&mut config);
         let outbox = Arc::new(Wire { me: id(n), sent: Arc::clone(&self.sent) });
         let driver = Driver::start(config, Ledger::default(), Box::new(source), outbox, self.now)?;
@@ -138,6 +149,40 @@ impl Group {
         self.drivers.get_mut(&n).expect("runs").propose(entry.to_vec(), self.now, caller);
         self.settle();
         answer
+    }
+
+    /// Asks voter `n` for a change of the group.
+    pub(crate) fn change(&mut self, n: u64, wanted: &Wanted, entry: &[u8]) -> Answer {
+        let answer = Answer::default();
+        let slot = Arc::clone(&answer);
+        let caller = Box::new(move |outcome| *slot.lock().expect("not poisoned") = Some(outcome));
+        self.drivers.get_mut(&n).expect("runs").change(wanted, entry.to_vec(), self.now, caller);
+        self.settle();
+        answer
+    }
+
+    /// The same, until it is agreed, whoever leads meanwhile.
+    pub(crate) fn make(&mut self, wanted: &Wanted) {
+        for _ in 0..600 {
+            let settled = |group: &Self| {
+                let leader = group.leader()?;
+                let status = group.status(leader);
+                let members = status.view.members;
+                let done = match wanted {
+                    Wanted::Add(name) => members.named(name).is_some(),
+                    Wanted::Promote(name) => members.named(name).is_some_and(|(_, member)| member.votes),
+                    Wanted::Remove(name) => members.named(name).is_none(),
+                };
+                Some((leader, done))
+            };
+            match settled(self) {
+                Some((_, true)) => return,
+                Some((leader, false)) => drop(self.change(leader, wanted, b"")),
+                None => {}
+            }
+            self.tick();
+        }
+        panic!("within a minute not: {wanted:?}: {:?}", self.leader().map(|leader| self.status(leader)));
     }
 
     /// Asks voter `n` for proof that it looks at the present; nothing is carried yet.

@@ -75,6 +75,17 @@ pub enum NodeChange {
     CancelDrain,
 }
 
+/// How the control group changes with an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MemberChange {
+    /// A node learns what is agreed, so that it can vote.
+    Added,
+    /// A node that has learnt it votes.
+    Promoted,
+    /// A node is in the group no more.
+    Removed,
+}
+
 /// A phase that the log would not know of by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Milestone {
@@ -247,6 +258,14 @@ pub enum Command {
         change: BTreeMap<String, Option<String>>,
         /// A label that has another value may be changed.
         overwrite: bool,
+    },
+    /// The control group is another from this entry on. The group itself sees to that; here it stands for those who read, and
+    /// for the answer to whoever asked.
+    Member {
+        /// The node.
+        node: NodeName,
+        /// What becomes of it.
+        change: MemberChange,
     },
 }
 

@@ -88,6 +88,7 @@ impl Registry {
             | Command::Fence { .. }
             | Command::FenceSeen { .. }
             | Command::RemoveNode { .. }
+            | Command::Member { .. }
             | Command::If { .. }
             | Command::Label { .. } => known(Some(false)),
         }

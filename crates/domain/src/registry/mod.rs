@@ -49,7 +49,7 @@ use crate::policy::{Policy, PolicyName};
 use crate::settings::ClusterSettings;
 
 pub use admission::Waiting;
-pub use command::{BootId, Command, GuestUid, Home, Milestone, NodeChange, Refusal, Stamped};
+pub use command::{BootId, Command, GuestUid, Home, MemberChange, Milestone, NodeChange, Refusal, Stamped};
 pub use drain::{Drain, Due, Tries, retry_after_ms};
 pub use layers::InForce;
 pub use met::{Found, Labelled, Met};
@@ -273,6 +273,7 @@ impl Registry {
             Command::Fence { node, boot, instances } => self.fence(&node, boot, &instances),
             Command::FenceSeen { node } => self.fence_seen(&node),
             Command::RemoveNode { node } => self.remove_node(&node),
+            Command::Member { .. } => Ok(BTreeSet::new()),
             Command::If { met, command } => self.change_if(met, *command),
             Command::Label { of, change, overwrite } => self.label(of, &change, overwrite),
         }

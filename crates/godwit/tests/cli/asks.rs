@@ -73,6 +73,8 @@ async fn what_is_asked_of_nodes_is_what_was_written() {
     for (line, act) in [
         ("status", Act::Status),
         ("control status", Act::ControlStatus),
+        ("control add node-b", Act::ControlAdd { node: at("node-b") }),
+        ("control remove node-b", Act::ControlRemove { node: at("node-b") }),
         ("node list", Act::NodeList),
         ("node show node-b", Act::NodeShow { node: at("node-b") }),
         ("node fence node-b", Act::NodeFence { node: at("node-b"), although_reachable: false }),

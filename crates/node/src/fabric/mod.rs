@@ -43,7 +43,7 @@ pub use dial::DialError;
 pub use endpoint::FabricError;
 
 /// Tells a peer, in its close, that it was refused.
-const REFUSED: u32 = 1;
+pub(crate) const REFUSED: u32 = 1;
 /// Tells a peer, in its close, that it broke a rule.
 pub(crate) const BROKE_RULE: u32 = 2;
 /// Tells a peer, in its close, that this node stops.

@@ -117,7 +117,7 @@ impl Serving {
 }
 
 pub(crate) fn hello(node: &str, cluster: &str) -> Hello {
-    Hello { cluster: cluster.to_owned(), name: name(node), node: None }
+    Hello { cluster: cluster.to_owned(), name: name(node), group: None, voter: None, node: None }
 }
 
 fn preamble(source: &str) -> Preamble {

@@ -12,6 +12,7 @@
 
 mod acts;
 mod asked;
+mod members;
 mod moves;
 mod objects;
 mod problem;
@@ -104,6 +105,9 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
     match act {
         Act::Version | Act::ControlStatus => Err(problem::not_here()),
         Act::Status | Act::NodeList | Act::GuestList | Act::MigrationList => look_now(group, act).await,
+        Act::ControlAdd { node } => members::add(group, asked, node).await,
+        Act::ControlRemove { node } => members::remove(group, asked, node).await,
+        Act::ControlWatch { node } => members::watch(group, node, events).await,
         Act::NodeShow { node } => acts::node_show(group, node).await,
         Act::GuestShow { guest } => guest_detail(group, guest).await,
         Act::MigrationShow { migration } => migration_detail(group, migration).await,
@@ -159,6 +163,8 @@ async fn again(group: &Group, act: Act, made: Option<String>) -> Answered {
         Act::MigrationSet { migration, .. } | Act::MigrationCancel { migration } => {
             migration_detail(group, migration).await
         }
+        Act::ControlAdd { node } => members::detail(group, node, Some("added")).await,
+        Act::ControlRemove { node } => members::detail(group, node, Some("removed")).await,
         Act::GuestCreate { guest, .. } => acts::await_created(group, guest, made).await,
         Act::GuestRecover { guest, .. } => guest_detail(group, guest).await,
         Act::NodeDrain { node } | Act::NodeDrainCancel { node } | Act::NodeUncordon { node } => {

@@ -1,5 +1,5 @@
-//! What a leader does by itself: it admits what can be admitted, asks for what drains want, and ends what has waited too
-//! long.
+//! What a leader does by itself: it admits what can be admitted, asks for what drains want, ends what has waited too long,
+//! and lets a learner vote that has learnt.
 //!
 //! ```text
 //!   something applied, a node comes or goes, a second passes ─▶ drains ─▶ next admission ─▶ propose, and look again
@@ -11,9 +11,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use godwit_control::Wanted;
 use godwit_domain::MigrationId;
 use godwit_domain::ownership::{Entry, Side};
-use godwit_domain::registry::{Command, Due, GuestUid, Wish};
+use godwit_domain::registry::{Command, Due, GuestUid, MemberChange, Wish};
 
 use super::decide::{self, Asked, Judged, Next};
 use super::{Group, NotAgreed, now_ms};
@@ -38,6 +39,7 @@ pub async fn lead(group: Group) {
         while group.leads() {
             ask_for_drains(&group).await;
             admit_all(&group, &mut tried_again).await;
+            promote(&group).await;
             end_the_unanswered(&group).await;
             // A queue of thousands is judged once a second, not at every entry.
             if looked_at.elapsed() >= LOOK_INTERVAL {
@@ -45,13 +47,28 @@ pub async fn lead(group: Group) {
                 watch_the_unplaceable(&group).await;
             }
             tokio::select! {
-                changed = view.changed() => if changed.is_err() { return },
+                changed = view.changed() => if changed.is_err() { break },
                 () = group.floor().changed() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
         }
         tracing::info!(node = %group.me(), "does not lead any more");
         group.floor().clear();
+    }
+}
+
+/// Lets a learner vote that lacks almost nothing, if enough voters answer.
+async fn promote(group: &Group) {
+    let members = group.members();
+    let Some((id, name)) = members.learner() else { return };
+    let Some(status) = group.status().await else { return };
+    let wanted = Wanted::Promote(name.clone());
+    if members.change(&wanted, id, &status.standing).is_err() {
+        return;
+    }
+    match group.change_for(None, wanted, MemberChange::Promoted).await {
+        Ok(()) => tracing::info!(node = %name, "votes in the control group"),
+        Err(error) => tracing::info!(node = %name, %error, "does not vote yet"),
     }
 }
 

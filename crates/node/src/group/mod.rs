@@ -11,22 +11,23 @@
 
 pub mod decide;
 pub mod desk;
+mod enroll;
 mod floor;
 mod lead;
 mod rows;
 mod serve;
 pub mod told;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use actix::{Addr, MailboxError};
 use godwit_control::{
-    ControlActor, NodeId, Propose, ProposeError, Prove, Query, QuorumAge, Role, Status, StatusNow, View,
+    ChangeError, ChangeMembers, Condition, ControlActor, HandOn, Members, NodeId, Propose, ProposeError,
+    Prove, Query, QuorumAge, Role, Status, StatusNow, View, Wanted,
 };
 use godwit_domain::NodeName;
-use godwit_domain::registry::{Command, Refusal, Registry, RequestKey, Stamped};
+use godwit_domain::registry::{Command, MemberChange, Refusal, Registry, RequestKey, Stamped};
 use godwit_wire::log;
 use tokio::sync::watch;
 
@@ -34,6 +35,7 @@ pub use floor::Floor;
 pub use lead::lead;
 pub use serve::serve;
 
+use crate::book::Keeper;
 use crate::replica::{Bells, Replica};
 
 /// This node's voter. Clones are the same one.
@@ -44,7 +46,7 @@ pub struct Group(Arc<Inner>);
 struct Inner {
     me: NodeName,
     cluster: String,
-    voters: BTreeMap<NodeId, NodeName>,
+    keeper: Keeper,
     control: Addr<ControlActor<Replica>>,
     view: watch::Receiver<View>,
     bells: Arc<Bells>,
@@ -60,6 +62,9 @@ pub enum NotAgreed {
     /// It was not taken.
     #[error("{0}")]
     NotTaken(String),
+    /// A rule of the group forbids this change of it.
+    #[error(transparent)]
+    Forbidden(#[from] ChangeError),
     /// Nobody knows.
     #[error("it is not known whether it is agreed; look, or ask again")]
     Unknown,
@@ -71,7 +76,7 @@ pub fn now_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A voter's number: made of its name, so that nobody has to give them out.
+/// A founder's number: made of its name, so that nobody has to give them out. Whoever is added later gets another.
 pub fn voter_id(name: &NodeName) -> NodeId {
     // FNV-1a, 64 bits. 0 is nobody.
     let hash = name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -85,12 +90,12 @@ impl Group {
     pub fn new(
         me: NodeName,
         cluster: String,
-        voters: BTreeMap<NodeId, NodeName>,
+        keeper: Keeper,
         control: Addr<ControlActor<Replica>>,
         view: watch::Receiver<View>,
         bells: Arc<Bells>,
     ) -> Self {
-        Self(Arc::new(Inner { me, cluster, voters, control, view, bells, floor: Floor::default() }))
+        Self(Arc::new(Inner { me, cluster, keeper, control, view, bells, floor: Floor::default() }))
     }
 
     /// This node.
@@ -103,11 +108,44 @@ impl Group {
         &self.0.cluster
     }
 
+    /// What the node knows of the group.
+    pub fn keeper(&self) -> &Keeper {
+        &self.0.keeper
+    }
+
+    /// Where the group's messages go.
+    pub fn control(&self) -> &Addr<ControlActor<Replica>> {
+        &self.0.control
+    }
+
+    /// Who is in the group, as far as this voter has applied it.
+    pub fn members(&self) -> Arc<Members> {
+        Arc::clone(&self.0.view.borrow().members)
+    }
+
     /// Every voter.
     pub fn voters(&self) -> Vec<NodeName> {
-        let mut names: Vec<NodeName> = self.0.voters.values().cloned().collect();
+        let members = self.members();
+        let voters = members.iter().filter(|(_, member)| member.votes);
+        let mut names: Vec<NodeName> = voters.map(|(_, member)| member.name.clone()).collect();
         names.sort();
         names
+    }
+
+    /// Whether a node with this number is in the group, by what this voter has applied or by what was told.
+    pub fn is_in(&self, id: NodeId, name: &NodeName) -> bool {
+        let names = |members: &Members| members.get(id).is_some_and(|member| member.name == *name);
+        let members = self.members();
+        // Of two the later one is right.
+        match self.0.keeper.now().filter(|book| book.members.index() > members.index()) {
+            Some(book) => names(&book.members),
+            None => names(&members),
+        }
+    }
+
+    /// Waits until this voter was removed from the group; `false`: it has ended without that.
+    pub async fn removed(&self) -> bool {
+        self.watch().wait_for(|view| view.condition == Condition::Removed).await.is_ok()
     }
 
     /// What the voter is and how far.
@@ -128,7 +166,26 @@ impl Group {
     /// Who leads, as far as it knows.
     pub fn leader(&self) -> Option<NodeName> {
         let leader = self.0.view.borrow().leader?;
-        self.0.voters.get(&leader).cloned()
+        let told = || self.0.keeper.now()?.members.get(leader).map(|member| member.name.clone());
+        self.members().get(leader).map(|member| member.name.clone()).or_else(told)
+    }
+
+    /// Agrees on a change of the group, as the answer to an operator's request.
+    pub async fn change_for(
+        &self,
+        request: Option<RequestKey>,
+        wanted: Wanted,
+        change: MemberChange,
+    ) -> Result<(), NotAgreed> {
+        let (Wanted::Add(node) | Wanted::Promote(node) | Wanted::Remove(node)) = &wanted;
+        let command = Command::Member { node: node.clone(), change };
+        let entry = self.entry(request, command)?;
+        self.agreed(self.0.control.send(ChangeMembers::<Result<(), Refusal>>::new(wanted, entry))).await
+    }
+
+    /// Asks that another voter leads.
+    pub async fn hand_on(&self) {
+        let _ = self.0.control.send(HandOn).await;
     }
 
     /// Agrees on a command, with this leader's time.
@@ -138,17 +195,29 @@ impl Group {
 
     /// The same, as the answer to an operator's request: a repeated one gets the first answer.
     pub async fn propose_for(&self, request: Option<RequestKey>, command: Command) -> Result<(), NotAgreed> {
-        let entry = log::encode_entry(&Stamped { time_ms: now_ms(), request, command })
-            .map_err(|error| NotAgreed::NotTaken(error.to_string()))?;
+        let entry = self.entry(request, command)?;
+        self.agreed(self.0.control.send(Propose::<Result<(), Refusal>>::new(entry))).await
+    }
+
+    fn entry(&self, request: Option<RequestKey>, command: Command) -> Result<Vec<u8>, NotAgreed> {
         if !self.0.control.connected() {
             return Err(NotAgreed::NotTaken("this voter has stopped".to_owned()));
         }
-        match self.0.control.send(Propose::<Result<(), Refusal>>::new(entry)).await {
+        log::encode_entry(&Stamped { time_ms: now_ms(), request, command })
+            .map_err(|error| NotAgreed::NotTaken(error.to_string()))
+    }
+
+    async fn agreed(
+        &self,
+        proposed: impl Future<Output = Result<Result<Result<(), Refusal>, ProposeError>, MailboxError>>,
+    ) -> Result<(), NotAgreed> {
+        match proposed.await {
             Ok(Ok(applied)) => Ok(applied?),
             // A voter that stops now may have proposed it before: closed is not the same as not taken.
             Ok(Err(ProposeError::Unknown)) | Err(MailboxError::Timeout | MailboxError::Closed) => {
                 Err(NotAgreed::Unknown)
             }
+            Ok(Err(ProposeError::Forbidden(rule))) => Err(NotAgreed::Forbidden(rule)),
             Ok(Err(refused)) => Err(NotAgreed::NotTaken(refused.to_string())),
         }
     }

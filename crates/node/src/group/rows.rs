@@ -30,6 +30,8 @@ pub(super) struct Beside {
     pub(super) leader: Option<NodeName>,
     /// Who votes.
     pub(super) voters: BTreeSet<NodeName>,
+    /// Who learns what is agreed, to vote.
+    pub(super) learner: Option<NodeName>,
     /// Nodes with a session; `None`: nobody leads who would know.
     pub(super) reachable: Option<BTreeSet<NodeName>>,
     /// For how long, in milliseconds, a node has had none.
@@ -62,6 +64,7 @@ impl Beside {
         Self {
             leader: group.leader(),
             voters: group.voters().into_iter().collect(),
+            learner: group.members().learner().map(|(_, name)| name.clone()),
             reachable: leads.then(|| floor.reachable()),
             silent_ms: silent.collect(),
             progress: progress.collect(),
@@ -102,6 +105,7 @@ pub(super) fn node_row(registry: &Registry, beside: &Beside, name: &NodeName, no
     let control = match (beside.leader.as_ref() == Some(name), beside.voters.contains(name)) {
         (true, _) => "leader",
         (false, true) => "voter",
+        (false, false) if beside.learner.as_ref() == Some(name) => "learner",
         (false, false) => "-",
     };
     let takes_guests = match (registry.drains.get(name), registry.is_cordoned(name)) {

@@ -6,15 +6,16 @@
 //!                                       └────▶ questions, each on a stream of its own
 //! ```
 //!
-//! Always true: a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
+//! Always true: a node of another group is refused by name; a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
 //! said that it has stopped what it must; a session ends with the leadership.
 
-use godwit_domain::NodeName;
 use godwit_domain::registry::{Command, GuestUid, Node};
-use godwit_wire::session::{ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, PUSH_BYTES_MAX, Welcome};
+use godwit_domain::{GroupId, NodeName};
+use godwit_wire::session::{ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, PUSH_BYTES_MAX, Push, Welcome};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::enroll::{self, Told};
 use super::{Group, NotAgreed, desk, told};
 use crate::fabric::{ControlCall, frames};
 
@@ -22,17 +23,20 @@ use crate::fabric::{ControlCall, frames};
 pub async fn serve(group: Group, call: ControlCall) {
     let ControlCall { connection, stream: (mut send, _receive), hello, .. } = call;
     let node = hello.name;
-    let welcome = greet(&group, &node, hello.node).await;
-    let leads = matches!(welcome, Welcome::Leads { .. });
+    let welcome = greet(&group, &node, hello.group, hello.node).await;
+    let told = match &welcome {
+        Welcome::Leads { membership, .. } => Some(Told::new(&group, membership)),
+        Welcome::Elsewhere { .. } | Welcome::Refused { .. } => None,
+    };
     if frames::write(&mut send, "welcome", &welcome, ASK_BYTES_MAX).await.is_err() {
         return;
     }
-    if !leads {
+    let Some(told) = told else {
         let _ = send.finish();
         // The node closes when it has read.
         connection.closed().await;
         return;
-    }
+    };
     let number = group.floor().enter(&node, connection.clone());
     if !group.leads() {
         // Deposed between Welcome and here: nobody else would close it.
@@ -40,7 +44,7 @@ pub async fn serve(group: Group, call: ControlCall) {
     }
     tracing::info!(%node, session = number, "session begins");
     let mut tasks = JoinSet::new();
-    tasks.spawn(push(group.clone(), node.clone(), number, send));
+    tasks.spawn(push(group.clone(), node.clone(), number, told, send));
     // Ends with the connection, which ends with the leadership.
     while let Ok((send, receive)) = connection.accept_bi().await {
         let (group, node) = (group.clone(), node.clone());
@@ -57,10 +61,23 @@ fn closed(connection: &Connection) -> String {
     connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default()
 }
 
-async fn greet(group: &Group, name: &NodeName, node: Option<Node>) -> Welcome {
+async fn greet(group: &Group, name: &NodeName, theirs: Option<GroupId>, node: Option<Node>) -> Welcome {
     let view = group.view();
+    let Some(membership) = enroll::membership(group).await else {
+        return Welcome::Elsewhere { leader: None, membership: None };
+    };
+    if let Some(theirs) = theirs.filter(|theirs| *theirs != membership.group) {
+        let ours = membership.group;
+        let message = format!(
+            "node {name} belongs to control group {theirs}, and {} is in group {ours} of the same cluster; nodes of one \
+             cluster belong to one group",
+            group.me()
+        );
+        return Welcome::Refused { message };
+    }
+    let elsewhere = |membership| Welcome::Elsewhere { leader: group.leader(), membership: Some(membership) };
     if !group.leads() {
-        return Welcome::Elsewhere { leader: group.leader() };
+        return elsewhere(membership);
     }
     let Some(node) = node else {
         return Welcome::Refused { message: "a session's Hello says what the node is".to_owned() };
@@ -68,34 +85,42 @@ async fn greet(group: &Group, name: &NodeName, node: Option<Node>) -> Welcome {
     let (known, asked) = (name.clone(), node.clone());
     let is_known = group.read(move |registry| told::is_known(registry, &known, &asked));
     if is_known.await == Some(true) {
-        return Welcome::Leads { term: view.term };
+        return Welcome::Leads { term: view.term, membership };
     }
     let join = Command::Join { name: name.clone(), node: Node { fenced: None, ..node } };
     match group.propose(join).await {
-        Ok(()) => Welcome::Leads { term: view.term },
+        // With the address that it has now.
+        Ok(()) => match enroll::membership(group).await {
+            Some(membership) => Welcome::Leads { term: view.term, membership },
+            None => elsewhere(membership),
+        },
         Err(NotAgreed::Refused(refusal)) => Welcome::Refused { message: refusal.to_string() },
-        Err(NotAgreed::NotTaken(_) | NotAgreed::Unknown) => Welcome::Elsewhere { leader: group.leader() },
+        Err(NotAgreed::NotTaken(_) | NotAgreed::Forbidden(_) | NotAgreed::Unknown) => elsewhere(membership),
     }
 }
 
 /// Pushes what the bell rings for, everything first.
-async fn push(group: Group, node: NodeName, number: u64, mut send: SendStream) {
+async fn push(group: Group, node: NodeName, number: u64, mut told: Told, mut send: SendStream) {
     let ear = group.bells().hang(node.clone(), number);
     let name = node.clone();
     let all = group.read(move |registry| told::all_for(registry, &name));
     group.bells().ring(&node, all.await.unwrap_or_default());
     loop {
         let Some(rung) = group.bells().take(&node, number) else { return };
-        if rung.is_empty() {
-            ear.notified().await;
+        let mut membership = told.news(&group).await;
+        if rung.is_empty() && membership.is_none() {
+            tokio::select! {
+                () = ear.notified() => {}
+                () = told.changed() => {}
+            }
             continue;
         }
         let mut guests: Vec<GuestUid> = rung.guests.into_iter().collect();
         loop {
             let rest = guests.split_off(guests.len().min(GUESTS_PER_PUSH_MAX));
             let (now, name, complete) = (guests, node.clone(), rest.is_empty());
-            let Some(push) = group.read(move |registry| told::pushed(registry, &name, now, complete)).await
-            else {
+            let pushed = group.read(move |registry| told::pushed(registry, &name, now, complete)).await;
+            let Some(push) = pushed.map(|push| Push { membership: membership.take(), ..push }) else {
                 return;
             };
             if frames::write(&mut send, "push", &push, PUSH_BYTES_MAX).await.is_err() {
@@ -143,6 +168,8 @@ async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
         Ok(()) => Answer::Applied,
         Err(NotAgreed::Refused(refusal)) => Answer::Refused { why: refusal.to_string() },
         Err(NotAgreed::NotTaken(why)) => Answer::Unknown { why },
-        Err(NotAgreed::Unknown) => Answer::Unknown { why: NotAgreed::Unknown.to_string() },
+        Err(error @ (NotAgreed::Forbidden(_) | NotAgreed::Unknown)) => {
+            Answer::Unknown { why: error.to_string() }
+        }
     }
 }

@@ -25,7 +25,7 @@ pub fn all_for(registry: &Registry, name: &NodeName) -> Vec<GuestUid> {
 pub fn pushed(registry: &Registry, node: &NodeName, guests: Vec<GuestUid>, complete: bool) -> Push {
     let fenced = registry.nodes.get(node).and_then(|node| node.fenced.clone());
     let views = guests.into_iter().filter_map(|uid| view_of(registry, uid));
-    Push { fenced, guests: views.collect(), complete }
+    Push { fenced, membership: None, guests: views.collect(), complete }
 }
 
 fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {

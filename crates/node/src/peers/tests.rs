@@ -42,7 +42,7 @@ impl Receiver {
             let mut hearing = JoinSet::new();
             while let Some(call) = serving.control.recv().await {
                 assert_eq!((call.role, &call.hello.name), (Role::Peer, &name("a")));
-                hearing.spawn(hear(call, SENDER, control.clone().recipient()));
+                hearing.spawn(hear(call, SENDER, control.clone().recipient(), || true));
             }
             while hearing.join_next().await.is_some() {}
         });
@@ -81,9 +81,11 @@ impl Receiver {
 }
 
 fn peers(fabric: &Fabric, receiver: SocketAddr) -> Arc<Peers> {
-    let me = (name("a"), fabric.control_address().expect("address"));
-    let voters = [(SENDER, me), (RECEIVER, (name("b"), receiver))].into();
-    Peers::start(fabric.clone(), name("a"), "one".to_owned(), voters)
+    let met = |of: &str, address| Met { name: name(of), addresses: vec![address] };
+    let me = met("a", fabric.control_address().expect("address"));
+    let peers = Peers::start(fabric.clone(), name("a"), "one".to_owned(), (GroupId(1), SENDER));
+    peers.set([(SENDER, me), (RECEIVER, met("b", receiver))].into());
+    peers
 }
 
 #[actix::test]

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fastrand::Rng;
 use godwit_control::engine::Position;
 use godwit_control::storage::Stored;
-use godwit_control::{Disk, DiskError, DiskSource};
+use godwit_control::{Disk, DiskError, DiskSource, Members};
 use raft::eraftpb::{Entry, HardState, Snapshot};
 
 /// In every planned failure's words.
@@ -48,8 +48,8 @@ impl Write {
             Self::Install(snapshot, hard) => {
                 let metadata = snapshot.get_metadata();
                 let base = Position { term: metadata.term, index: metadata.index };
-                let voters = std::mem::take(&mut to.voters);
-                *to = Stored { voters, hard, base, entries: Vec::new(), snapshot: Some(snapshot) };
+                let founders = std::mem::take(&mut to.founders);
+                *to = Stored { founders, hard, base, entries: Vec::new(), snapshot: Some(snapshot) };
             }
         }
     }
@@ -115,8 +115,8 @@ impl Platter {
 pub(crate) struct Folder(Arc<Mutex<Platter>>);
 
 impl Folder {
-    pub(crate) fn new(voters: Vec<u64>) -> Self {
-        let synced = Stored { voters, ..Stored::default() };
+    pub(crate) fn new(founders: Members) -> Self {
+        let synced = Stored { founders, ..Stored::default() };
         Self(Arc::new(Mutex::new(Platter { synced, ..Platter::default() })))
     }
 

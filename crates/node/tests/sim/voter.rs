@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use godwit_control::{Condition, Config, DiskError, Driver, NodeId, ProposeError, Role, StartError};
+use godwit_control::{Condition, Config, DiskError, Driver, Members, NodeId, ProposeError, Role, StartError};
 use godwit_node::replica::Bells;
 
 use crate::disk::{Folder, PLANNED};
@@ -57,10 +57,10 @@ pub(crate) struct Voter {
 }
 
 impl Voter {
-    pub(crate) fn new(id: NodeId, voters: Vec<u64>) -> Self {
+    pub(crate) fn new(id: NodeId, founders: Members) -> Self {
         Self {
             id,
-            disk: Folder::new(voters),
+            disk: Folder::new(founders),
             starts: 0,
             driver: None,
             sent: Arc::default(),

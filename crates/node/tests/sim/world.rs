@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use godwit_control::{NodeId, Voters};
+use godwit_control::{Members, NodeId, Voters};
 use godwit_domain::registry::{BootId, Node};
 use godwit_domain::{InstanceId, NodeName};
 
@@ -126,7 +126,7 @@ impl World {
                 process: 0,
                 asleep_until: 0,
                 clock,
-                voter: (at < voting).then(|| Voter::new(id(at), voters.numbers())),
+                voter: (at < voting).then(|| Voter::new(id(at), Members::founding(&voters))),
                 agent: hosts.then(Agent::default),
                 host: Host::default(),
             }

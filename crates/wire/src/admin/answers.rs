@@ -64,7 +64,7 @@ pub struct ControlStatus {
     pub cluster: String,
     /// The node that answers.
     pub node: NodeName,
-    /// What it is: leader, follower, candidate, halted, or none if it does not vote.
+    /// What it is: leader, follower, learner, candidate, halted, or none if it has no place in the group.
     pub role: String,
     /// The term.
     pub term: u64,
@@ -72,6 +72,12 @@ pub struct ControlStatus {
     pub leader: Option<NodeName>,
     /// Every voter.
     pub voters: Vec<NodeName>,
+    /// The group, if the node has heard of one: 32 hexadecimal digits.
+    pub group: Option<String>,
+    /// Everyone in it.
+    pub members: Vec<MemberRow>,
+    /// The change of the group that is under way, in words.
+    pub change: Option<String>,
     /// Up to which entry its state is.
     pub applied: u64,
     /// Up to which entry the log is agreed.
@@ -86,6 +92,38 @@ pub struct ControlStatus {
     pub session: Option<NodeName>,
 }
 
+/// A member of the control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// The node.
+    pub node: NodeName,
+    /// Its number in the group: 16 hexadecimal digits.
+    pub voter: String,
+    /// `voter` or `learner`.
+    pub state: String,
+    /// Whether it answers. The leader alone knows.
+    pub answers: Option<bool>,
+    /// How many agreed entries it lacks. The leader alone knows.
+    pub behind: Option<u64>,
+}
+
+/// What has become of a node in the control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberDetail {
+    /// The node.
+    pub node: NodeName,
+    /// What the request did: `added`, `removed` or `unchanged`; none where it only looks.
+    pub done: Option<String>,
+    /// `voter`, `learner` or `none`.
+    pub state: String,
+    /// How many agreed entries it lacks.
+    pub behind: Option<u64>,
+    /// For what it waits before it votes.
+    pub waits_for: Option<String>,
+    /// Every voter.
+    pub voters: Vec<NodeName>,
+}
+
 /// A node in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
@@ -95,7 +133,7 @@ pub struct NodeRow {
     pub state: String,
     /// Since when it has not been heard, as the leader counts, in milliseconds.
     pub unreachable_for_ms: Option<u64>,
-    /// Whether it votes, and leads: `leader`, `voter` or `-`.
+    /// Whether it votes, and leads: `leader`, `voter`, `learner` or `-`.
     pub control: String,
     /// Control address.
     pub control_address: SocketAddr,

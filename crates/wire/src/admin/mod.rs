@@ -59,6 +59,21 @@ pub enum Act {
     Status,
     /// How the asked node's voter and the group stand. Answered by the node that is asked. Answer: [`ControlStatus`].
     ControlStatus,
+    /// Take a node into the control group; answered when it learns. Answer: [`MemberDetail`].
+    ControlAdd {
+        /// Which; it has joined, and answers.
+        node: NodeName,
+    },
+    /// Take a node out of the control group. Answer: [`MemberDetail`].
+    ControlRemove {
+        /// Which.
+        node: NodeName,
+    },
+    /// A node that is taken into the control group, until it votes or is in it no more. Events and answer: [`MemberDetail`].
+    ControlWatch {
+        /// Which.
+        node: NodeName,
+    },
     /// Every node. Answer: list of [`NodeRow`].
     NodeList,
     /// One node, with what is on it. Answer: [`NodeDetail`].

@@ -97,7 +97,7 @@ fn vouch_for(registry: &Registry, node: &NodeName) -> Option<Vouch> {
 }
 
 /// Who answers a leader that was just elected is known in a moment.
-async fn settled(group: &Group) -> Result<(), Problem> {
+pub(super) async fn settled(group: &Group) -> Result<(), Problem> {
     while !group.floor().is_settled() {
         if !group.leads() {
             return Err(problem::leadership_lost());
@@ -137,13 +137,9 @@ pub(super) async fn removable(group: &Group, node: &NodeName) -> Result<(), Prob
         let message = format!("node {node} has a session with the leader");
         return Err(refused("a node that is removed has stopped", message, "stop its process first"));
     }
-    if group.voters().contains(node) {
-        let message = format!("node {node} votes in the control group");
-        return Err(refused(
-            "a voter is not removed",
-            message,
-            "voters are fixed by the config in this version",
-        ));
+    if group.members().named(node).is_some() {
+        let message = format!("node {node} is in the control group");
+        return Err(refused("a voter is not removed", message, format!("godwit control remove {node}")));
     }
     Ok(())
 }

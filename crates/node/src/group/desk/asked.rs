@@ -2,7 +2,10 @@
 //!
 //! Always true: the registry remembers, not this leader, so the answer is the same after an election.
 
-use godwit_domain::registry::{Answered as Remembered, Command, REQUEST_ID_BYTES_MAX, RequestKey};
+use godwit_control::Wanted;
+use godwit_domain::registry::{
+    Answered as Remembered, Command, MemberChange, REQUEST_ID_BYTES_MAX, RequestKey,
+};
 use godwit_wire::admin::{Act, Problem, digest};
 
 use super::super::{Group, NotAgreed};
@@ -51,6 +54,17 @@ impl Asked {
     /// Whether nobody can ask for its answer again.
     pub(super) fn is_once(&self) -> bool {
         self.key.is_none()
+    }
+
+    /// Agrees on a change of the group.
+    pub(super) async fn change(
+        self,
+        group: &Group,
+        wanted: Wanted,
+        change: MemberChange,
+    ) -> Result<(), NotAgreed> {
+        let key = self.key.map(|(id, digest)| RequestKey { id, digest, made: None });
+        group.change_for(key, wanted, change).await
     }
 
     /// Agrees on the command that this request comes to. `made`: what must be known to answer it again. Returns the first

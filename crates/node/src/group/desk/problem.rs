@@ -82,6 +82,16 @@ pub(super) fn contended() -> Problem {
     Problem::new(Code::Unavailable, "a change meets what was looked at", message, "ask again in a moment")
 }
 
+pub(super) fn handed_on(node: &NodeName) -> Problem {
+    let message = format!("node {node} has led and hands the leadership on; nothing was proposed");
+    Problem::new(
+        Code::Unavailable,
+        "a leader that is removed hands on first",
+        message,
+        "ask again in a moment",
+    )
+}
+
 pub(super) fn leadership_lost() -> Problem {
     let message = "the leadership was lost while the answer was waited for";
     Problem::new(Code::Unknown, "the leader must stay", message, "look how things stand, and ask again")
@@ -91,6 +101,7 @@ impl From<NotAgreed> for Problem {
     fn from(error: NotAgreed) -> Self {
         match error {
             NotAgreed::Refused(refusal) => of_refusal(&refusal),
+            NotAgreed::Forbidden(rule) => super::members::of_rule(rule),
             NotAgreed::NotTaken(why) => {
                 Self::new(Code::Unavailable, "the leader must take it", why, "ask again in a moment")
             }
