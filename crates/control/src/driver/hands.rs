@@ -78,8 +78,9 @@ impl<S: StateMachine> Sink for Hands<S> {
 
     fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
         let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
-        let twice = planted::is_on("entry-applied-twice") && position.index.is_multiple_of(16);
-        if let (true, Some(entry)) = (twice, entry) {
+        if let (true, Some(entry)) =
+            (planted::is_on("entry-applied-twice") && position.index.is_multiple_of(16), entry)
+        {
             reply = Some(self.machine.apply(position.index, entry));
         }
         self.applied = position.index;
