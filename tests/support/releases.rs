@@ -100,6 +100,6 @@ fn hex(bytes: &[u8]) -> String {
 
 fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter_map(|c| char::from(c).to_digit(16)?.try_into().ok()).collect();
-    assert!(digits.len() == text.len() && text.len() % 2 == 0, "not hex: {text}");
+    assert!(digits.len() == text.len() && text.len().is_multiple_of(2), "not hex: {text}");
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
