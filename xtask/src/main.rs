@@ -1,4 +1,5 @@
-//! House rules that the compiler does not know, as programs: `cargo xtask purity` and `cargo xtask tidy`.
+//! House rules that the compiler does not know, as programs: `cargo xtask purity` and `cargo xtask tidy`; and a history of
+//! the simulation, again: `cargo xtask sim`.
 //!
 //! ```text
 //!   every .rs file ──▶ source: without comments and strings ──┬──▶ purity   who may use what
@@ -9,6 +10,7 @@
 //! Always true: each finding names the place, the rule and what would satisfy it; one finding fails the run.
 
 mod purity;
+mod sim;
 mod source;
 mod tidy;
 
@@ -16,9 +18,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask purity | tidy
+const USAGE: &str = "usage: cargo xtask purity | tidy | sim SEED
   purity  domain and wire are pure; unsafe, bincode and actix stay in their rooms
-  tidy    files and functions fit a reader; every file opens with its map";
+  tidy    files and functions fit a reader; every file opens with its map
+  sim     one history of the simulation with its log; --step: entry by entry, --bug NAME: with a bug planted";
 
 /// One rule that is broken in one place.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,7 +40,18 @@ impl fmt::Display for Finding {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let findings = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some((&"sim", rest)) = arguments.split_first() {
+        return match root().and_then(|root| sim::replay(&root, rest)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let findings = match arguments.as_slice() {
         ["purity"] => check(purity::check),
         ["tidy"] => check(|_, sources| Ok(tidy::check(sources))),
         _ => Err(USAGE.to_owned()),

@@ -25,7 +25,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::eraftpb::{EntryType, Message, MessageType, Snapshot};
+use godwit_domain::planted;
+use raft::eraftpb::{EntryType, HardState, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::envelope::{self, MessageError, Opener, SNAPSHOT_BYTES_MAX};
@@ -282,6 +283,9 @@ impl Engine {
         let mut ready = self.node.ready();
         self.send(ready.take_messages(), sink);
 
+        if planted::is_on("reply-before-sync") {
+            self.send(ready.take_persisted_messages(), sink);
+        }
         self.store(&ready, disk)?;
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
@@ -334,10 +338,14 @@ impl Engine {
             self.snapshot = ready.snapshot().data.clone();
         }
         if !ready.entries().is_empty() || ready.hs().is_some() {
-            disk.append(ready.entries(), &hard)?;
+            if planted::is_on("vote-not-persisted") {
+                disk.append(ready.entries(), &HardState { vote: 0, ..hard.clone() })?;
+            } else {
+                disk.append(ready.entries(), &hard)?;
+            }
             self.node.mut_store().append(ready.entries(), hard);
         }
-        if ready.must_sync() { disk.sync() } else { Ok(()) }
+        if ready.must_sync() && !planted::is_on("sync-skipped") { disk.sync() } else { Ok(()) }
     }
 
     fn send(&mut self, messages: Vec<Message>, sink: &mut dyn Sink) {
@@ -391,6 +399,12 @@ impl Engine {
         let metadata = snapshot.mut_metadata();
         metadata.index = state.index;
         metadata.term = state.term;
+        if planted::is_on("snapshot-without-tail") {
+            // It claims what comes behind it in the log, too.
+            let (_, last) = self.log_range();
+            let last = self.node.store().position(last).unwrap_or(state);
+            (metadata.index, metadata.term) = (last.index, last.term);
+        }
         metadata.set_conf_state(self.node.store().conf().clone());
         snapshot.set_data(bytes.into());
         let hard = self.node.raft.hard_state();

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use godwit_domain::planted;
+
 /// Callers that may wait at once, as many as for proposals.
 pub const PROOFS_MAX: usize = 1024;
 
@@ -51,7 +53,8 @@ impl<C> Proofs<C> {
 
     /// A quorum has answered: what was agreed when the question was asked ends with `index`.
     pub fn answered(&mut self, question: u64, index: u64) {
-        for wanted in self.wanted.iter_mut().filter(|wanted| wanted.question <= question) {
+        let fits = |wanted: &Wanted<C>| wanted.question <= question || planted::is_on("proof-by-old-answer");
+        for wanted in self.wanted.iter_mut().filter(|wanted| fits(wanted)) {
             wanted.index.get_or_insert(index);
         }
     }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use godwit_domain::planted;
+
 use super::{Caller, Outbox, Prover};
 use crate::engine::{Position, Sink};
 use crate::group::NodeId;
@@ -37,7 +39,11 @@ pub(super) struct Hands<S: StateMachine> {
 
 impl<S: StateMachine> Hands<S> {
     pub(super) fn unknown(answers: Vec<(Caller<S::Reply>, Outcome)>) {
-        answers.into_iter().for_each(|(caller, _)| caller(Err(ProposeError::Unknown)));
+        let nobody_knows = || match planted::is_on("unknown-said-no") {
+            true => ProposeError::NotLeader { leader: None },
+            false => ProposeError::Unknown,
+        };
+        answers.into_iter().for_each(|(caller, _)| caller(Err(nobody_knows())));
     }
 
     /// Nobody is promised or shown anything any more.
@@ -72,6 +78,11 @@ impl<S: StateMachine> Sink for Hands<S> {
 
     fn apply(&mut self, position: Position, entry: Option<&[u8]>) {
         let mut reply = entry.map(|entry| self.machine.apply(position.index, entry));
+        if let (true, Some(entry)) =
+            (planted::is_on("entry-applied-twice") && position.index.is_multiple_of(16), entry)
+        {
+            reply = Some(self.machine.apply(position.index, entry));
+        }
         self.applied = position.index;
         for (caller, outcome) in self.promises.applied(position) {
             let kept = if outcome == Outcome::Applied { reply.take() } else { None };

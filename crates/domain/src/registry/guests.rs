@@ -153,6 +153,7 @@ impl Registry {
     pub(super) fn entry(&mut self, uid: GuestUid, entry: Entry) -> Applied {
         let declines = matches!(entry, Entry::Decline { .. });
         let by_operator = matches!(entry, Entry::End { side: Side::Operator, .. });
+        let recovers = matches!(entry, Entry::Recover { .. });
         let (nodes, ended) = self.change(uid, |guest, time_ms| {
             let mut nodes = concerned(&guest.ownership);
             let was_open = is_open(&guest.ownership);
@@ -171,6 +172,10 @@ impl Registry {
                 guest.finished.drain(..surplus);
             }
             nodes.extend(concerned(&guest.ownership));
+            if recovers {
+                // A copy that was kept and is not chosen is named by nobody any more: its node must hear that it may go.
+                nodes.extend(guest.ownership.holders.iter().cloned());
+            }
             Ok((nodes, ended))
         })?;
         if ended {

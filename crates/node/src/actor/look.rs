@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
-use godwit_domain::ownership::{Entry, Life};
+use godwit_domain::ownership::Life;
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
 use godwit_transfer::drive::chain;
@@ -20,6 +20,7 @@ use godwit_wire::handoff::{RunState, Standing};
 use tracing::Instrument;
 
 use super::proposals::until_answered;
+use super::rules::needs_to_know_all;
 use super::{Here, MAKE_AGAIN_AFTER, NodeActor};
 use crate::local::{LocalError, OwnedRole};
 use crate::owed::resume_if_behind;
@@ -261,14 +262,6 @@ impl NodeActor {
             });
         }
     }
-}
-
-/// Whether a duty rests on there being no other runner here than those that are known.
-fn needs_to_know_all(duty: &Duty) -> bool {
-    matches!(
-        duty,
-        Duty::Make | Duty::Propose(Entry::Gone { .. } | Entry::Purged { .. } | Entry::HandBack { .. })
-    )
 }
 
 impl Handler<Refreshed> for NodeActor {

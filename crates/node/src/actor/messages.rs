@@ -16,7 +16,7 @@ use godwit_wire::migration::Mismatch;
 use godwit_wire::session::{GuestView, Here as Shown, NodeAnswer, NodeAsk, Push};
 
 use super::look::Died;
-use super::{Here, NodeActor};
+use super::{Here, NodeActor, rules};
 use crate::fabric;
 use crate::local::{LocalError, Sought, until_ended};
 use crate::outbound::Reach;
@@ -91,7 +91,7 @@ impl NodeActor {
 
     fn see(&mut self, view: GuestView) {
         // An older view than the one in hand tells nothing.
-        if self.views.get(&view.uid).is_some_and(|known| known.ownership.epoch > view.ownership.epoch) {
+        if self.views.get(&view.uid).is_some_and(|known| rules::is_older(&view.ownership, &known.ownership)) {
             return;
         }
         for transfer in self.transfers.values_mut().filter(|transfer| transfer.uid == view.uid) {

@@ -18,6 +18,7 @@ mod look;
 mod messages;
 mod migrate;
 mod proposals;
+pub mod rules;
 mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};

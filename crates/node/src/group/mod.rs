@@ -9,12 +9,14 @@
 //! Always true: what decides is in the log; the floor is the leader's own, and gone with its leadership. Nothing that is
 //! read here is told as present unless this voter leads.
 
+pub mod decide;
 pub mod desk;
 mod enroll;
 mod floor;
 mod lead;
 mod rows;
 mod serve;
+pub mod told;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

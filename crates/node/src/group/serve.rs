@@ -9,19 +9,14 @@
 //! Always true: a node of another group is refused by name; a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
 //! said that it has stopped what it must; a session ends with the leadership.
 
-use std::net::SocketAddr;
-
-use godwit_domain::ownership::{Entry, Side};
-use godwit_domain::registry::{Command, Guest, GuestUid, Node, Registry};
+use godwit_domain::registry::{Command, GuestUid, Node};
 use godwit_domain::{GroupId, NodeName};
-use godwit_wire::session::{
-    ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, GuestView, PUSH_BYTES_MAX, Push, Welcome,
-};
+use godwit_wire::session::{ASK_BYTES_MAX, Answer, Ask, GUESTS_PER_PUSH_MAX, PUSH_BYTES_MAX, Push, Welcome};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
 use super::enroll::{self, Told};
-use super::{Group, NotAgreed, desk};
+use super::{Group, NotAgreed, desk, told};
 use crate::fabric::{ControlCall, frames};
 
 /// Serves a session until it ends.
@@ -88,9 +83,7 @@ async fn greet(group: &Group, name: &NodeName, theirs: Option<GroupId>, node: Op
         return Welcome::Refused { message: "a session's Hello says what the node is".to_owned() };
     };
     let (known, asked) = (name.clone(), node.clone());
-    let is_known = group.read(move |registry| {
-        registry.nodes.get(&known).is_some_and(|known| Node { fenced: None, ..known.clone() } == asked)
-    });
+    let is_known = group.read(move |registry| told::is_known(registry, &known, &asked));
     if is_known.await == Some(true) {
         return Welcome::Leads { term: view.term, membership };
     }
@@ -110,10 +103,7 @@ async fn greet(group: &Group, name: &NodeName, theirs: Option<GroupId>, node: Op
 async fn push(group: Group, node: NodeName, number: u64, mut told: Told, mut send: SendStream) {
     let ear = group.bells().hang(node.clone(), number);
     let name = node.clone();
-    let all = group.read(move |registry| {
-        let holds = registry.touched_by(&name).filter(|(_, guest)| guest.ownership.holders.contains(&name));
-        holds.map(|(uid, _)| uid).collect::<Vec<_>>()
-    });
+    let all = group.read(move |registry| told::all_for(registry, &name));
     group.bells().ring(&node, all.await.unwrap_or_default());
     loop {
         let Some(rung) = group.bells().take(&node, number) else { return };
@@ -129,7 +119,7 @@ async fn push(group: Group, node: NodeName, number: u64, mut told: Told, mut sen
         loop {
             let rest = guests.split_off(guests.len().min(GUESTS_PER_PUSH_MAX));
             let (now, name, complete) = (guests, node.clone(), rest.is_empty());
-            let pushed = group.read(move |registry| pushed(registry, &name, now, complete)).await;
+            let pushed = group.read(move |registry| told::pushed(registry, &name, now, complete)).await;
             let Some(push) = pushed.map(|push| Push { membership: membership.take(), ..push }) else {
                 return;
             };
@@ -141,42 +131,6 @@ async fn push(group: Group, node: NodeName, number: u64, mut told: Told, mut sen
             }
             guests = rest;
         }
-    }
-}
-
-fn pushed(registry: &Registry, node: &NodeName, guests: Vec<GuestUid>, complete: bool) -> Push {
-    let fenced = registry.nodes.get(node).and_then(|node| node.fenced.clone());
-    let views = guests.into_iter().filter_map(|uid| view_of(registry, uid));
-    Push { fenced, membership: None, guests: views.collect(), complete }
-}
-
-fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
-    let guest = registry.guests.get(&uid)?;
-    let target = guest.ownership.attempt.as_ref().and_then(|attempt| attempt.phase.target_node());
-    let network = network_of(guest);
-    let target = target.and_then(|target| registry.nodes.get(target));
-    Some(GuestView {
-        uid,
-        name: guest.name.clone(),
-        spec: guest.spec().clone(),
-        ownership: guest.ownership.clone(),
-        settings: registry.settings_of(guest),
-        target_address: target.and_then(|target| address_in(target, network.as_deref())),
-        network,
-        post_copy_at_once: guest.record.as_ref().is_some_and(|record| record.wish.post_copy_at_once),
-    })
-}
-
-/// The network that a guest's present migration goes over; `None`: the default.
-fn network_of(guest: &Guest) -> Option<String> {
-    guest.record.as_ref().and_then(|record| record.network.clone())
-}
-
-/// Where pages for a node come in, if it is in that network.
-fn address_in(node: &Node, network: Option<&str>) -> Option<SocketAddr> {
-    match network {
-        None => Some(node.migration),
-        Some(network) => node.networks.get(network).copied(),
     }
 }
 
@@ -204,86 +158,18 @@ async fn answer(group: Group, node: NodeName, mut send: SendStream, mut receive:
     }
 }
 
-/// Whether a node may say this: it is about a guest that it plays a part in, and no operator's word.
-fn is_for(registry: &Registry, node: &NodeName, command: &Command) -> bool {
-    let guest = match command {
-        Command::Guest { guest, entry } if is_a_nodes(entry) => Some(*guest),
-        Command::Measured { migration, .. } | Command::Reached { migration, .. } => {
-            registry.guest_of(migration).map(|(uid, _)| uid)
-        }
-        _ => None,
-    };
-    guest.is_some_and(|guest| registry.touches(node, guest))
-}
-
-fn is_a_nodes(entry: &Entry) -> bool {
-    match entry {
-        Entry::Born { .. }
-        | Entry::Decline { .. }
-        | Entry::Accept { .. }
-        | Entry::HandOver { .. }
-        | Entry::CallOff { .. }
-        | Entry::End { side: Side::Source | Side::Target | Side::Deadline, .. }
-        | Entry::Dropped { .. }
-        | Entry::Running { .. }
-        | Entry::AllPages { .. }
-        | Entry::HandBack { .. }
-        | Entry::Gone { .. }
-        | Entry::Purged { .. } => true,
-        Entry::Request { .. }
-        | Entry::Start { .. }
-        | Entry::End { side: Side::Control | Side::Operator, .. }
-        | Entry::Vouch { .. }
-        | Entry::Recover { .. }
-        | Entry::Delete => false,
-    }
-}
-
 async fn proposed(group: &Group, node: &NodeName, command: Command) -> Answer {
-    let refused = |why: String| Answer::Refused { why };
-    match &command {
-        Command::FenceSeen { node: of } if of == node => {}
-        Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
-            let (name, asked) = (node.clone(), command.clone());
-            let look = group.read(move |registry| {
-                let fenced = registry.nodes.get(&name).is_some_and(|node| node.fenced.is_some());
-                (fenced, is_for(registry, &name, &asked))
-            });
-            let (is_fenced, is_its) = look.await.unwrap_or((true, true));
-            if is_fenced {
-                let why = format!("node {node} is fenced and has not said that its guests are stopped");
-                return Answer::Unknown { why };
-            }
-            if !is_its {
-                return refused(format!("node {node} plays no part in what it proposes: {command:?}"));
-            }
-        }
-        other => return refused(format!("a node does not propose {other:?}")),
+    let (name, asked) = (node.clone(), command.clone());
+    let look = group.read(move |registry| told::may_say(registry, &name, &asked));
+    if let Some(Err(answer)) = look.await {
+        return answer;
     }
     match group.propose(command).await {
         Ok(()) => Answer::Applied,
-        Err(NotAgreed::Refused(refusal)) => refused(refusal.to_string()),
+        Err(NotAgreed::Refused(refusal)) => Answer::Refused { why: refusal.to_string() },
         Err(NotAgreed::NotTaken(why)) => Answer::Unknown { why },
         Err(error @ (NotAgreed::Forbidden(_) | NotAgreed::Unknown)) => {
             Answer::Unknown { why: error.to_string() }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_reached_in_the_network_that_is_named_and_in_no_other() {
-        let at = |text: &str| text.parse::<SocketAddr>().expect("address");
-        let networks = [("storage".to_owned(), at("10.1.0.1:7400"))].into();
-        let boot = godwit_domain::registry::BootId(1);
-        let node = Node { networks, ..Node::new(at("10.0.0.1:7300"), at("10.0.0.1:7400"), boot, 1) };
-        for (network, address) in
-            [(None, Some("10.0.0.1:7400")), (Some("storage"), Some("10.1.0.1:7400")), (Some("other"), None)]
-        {
-            assert_eq!(address_in(&node, network), address.map(at), "{network:?}");
         }
     }
 }

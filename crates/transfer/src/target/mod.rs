@@ -21,6 +21,8 @@ mod closing;
 mod missing;
 mod planted;
 mod postcopy;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -331,6 +333,12 @@ impl TargetSession {
         let ours = ownership.attempt.as_ref().filter(|attempt| attempt.migration == self.migration);
         self.source_gone = ours.is_some_and(|attempt| attempt.phase.source_is_gone());
         match ours.map(|attempt| &attempt.phase) {
+            Some(Phase::Copying { target, .. } | Phase::HandedOver { target, .. })
+                if target.instance != self.instance =>
+            {
+                // Said by one that was here before, and late: no source will come to this one.
+                self.fail(format!("runner {} was accepted for it", target.instance));
+            }
             Some(Phase::HandedOver { .. }) if ownership.licenses(self.instance) => {
                 self.licence = Some(ownership.epoch);
                 self.run_if_licensed();

@@ -166,3 +166,18 @@ fn ten_thousand_earlier_migrations_are_kept_of_all_and_the_last_of_each_guest() 
     let last = |n: &u64| registry.guest_of(&migration(4 * guests + n)).is_some();
     assert!((0..guests).all(|n| last(&n)));
 }
+
+#[test]
+fn whoever_may_hold_a_copy_hears_that_a_lost_guest_runs_again() {
+    let mut registry = cluster(1);
+    ask(&mut registry, 0, Some("b"));
+    admit_all(&mut registry);
+    copy(&mut registry, 0);
+    succeed(&mut registry, 0);
+    // Node a was away and still has its paused copy; of a guest that is lost it keeps it.
+    let owner = registry.guests[&GuestUid(0)].ownership.owner().expect("it lives").instance;
+    entry(&mut registry, 0, Entry::Gone { instance: owner });
+    let rung = entry(&mut registry, 0, Entry::Recover { instance: owner });
+    let rung: Vec<String> = rung.into_iter().map(|effect| effect.node.to_string()).collect();
+    assert_eq!(rung, ["a", "b"]);
+}
