@@ -11,7 +11,7 @@
 //!   up no other actor;
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
 //!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
-//! - what is proposed while earlier proposals are under way waits for their answers, [`HELD_WITHIN`] at most, and goes with
+//! - what is proposed while earlier proposals are under way waits for their answers, `HELD_WITHIN` at most, and goes with
 //!   all that has come by then: else each would have a sync of its own on every voter's disk, one after the other. Who is
 //!   alone waits for nothing;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
