@@ -25,7 +25,7 @@ use godwit_wire::migration::SessionId;
 use godwit_wire::session::{Ask, GuestView};
 use tokio::sync::watch;
 
-use super::{NodeActor, Transfer};
+use super::{NodeActor, Transfer, rules};
 use crate::files;
 use crate::local::{Handle, OwnedRole};
 use crate::outbound::{self, Errand, Outbound, Reach};
@@ -211,6 +211,9 @@ impl NodeActor {
     ) -> bool {
         let Some(here) = self.here.get(&source.instance) else { return false };
         if here.standing.state != RunState::Paused || here.standing.epoch != view.ownership.spoken_epoch() {
+            return false;
+        }
+        if !rules::may_serve(&view.ownership, source.instance, self.records.withheld(view.uid)) {
             return false;
         }
         self.set_out(ctx, view, migration, source, target, Errand::Serve);

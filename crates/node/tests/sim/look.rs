@@ -4,6 +4,7 @@ use godwit_domain::agent::{self, Duty, Local, Runner, RunnerState, Tombstone};
 use godwit_domain::ownership::{CALL_OFFS_MAX, Entry, Mode, Ownership, Phase, Side};
 use godwit_domain::registry::GuestUid;
 use godwit_domain::{Epoch, InstanceId, MigrationId};
+use godwit_node::actor::rules;
 
 use crate::agent::{Here, Owed};
 use crate::event::Event;
@@ -311,6 +312,10 @@ impl World {
     fn serves(&mut self, at: At, uid: GuestUid, view: &Ownership, instance: InstanceId) -> bool {
         let Some(here) = self.here(at, instance) else { return false };
         if here.state != RunnerState::Paused(view.spoken_epoch()) {
+            return false;
+        }
+        let withheld = self.machines[at].host.withheld.iter().filter(|(of, ..)| *of == uid);
+        if !rules::may_serve(view, instance, withheld.map(|(_, copy, sealed)| (*copy, *sealed))) {
             return false;
         }
         self.serve(at, uid, view, instance);
