@@ -80,8 +80,12 @@ impl Refusal {
     fn went_away(&self) -> bool {
         use quinn::{ConnectionError, TransportErrorCode};
         match self {
-            // This node is stopping, and its endpoint with it; or the peer has thought better of it.
-            Self::Handshake(ConnectionError::LocallyClosed | ConnectionError::ApplicationClosed(_)) => true,
+            // This node is stopping, and its endpoint with it; or the peer has thought better of it, or is cut off.
+            Self::Handshake(
+                ConnectionError::LocallyClosed
+                | ConnectionError::ApplicationClosed(_)
+                | ConnectionError::TimedOut,
+            ) => true,
             Self::Handshake(ConnectionError::ConnectionClosed(close)) => {
                 close.error_code == TransportErrorCode::APPLICATION_ERROR
             }
