@@ -11,21 +11,25 @@
 //!   up no other actor;
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
 //!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
+//! - what is proposed while earlier proposals are under way waits for their answers, [`HELD_WITHIN`] at most, and goes with
+//!   all that has come by then: else each would have a sync of its own on every voter's disk, one after the other. Who is
+//!   alone waits for nothing;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
 
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use actix::{
     Actor, ActorContext, Addr, Arbiter, AsyncContext, Context, Handler, MailboxError, Message, MessageResult,
-    ResponseFuture,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use crate::driver::{Config, Driver, Outbox};
+use crate::answer::Later;
+use crate::driver::{Caller, Config, Driver, Outbox};
 use crate::group::NodeId;
 use crate::machine::StateMachine;
 use crate::members::Wanted;
@@ -39,6 +43,11 @@ pub const TICK: Duration = Duration::from_millis(100);
 const MAILBOX: usize = 64;
 /// Messages taken before a turn comes.
 const INPUTS_PER_TURN_MAX: usize = 128;
+/// How long a proposal waits for those before it. A commit takes a few milliseconds where voters are near, and where they
+/// are far this is little beside it.
+const HELD_WITHIN: Duration = Duration::from_millis(10);
+/// As many do not wait for more.
+const HELD_MAX: usize = 64;
 
 /// Agree on an entry. `R` is the state machine's reply.
 pub struct Propose<R> {
@@ -160,6 +169,12 @@ pub struct ControlActor<S: StateMachine> {
     view: watch::Sender<View>,
     /// Taken since the last turn; above 0, a turn is on its way.
     inputs: usize,
+    /// Entries that are not proposed yet, with their callers.
+    held: Vec<(Vec<u8>, Caller<S::Reply>)>,
+    /// When the first of them came.
+    held_since: Instant,
+    /// Callers whose entries were proposed and who are not answered.
+    open: Arc<AtomicUsize>,
 }
 
 impl<S: StateMachine> fmt::Debug for ControlActor<S> {
@@ -196,7 +211,16 @@ impl<S: StateMachine> ControlHandle<S> {
         let arbiter = Arbiter::new();
         let addr = ControlActor::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(MAILBOX);
-            ControlActor { driver, began, last_tick: began, view, inputs: 0 }
+            ControlActor {
+                driver,
+                began,
+                last_tick: began,
+                view,
+                inputs: 0,
+                held: Vec::new(),
+                held_since: began,
+                open: Arc::default(),
+            }
         });
         Ok(Self { addr, view: seen, arbiter })
     }
@@ -254,9 +278,31 @@ impl<S: StateMachine> ControlActor<S> {
         }
     }
 
+    /// Whether what is held is to be proposed.
+    fn is_due(&self) -> bool {
+        let full = self.held.len() >= HELD_MAX || self.held_since.elapsed() >= HELD_WITHIN;
+        !self.held.is_empty() && (full || self.open.load(Ordering::Relaxed) == 0)
+    }
+
+    fn propose_held(&mut self) {
+        let now = self.now();
+        for (entry, caller) in std::mem::take(&mut self.held) {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            let open = Arc::clone(&self.open);
+            let caller = Box::new(move |outcome| {
+                open.fetch_sub(1, Ordering::Relaxed);
+                caller(outcome);
+            });
+            self.driver.propose(entry, now, caller);
+        }
+    }
+
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.inputs = 0;
-        if self.driver.turn(self.now()) {
+        if self.is_due() {
+            self.propose_held();
+        }
+        if self.driver.turn(self.now()) || self.is_due() {
             self.inputs = 1;
             ctx.notify(Turn);
         }
@@ -285,41 +331,42 @@ impl<S: StateMachine> Actor for ControlActor<S> {
 }
 
 impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
-    type Result = ResponseFuture<Result<S::Reply, ProposeError>>;
+    type Result = Later<Result<S::Reply, ProposeError>>;
 
     fn handle(&mut self, propose: Propose<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
-        let (answer, answered) = oneshot::channel();
-        // A caller who has gone away needs no answer.
-        let caller = Box::new(move |outcome| drop(answer.send(outcome)));
-        self.driver.propose(propose.entry, self.now(), caller);
+        let (later, answer) = Later::new();
+        if self.held.is_empty() {
+            self.held_since = Instant::now();
+            if self.open.load(Ordering::Relaxed) > 0 {
+                // If nothing else happens until then.
+                ctx.run_later(HELD_WITHIN, Self::input);
+            }
+        }
+        self.held.push((propose.entry, Box::new(answer)));
         self.input(ctx);
-        Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+        later
     }
 }
 
 impl<S: StateMachine> Handler<ChangeMembers<S::Reply>> for ControlActor<S> {
-    type Result = ResponseFuture<Result<S::Reply, ProposeError>>;
+    type Result = Later<Result<S::Reply, ProposeError>>;
 
     fn handle(&mut self, change: ChangeMembers<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
-        let (answer, answered) = oneshot::channel();
-        let caller = Box::new(move |outcome| drop(answer.send(outcome)));
-        self.driver.change(&change.wanted, change.entry, self.now(), caller);
+        let (later, answer) = Later::new();
+        self.driver.change(&change.wanted, change.entry, self.now(), Box::new(answer));
         self.input(ctx);
-        Box::pin(async move { answered.await.unwrap_or(Err(ProposeError::Unknown)) })
+        later
     }
 }
 
 impl<S: StateMachine> Handler<Prove> for ControlActor<S> {
-    type Result = ResponseFuture<bool>;
+    type Result = Later<bool>;
 
     fn handle(&mut self, _: Prove, ctx: &mut Self::Context) -> Self::Result {
-        let (answer, answered) = oneshot::channel();
-        let caller = Box::new(move |is_proven| {
-            let _ = answer.send(is_proven);
-        });
-        self.driver.prove(self.now(), caller);
+        let (later, answer) = Later::new();
+        self.driver.prove(self.now(), Box::new(answer));
         self.input(ctx);
-        Box::pin(async move { answered.await.unwrap_or(false) })
+        later
     }
 }
 

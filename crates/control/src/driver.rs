@@ -230,13 +230,8 @@ impl<S: StateMachine> Driver<S> {
     /// Runs something of raft or of the state machine, whose panics are this voter's death.
     fn guarded<T>(&mut self, run: impl FnOnce(&mut Running, &mut Hands<S>) -> T) -> Option<T> {
         let Life::Running(running) = &mut self.life else { return None };
-        match catch_unwind(AssertUnwindSafe(|| run(running, &mut self.hands))) {
-            Ok(value) => Some(value),
-            Err(panic) => {
-                self.crash(panic_message(panic.as_ref()));
-                None
-            }
-        }
+        let done = catch_unwind(AssertUnwindSafe(|| run(running, &mut self.hands)));
+        done.map_err(|panic| self.crash(panic_message(panic.as_ref()))).ok()
     }
 
     /// A tick has passed.
@@ -327,11 +322,9 @@ impl<S: StateMachine> Driver<S> {
     /// Asks for proof, of a voter that leads, that whoever looks at what is applied after `caller` was told `true` sees
     /// everything that was agreed before now. `false`: it does not lead, or no quorum answers in time.
     pub fn prove(&mut self, now: Duration, caller: Prover) {
-        if self.view().role != Role::Leader || !self.hands.proofs.has_room() {
-            return caller(false);
-        }
-        if planted::is_on("stale-read") {
-            return caller(true);
+        let (leads, stale) = (self.view().role == Role::Leader, planted::is_on("stale-read"));
+        if stale || !leads || !self.hands.proofs.has_room() {
+            return caller(stale && leads);
         }
         // One that has not left yet is asked for him too. Those that are asked from time to time make up for lost ones.
         let question = self.unsent_question.unwrap_or_else(|| self.ask_quorum(now));

@@ -15,7 +15,7 @@
 //!   promises   who waits for which entry         proofs     who waits for proof that he looks at the present
 //!   driver     one voter's whole life, deterministic
 //!   status     what a voter tells of itself      actor      the shell with clock and thread
-//!   logging    raft's log lines, bridged to tracing
+//!   answer     to a message, after its handler         logging    raft's log lines, bridged to tracing
 //! ```
 //!
 //! Always true:
@@ -24,6 +24,7 @@
 //! - a reply says what became of an entry or that nobody knows. It never says "no" of one that may be in the log.
 
 pub mod actor;
+mod answer;
 pub mod driver;
 pub mod engine;
 pub mod envelope;

@@ -23,7 +23,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::actor::{NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
+use crate::actor::{Leaves, NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
 use crate::book::{BookError, Keeper};
 use crate::fabric::{Fabric, REFUSED, frames};
 
@@ -34,6 +34,13 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_millis(500);
 /// How often the leader is asked when a quorum has answered: a switchover wants an answer of the last second.
 const QUORUM_INTERVAL: Duration = Duration::from_millis(250);
+/// How often it is looked whether a guest leaves this node. While none does nobody needs the answer, and a thousand nodes
+/// that ask all the same would keep a leader busy with nothing else.
+const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a leader counts as lost: until another must have been elected, if it is.
+const LOST_FOR: Duration = Duration::from_secs(2);
+/// How long one may take to be there again meanwhile. Its host may be off, and another may lead soon.
+const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -125,13 +132,15 @@ impl Seeker {
     /// Keeps a session with whoever leads. Ends with the actor.
     pub async fn seek(self, actor: Addr<NodeActor>, Place(place): Place) {
         let mut hint: Option<NodeName> = None;
+        let mut last: Option<(NodeName, Instant)> = None;
         let mut pause = RETRY_MIN;
         // Why each voter has not given one, as it was said last.
         let mut said: BTreeMap<NodeName, String> = BTreeMap::new();
         while actor.connected() {
-            let asked = hint.take();
-            for voter in asked.into_iter().chain(self.order()) {
-                match self.call(&voter).await {
+            let lost =
+                last.as_ref().filter(|(_, at)| at.elapsed() < LOST_FOR).map(|(voter, _)| voter.clone());
+            for voter in hint.take().into_iter().chain(lost_last(self.order(), lost.as_ref())) {
+                match self.call(&voter, lost.as_ref() == Some(&voter)).await {
                     Ok(Called::Leads(connection, pushes)) => {
                         pause = RETRY_MIN;
                         tracing::info!(leader = %voter, "session with the leader");
@@ -144,9 +153,13 @@ impl Seeker {
                         place.send_replace(None);
                         tracing::info!(leader = %voter, reason, "session lost");
                         let _ = actor.send(SessionEnded).await;
+                        last = Some((voter, Instant::now()));
                         break;
                     }
-                    Ok(Called::Elsewhere(leader)) => hint = leader.filter(|leader| *leader != voter),
+                    // Who names the one that was lost may not have noticed yet. It is asked last anyway.
+                    Ok(Called::Elsewhere(leader)) => {
+                        hint = leader.filter(|leader| *leader != voter && Some(leader) != lost.as_ref());
+                    }
                     Err(error) if said.get(&voter) == Some(&error) => {}
                     Err(error) => {
                         tracing::info!(%voter, error, "no session");
@@ -182,10 +195,10 @@ impl Seeker {
         addresses
     }
 
-    async fn call(&self, voter: &NodeName) -> Result<Called, String> {
+    async fn call(&self, voter: &NodeName, was_lost: bool) -> Result<Called, String> {
         let mut called = Err("nobody has said where it is".to_owned());
         for address in self.addresses(voter) {
-            called = self.call_at(voter, address).await;
+            called = self.call_at(voter, address, was_lost).await;
             if called.is_ok() {
                 break;
             }
@@ -193,7 +206,7 @@ impl Seeker {
         called
     }
 
-    async fn call_at(&self, voter: &NodeName, address: SocketAddr) -> Result<Called, String> {
+    async fn call_at(&self, voter: &NodeName, address: SocketAddr, was_lost: bool) -> Result<Called, String> {
         let hello = Hello {
             cluster: self.cluster.clone(),
             name: self.name.clone(),
@@ -201,7 +214,11 @@ impl Seeker {
             voter: None,
             node: Some(self.node.clone()),
         };
-        let dialed = self.fabric.dial_control(address, voter, Role::Session, &hello).await;
+        let dialing = self.fabric.dial_control(address, voter, Role::Session, &hello);
+        let dialed = match was_lost {
+            true => tokio::time::timeout(LOST_DIAL_TIMEOUT, dialing).await.map_err(|_| "it is still lost")?,
+            false => dialing.await,
+        };
         let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         let welcome =
@@ -236,6 +253,14 @@ impl Seeker {
             None => Err("it ended without a welcome".to_owned()),
         }
     }
+}
+
+/// The leader that was just lost is asked last: its host may be off, and to find that out takes longer than to be sent on
+/// by another.
+fn lost_last(order: Vec<NodeName>, lost: Option<&NodeName>) -> Vec<NodeName> {
+    let (last, mut first): (Vec<_>, Vec<_>) = order.into_iter().partition(|voter| Some(voter) == lost);
+    first.extend(last);
+    first
 }
 
 enum Called {
@@ -273,6 +298,14 @@ async fn hold(
     let (home, leader) = (actor.clone(), leader.clone());
     tasks.spawn(async move {
         loop {
+            match home.send(Leaves).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    tokio::time::sleep(LEAVING_INTERVAL).await;
+                    continue;
+                }
+                Err(_) => return,
+            }
             let asked = Instant::now();
             if let Ok(Answer::QuorumAge(Some(age_ms))) = leader.ask(&Ask::Quorum).await {
                 let age = asked.elapsed() + Duration::from_millis(age_ms);
@@ -297,5 +330,23 @@ async fn question(actor: Addr<NodeActor>, mut send: SendStream, mut receive: Rec
     let Ok(answer) = actor.send(Questioned(ask)).await else { return };
     if frames::write(&mut send, "answer", &answer, PUSH_BYTES_MAX).await.is_ok() {
         let _ = send.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_that_was_lost_is_asked_last() {
+        let names = |texts: [&str; 3]| texts.map(|text| text.parse::<NodeName>().expect("a name")).to_vec();
+        let lost = names(["a", "x", "y"]);
+        assert_eq!(lost_last(names(["a", "b", "c"]), None), names(["a", "b", "c"]));
+        assert_eq!(lost_last(names(["a", "b", "c"]), lost.first()), names(["b", "c", "a"]));
+        assert_eq!(
+            lost_last(names(["a", "b", "c"]), lost.last()),
+            names(["a", "b", "c"]),
+            "it votes no more"
+        );
     }
 }

@@ -91,8 +91,8 @@ impl Registry {
         waits.then(|| self.why_it_waits(guest, reachable, &mut Judged::new(), true)).flatten()
     }
 
-    /// The whole queue, in order, with reasons. Of the first so many it is said why each node can not take it; of the
-    /// others, that none can.
+    /// The whole queue, in order, with reasons. Of the first so many it is said who holds the permits, and why each node
+    /// can not take it; of the others, that there is none.
     pub fn waiting(&self, reachable: &BTreeSet<NodeName>, explained_max: usize) -> Vec<Waiting> {
         let mut judged = Judged::new();
         let all = self.queue().enumerate().filter_map(|(at, uid)| {
@@ -205,7 +205,7 @@ impl Registry {
         judged: &mut Judged<'a>,
         explains: bool,
     ) -> Option<WaitReason> {
-        if let Some(reason) = self.limit_reached(guest) {
+        if let Some(reason) = self.limit_reached(guest, explains) {
             return Some(reason);
         }
         let source = &guest.ownership.owner()?.node;
@@ -256,7 +256,7 @@ impl Registry {
 
     /// What holds up this grant, as the registry stands; reachability is not the registry's to judge.
     pub(super) fn what_holds_up(&self, guest: &Guest, target: &NodeName) -> Option<WaitReason> {
-        self.limit_reached(guest).or_else(|| {
+        self.limit_reached(guest, true).or_else(|| {
             let wish = &guest.record.as_ref()?.wish;
             let needs = Needs::of(&guest.body, &wish.selector, wish.target.as_ref());
             let source = guest.ownership.owner().map(|owner| &owner.node);
@@ -268,22 +268,27 @@ impl Registry {
         })
     }
 
-    fn limit_reached(&self, guest: &Guest) -> Option<WaitReason> {
+    /// The limit that holds up a guest; who has its permits is said only if it explains.
+    fn limit_reached(&self, guest: &Guest, explains: bool) -> Option<WaitReason> {
         let limits = self.settings.limits();
-        let holders = |of: &dyn Fn(&NodeName, &NodeName) -> bool| {
-            let granted = self.granted().filter(|(_, source, target)| of(source, target));
-            granted.map(|(attempt, ..)| attempt.migration.clone()).collect::<Vec<_>>()
-        };
         if at_least(self.index.granted.len(), limits.cluster) {
-            return Some(WaitReason::ClusterLimit { limit: limits.cluster, holders: holders(&|_, _| true) });
+            let all = self.index.granted.keys().filter(|_| explains);
+            return Some(WaitReason::ClusterLimit { limit: limits.cluster, holders: self.present(all) });
         }
         let node = guest.ownership.owner().map(|owner| owner.node.clone())?;
         if at_least(self.outbound(&node), limits.outbound) {
-            let holders = holders(&|source, _| *source == node);
+            let leaving = self.index.nodes.get(&node).into_iter().flat_map(|on_node| &on_node.leaving);
+            let holders = self.present(leaving.filter(|_| explains));
             return Some(WaitReason::OutboundLimit { node, limit: limits.outbound, holders });
         }
         let network = self.settings.network.clone().filter(|_| self.lacks_network(&node))?;
         Some(WaitReason::SourceWithoutNetwork { node, network })
+    }
+
+    /// The present migrations of these guests.
+    fn present<'a>(&self, guests: impl Iterator<Item = &'a GuestUid>) -> Vec<MigrationId> {
+        let attempts = guests.filter_map(|uid| self.guests.get(uid)?.ownership.attempt.as_ref());
+        attempts.map(|attempt| attempt.migration.clone()).collect()
     }
 
     fn obstacle(&self, needs: &Needs, source: Option<&NodeName>, name: &NodeName) -> Option<Obstacle> {
@@ -291,9 +296,8 @@ impl Registry {
             let limit = self.settings.limits().inbound;
             let full = at_least(self.inbound(name), limit);
             full.then(|| {
-                let entering = self.granted().filter(|(_, _, target)| *target == name);
-                let holders = entering.map(|(attempt, ..)| attempt.migration.clone()).collect();
-                Obstacle::InboundLimit { limit, holders }
+                let entering = self.index.nodes.get(name).into_iter().flat_map(|on_node| &on_node.entering);
+                Obstacle::InboundLimit { limit, holders: self.present(entering) }
             })
         })
     }

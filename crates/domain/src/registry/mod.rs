@@ -339,12 +339,12 @@ impl Registry {
 
     /// Migrations that leave a node with their permits.
     pub fn outbound(&self, name: &NodeName) -> usize {
-        self.index.nodes.get(name).map_or(0, |on_node| on_node.outbound)
+        self.index.nodes.get(name).map_or(0, |on_node| on_node.leaving.len())
     }
 
     /// Migrations that enter a node with their permits.
     pub fn inbound(&self, name: &NodeName) -> usize {
-        self.index.nodes.get(name).map_or(0, |on_node| on_node.inbound)
+        self.index.nodes.get(name).map_or(0, |on_node| on_node.entering.len())
     }
 
     /// Changes one guest; what is counted of it follows. A refusal must leave it as it was.

@@ -37,6 +37,11 @@ pub struct SessionEnded;
 #[rtype(result = "()")]
 pub struct QuorumAnswered(pub Duration);
 
+/// Whether a guest leaves this node: a switchover will want to know that a quorum has just answered.
+#[derive(Debug, Message)]
+#[rtype(result = "bool")]
+pub struct Leaves;
+
 /// The leader asks.
 #[derive(Debug, Message)]
 #[rtype(result = "NodeAnswer")]
@@ -188,6 +193,14 @@ impl Handler<QuorumAnswered> for NodeActor {
         for transfer in self.transfers.values().filter(|transfer| transfer.expected.is_none()) {
             transfer.actor.do_send(actor::Order(Told::Quorum(age)));
         }
+    }
+}
+
+impl Handler<Leaves> for NodeActor {
+    type Result = bool;
+
+    fn handle(&mut self, _: Leaves, _: &mut Self::Context) -> Self::Result {
+        self.transfers.values().any(|transfer| transfer.expected.is_none())
     }
 }
 

@@ -37,7 +37,7 @@ use godwit_wire::handoff::Standing;
 use godwit_wire::session::GuestView;
 use tokio::sync::watch;
 
-pub use messages::{Called, Found, Pushed, Questioned, QuorumAnswered, SessionEnded};
+pub use messages::{Called, Found, Leaves, Pushed, Questioned, QuorumAnswered, SessionEnded};
 use proposals::Proposals;
 
 use crate::fabric::Fabric;

@@ -25,7 +25,7 @@ use godwit_domain::machine::Body;
 use godwit_domain::ownership::Life;
 use godwit_domain::registry::{Guest, GuestUid, NodeChange, Registry};
 use godwit_domain::{GuestName, MigrationId, NodeName};
-use godwit_wire::admin::{Act, Body as ReplyBody, Done, Problem, Reply, Request, Status};
+use godwit_wire::admin::{Act, Body as ReplyBody, Done, NodeDetail, Problem, Reply, Request, Status};
 use godwit_wire::session::{ASK_BYTES_MAX, Answer, NodeAnswer, NodeAsk, PUSH_BYTES_MAX};
 use quinn::{RecvStream, SendStream};
 use serde::Serialize;
@@ -203,13 +203,28 @@ async fn look_now(group: &Group, act: Act) -> Answered {
 }
 
 async fn look_as(group: &Group, act: Act, stale: bool) -> Answered {
-    let beside = Beside::of(group).await;
+    let beside = Beside::of(group);
     let (cluster, me, view) = (group.cluster().to_owned(), group.me().clone(), group.view());
     let found = group.read(move |registry| {
-        let beside = beside.with_queue(registry);
+        let beside = queued_for(&act, registry, beside);
         look_at(registry, &beside, act, (cluster, me, view, stale))
     });
     found.await.unwrap_or_else(|| Err(gone()))
+}
+
+/// With as much of the queue as the answer shows.
+fn queued_for(act: &Act, registry: &Registry, beside: Beside) -> Beside {
+    match act {
+        Act::Status | Act::MigrationList => beside.with_queue(registry),
+        Act::MigrationShow { migration } | Act::MigrationExplain { migration } => {
+            beside.with_places(registry, registry.guest_of(migration).map(|(uid, _)| uid))
+        }
+        Act::GuestShow { guest } => {
+            beside.with_places(registry, registry.guest_named(guest).map(|(uid, _)| uid))
+        }
+        Act::NodeShow { node } => beside.with_places(registry, registry.owned_by(node).map(|(uid, _)| uid)),
+        _ => beside,
+    }
 }
 
 type Head = (String, NodeName, godwit_control::View, bool);
@@ -301,6 +316,16 @@ async fn guest_detail(group: &Group, guest: GuestName) -> Answered {
 
 async fn migration_detail(group: &Group, migration: MigrationId) -> Answered {
     look_now(group, Act::MigrationShow { migration }).await
+}
+
+/// A node as it is agreed on; `None` within: it is not known. `None`: the voter has stopped.
+async fn node_now(group: &Group, node: &NodeName) -> Option<Option<NodeDetail>> {
+    let (beside, name) = (Beside::of(group), node.clone());
+    let look = move |registry: &Registry| {
+        let beside = beside.with_places(registry, registry.owned_by(&name).map(|(uid, _)| uid));
+        rows::node_detail(registry, &beside, &name)
+    };
+    group.read(look).await
 }
 
 /// Every change of a migration, until it is over, holds nothing any more and, if it has succeeded, was measured.

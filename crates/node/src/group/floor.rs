@@ -104,6 +104,11 @@ impl Floor {
         self.lock().silent.get(node).copied()
     }
 
+    /// Nodes that were here and are not, and since when.
+    pub fn silent(&self) -> BTreeMap<NodeName, Instant> {
+        self.lock().silent.clone()
+    }
+
     /// Notes how a migration does.
     pub fn note(&self, migration: MigrationId, progress: Progress) {
         let mut state = self.lock();
@@ -113,9 +118,9 @@ impl Floor {
         state.progress.insert(migration, progress);
     }
 
-    /// How a migration did when it was last heard.
-    pub fn progress(&self, migration: &MigrationId) -> Option<Progress> {
-        self.lock().progress.get(migration).cloned()
+    /// How migrations did when they were last heard; of some that are over, too.
+    pub fn all_progress(&self) -> BTreeMap<MigrationId, Progress> {
+        self.lock().progress.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -40,10 +40,10 @@ pub async fn lead(group: Group) {
             ask_for_drains(&group).await;
             admit_all(&group, &mut tried_again).await;
             promote(&group).await;
-            end_the_unanswered(&group).await;
-            // A queue of thousands is judged once a second, not at every entry.
+            // All that run, and a queue of thousands, are judged once a second, not at every entry.
             if looked_at.elapsed() >= LOOK_INTERVAL {
                 looked_at = Instant::now();
+                end_the_unanswered(&group).await;
                 watch_the_unplaceable(&group).await;
             }
             tokio::select! {

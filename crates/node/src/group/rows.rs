@@ -38,41 +38,52 @@ pub(super) struct Beside {
     pub(super) silent_ms: BTreeMap<NodeName, u64>,
     /// How migrations did when they were last heard.
     pub(super) progress: BTreeMap<MigrationId, Progress>,
-    /// Waiting migrations: their places, and for what they wait.
+    /// Waiting migrations, those that are to be shown: their places, and for what they wait.
     pub(super) queue: BTreeMap<MigrationId, (usize, Option<WaitReason>)>,
 }
 
 impl Beside {
     /// As the floor of this group stands.
-    pub(super) async fn of(group: &Group) -> Self {
-        let leads = group.leads();
-        let names = group.read(|registry| {
-            let open = registry.migrating().filter_map(|(_, guest)| guest.ownership.attempt.as_ref());
-            (
-                registry.nodes.keys().cloned().collect::<Vec<_>>(),
-                open.map(|attempt| attempt.migration.clone()).collect::<Vec<_>>(),
-            )
-        });
-        let (nodes, migrations) = names.await.unwrap_or_default();
+    pub(super) fn of(group: &Group) -> Self {
         let floor = group.floor();
         let ms = |since: Instant| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let silent = nodes.into_iter().filter_map(|node| {
-            let since = floor.silent_since(&node)?;
-            Some((node, ms(since)))
-        });
-        let progress = migrations.iter().filter_map(|name| Some((name.clone(), floor.progress(name)?)));
         Self {
             leader: group.leader(),
             voters: group.voters().into_iter().collect(),
             learner: group.members().learner().map(|(_, name)| name.clone()),
-            reachable: leads.then(|| floor.reachable()),
-            silent_ms: silent.collect(),
-            progress: progress.collect(),
+            reachable: group.leads().then(|| floor.reachable()),
+            silent_ms: floor.silent().into_iter().map(|(node, since)| (node, ms(since))).collect(),
+            progress: floor.all_progress(),
             queue: BTreeMap::new(),
         }
     }
 
-    /// With the queue as it stands in this registry. Without a leader nobody knows for what it waits.
+    /// With the places of these guests' migrations in the queue, of those that wait: whoever asks about one of thousands
+    /// shall not have all of them judged.
+    pub(super) fn with_places(
+        mut self,
+        registry: &Registry,
+        guests: impl IntoIterator<Item = GuestUid>,
+    ) -> Self {
+        let waits = |uid: &GuestUid| {
+            let attempt = registry.guests.get(uid).and_then(|guest| guest.ownership.attempt.as_ref());
+            attempt.is_some_and(|attempt| attempt.phase == Phase::Pending)
+        };
+        let asked: BTreeSet<GuestUid> = guests.into_iter().filter(waits).collect();
+        let nobody = BTreeSet::new();
+        let reachable = self.reachable.as_ref().unwrap_or(&nobody);
+        let known = self.reachable.is_some();
+        let places = (1..).zip(registry.queue()).filter(|(_, uid)| asked.contains(uid)).take(asked.len());
+        let queue = places.filter_map(|(place, uid)| {
+            let migration = registry.guests.get(&uid)?.ownership.attempt.as_ref()?.migration.clone();
+            let reason = registry.wait_reason(&migration, reachable).filter(|_| known);
+            Some((migration, (place, reason)))
+        });
+        self.queue = queue.collect();
+        self
+    }
+
+    /// With the whole queue as it stands in this registry. Without a leader nobody knows for what it waits.
     pub(super) fn with_queue(mut self, registry: &Registry) -> Self {
         let nobody = BTreeSet::new();
         let reachable = self.reachable.as_ref().unwrap_or(&nobody);
@@ -459,7 +470,7 @@ pub(super) fn migration_detail(
             .collect(),
         obstacles: obstacles.into_iter().map(|(node, why): (_, Obstacle)| (node, why.to_string())).collect(),
         steps: record.steps.iter().map(step_row).collect(),
-        progress: beside.progress.get(name).cloned(),
+        progress: beside.progress.get(name).filter(|_| !over).cloned(),
         measured: record.measured.clone(),
     })
 }

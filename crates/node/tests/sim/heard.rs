@@ -119,10 +119,9 @@ impl World {
 
     /// A licence, and the complete guest of just the epoch before it.
     fn run_if_licensed(&mut self, at: At, migration: &MigrationId, sealed: Epoch, view: &Ownership) {
-        let is_planted = godwit_domain::planted::is_on("final-by-migration");
         let gone = view.phase_of(migration).is_some_and(Phase::source_is_gone);
         let Some(transfer) = self.transfer(at, migration) else { return };
-        if (sealed.next() != view.epoch && !is_planted) || (gone && transfer.mode == Mode::PostCopy) {
+        if sealed.next() != view.epoch || (gone && transfer.mode == Mode::PostCopy) {
             return;
         }
         transfer.stage = Stage::Starting(view.epoch);

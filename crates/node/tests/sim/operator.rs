@@ -213,8 +213,8 @@ impl World {
             let change = if self.random.bool() { NodeChange::Uncordon } else { NodeChange::CancelDrain };
             return Some(Act::Change { node, change });
         }
-        let wishes = self.law.truth.node_wishes.iter();
-        if let Some((node, _)) = wishes.filter(|(_, wish)| wish.cordoned).next() {
+        let mut wishes = self.law.truth.node_wishes.iter();
+        if let Some((node, _)) = wishes.find(|(_, wish)| wish.cordoned) {
             return Some(Act::Change { node: node.clone(), change: NodeChange::Uncordon });
         }
         let nodes: Vec<NodeName> = self.law.truth.nodes.keys().cloned().collect();
@@ -269,8 +269,8 @@ impl World {
         if self.operator.open.values().any(asked) {
             return None;
         }
-        let wishes = self.law.truth.node_wishes.iter();
-        if let Some((node, _)) = wishes.filter(|(_, wish)| wish.cordoned).next() {
+        let mut wishes = self.law.truth.node_wishes.iter();
+        if let Some((node, _)) = wishes.find(|(_, wish)| wish.cordoned) {
             return Some(Act::Change { node: node.clone(), change: NodeChange::Uncordon });
         }
         let limits = self.law.truth.limits();

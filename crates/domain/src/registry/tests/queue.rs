@@ -257,3 +257,23 @@ fn the_one_node_that_would_do_goes_to_the_first_who_is_not_on_it() {
     assert_eq!(admitted(&mut registry), [(9, "a".to_owned())]);
     assert_eq!(queue(&registry), [0]);
 }
+
+#[test]
+fn who_holds_the_permits_is_said_of_the_first_in_a_list_and_of_whoever_is_asked_for() {
+    let mut registry = many();
+    apply(&mut registry, limits(9, 2, 2));
+    for n in 0..5 {
+        apply(&mut registry, migrate(n, n, Wish::default()));
+    }
+    assert_eq!(grant_all(&mut registry), [0, 1]);
+    let holders = |reason: Option<WaitReason>| match reason {
+        Some(WaitReason::OutboundLimit { holders, .. }) => holders,
+        other => panic!("{other:?}"),
+    };
+    let both = [migration(0), migration(1)];
+    let listed: Vec<_> =
+        registry.waiting(&everywhere(&registry), 1).into_iter().map(|it| it.reason).collect();
+    assert_eq!(listed.len(), 3);
+    assert_eq!(listed.into_iter().map(holders).collect::<Vec<_>>(), [both.to_vec(), Vec::new(), Vec::new()]);
+    assert_eq!(holders(registry.wait_reason(&migration(4), &everywhere(&registry))), both);
+}

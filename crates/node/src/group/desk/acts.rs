@@ -14,7 +14,6 @@ use godwit_wire::session::{NodeAnswer, NodeAsk};
 use super::super::Group;
 use super::asked::Asked;
 use super::problem::{self, gone, no_guest, no_node, refused};
-use super::rows::{self, Beside};
 use super::{Answered, ask_node, guest_detail, json};
 use crate::files;
 
@@ -62,12 +61,7 @@ pub(super) async fn named<R: Send + 'static>(
 }
 
 pub(super) async fn node_show(group: &Group, node: NodeName) -> Answered {
-    let beside = Beside::of(group).await;
-    let name = node.clone();
-    let found = group
-        .read(move |registry| rows::node_detail(registry, &beside.with_queue(registry), &name))
-        .await
-        .ok_or_else(gone)?;
+    let found = super::node_now(group, &node).await.ok_or_else(gone)?;
     let mut detail: NodeDetail = found.ok_or_else(|| no_node(&node))?;
     // One that does not answer is shown without its runners: what is agreed about it is still known.
     if let Ok(NodeAnswer::Here(here)) = ask_node(group, &node, NodeAsk::Show).await {

@@ -1,9 +1,10 @@
 //! Requests about migrations and drains.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Entry, Phase, Side};
-use godwit_domain::registry::{Command, Guest, NodeChange, Obstacle, Registry, Wish};
+use godwit_domain::registry::{Command, Guest, GuestUid, NodeChange, Obstacle, Registry, Wish};
 use godwit_domain::{GuestName, MigrationId, NodeName, Overrides};
 use godwit_wire::admin::{Act, Code, Explained, MigrationExplained, MoveMode, Problem, Verdicts, notes};
 use serde_json::Value;
@@ -147,27 +148,28 @@ pub(super) async fn cancel(group: &Group, asked: Asked, migration: MigrationId) 
 
 /// Why a migration waits, or goes where it goes.
 pub(super) fn explain(registry: &Registry, beside: &Beside, name: &MigrationId) -> Answered {
-    let (_, guest) = registry.guest_of(name).ok_or_else(|| no_migration(name))?;
+    let (uid, guest) = registry.guest_of(name).ok_or_else(|| no_migration(name))?;
     let (_, record) = guest.migration(name).ok_or_else(|| no_migration(name))?;
     let detail = rows::migration_detail(registry, beside, guest, name).ok_or_else(|| no_migration(name))?;
     let nobody = std::collections::BTreeSet::new();
     let reachable = beside.reachable.as_ref().unwrap_or(&nobody);
     let text =
         |(node, verdict): (NodeName, Result<(), Obstacle>)| (node, verdict.err().map(|why| why.to_string()));
-    let place = beside.queue.get(name).map(|(place, _)| *place);
-    let mut before: Vec<(usize, &MigrationId)> = beside
-        .queue
-        .iter()
-        .filter(|(_, (at, _))| place.is_some_and(|place| *at < place))
-        .map(|(name, (at, _))| (*at, name))
-        .collect();
-    before.sort_unstable();
+    let mut before = VecDeque::with_capacity(BEFORE_MAX + 1);
+    if beside.queue.contains_key(name) {
+        for other in registry.queue().take_while(|other| *other != uid) {
+            before.push_front(other);
+            before.truncate(BEFORE_MAX);
+        }
+    }
+    let name_of =
+        |uid: GuestUid| Some(registry.guests.get(&uid)?.ownership.attempt.as_ref()?.migration.clone());
     json(&MigrationExplained {
         nodes: match detail.over {
             true => std::collections::BTreeMap::new(),
             false => registry.verdicts(guest, &record.wish, reachable).into_iter().map(text).collect(),
         },
-        before: before.into_iter().rev().take(BEFORE_MAX).map(|(_, name)| name.clone()).collect(),
+        before: before.into_iter().filter_map(name_of).collect(),
         detail,
     })
 }
@@ -190,13 +192,7 @@ pub(super) async fn watch_drain(group: &Group, node: NodeName, events: mpsc::Sen
     let mut last = Value::Null;
     let mut stuck_since = None;
     loop {
-        let beside = Beside::of(group).await;
-        let name = node.clone();
-        let found = group.read(move |registry| {
-            let beside = beside.with_queue(registry);
-            rows::node_detail(registry, &beside, &name)
-        });
-        let detail = found.await.ok_or_else(gone)?.ok_or_else(|| no_node(&node))?;
+        let detail = super::node_now(group, &node).await.ok_or_else(gone)?.ok_or_else(|| no_node(&node))?;
         let state = detail.drain.as_ref().map(|drain| drain.state.clone());
         let now = json(&detail)?;
         match state.as_deref() {

@@ -33,9 +33,12 @@ pub(super) async fn get(
     let kind: Kind = kind.parse().map_err(|error: manifest::KindError| {
         refused("a kind is one of those that there are", error.to_string(), "godwit get vmi")
     })?;
-    let beside = Beside::of(group).await;
+    let beside = Beside::of(group);
     let found = group.read(move |registry| {
-        let beside = beside.with_queue(registry);
+        let beside = match kind {
+            Kind::VirtualMachineInstanceMigration => beside.with_queue(registry),
+            _ => beside,
+        };
         let mut items = items(registry, &beside, kind);
         items.retain(|item| {
             namespace.as_ref().is_none_or(|only| !kind.is_namespaced() || item.namespace == *only)
