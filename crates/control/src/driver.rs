@@ -25,7 +25,7 @@ use godwit_domain::planted;
 use raft::StateRole;
 
 use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position};
-use crate::envelope::{ENTRY_BYTES_MAX, MessageError, SNAPSHOT_BYTES_MAX};
+use crate::envelope::{ENTRY_BYTES_MAX, MessageError};
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
 use crate::members::{Members, Standing, Wanted};
@@ -34,7 +34,7 @@ use crate::proofs::Proofs;
 pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
 use crate::status::{chain, panic_message};
 use crate::storage::{Disk, DiskError, DiskSource, Stored};
-use hands::Hands;
+use hands::{Hands, save_snapshot};
 
 /// Readies in one turn. One is usual; entries to apply come in goes of 1 MiB, and between them peers are heard.
 const READIES_PER_TURN_MAX: usize = 8;
@@ -475,23 +475,4 @@ impl<S: StateMachine> Driver<S> {
             quorum_age: self.quorum_age(now),
         }
     }
-}
-
-fn save_snapshot<S: StateMachine>(
-    running: &mut Running,
-    hands: &mut Hands<S>,
-    every: u64,
-    keep: u64,
-) -> Result<(), EngineError> {
-    let data = hands.machine.snapshot();
-    let bytes = data.len();
-    if !running.engine.save_snapshot(data, keep, running.disk.as_mut())? {
-        tracing::error!(
-            bytes,
-            max = SNAPSHOT_BYTES_MAX,
-            "the state is too large to be stored: the log grows"
-        );
-        hands.snapshot_from = hands.applied + every;
-    }
-    Ok(())
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use godwit_domain::planted;
 
-use super::{Caller, Outbox, Prover};
-use crate::engine::{Position, Sink};
+use super::{Caller, Outbox, Prover, Running};
+use crate::engine::{EngineError, Position, Sink};
+use crate::envelope::SNAPSHOT_BYTES_MAX;
 use crate::group::NodeId;
 use crate::machine::{RestoreError, StateMachine};
 use crate::members::Members;
@@ -105,4 +106,24 @@ impl<S: StateMachine> Sink for Hands<S> {
         self.answered = self.answered.max(Some(asked));
         self.asked = self.asked.split_off(&question);
     }
+}
+
+/// Stores the state as it is now, and cuts the log.
+pub(super) fn save_snapshot<S: StateMachine>(
+    running: &mut Running,
+    hands: &mut Hands<S>,
+    every: u64,
+    keep: u64,
+) -> Result<(), EngineError> {
+    let data = hands.machine.snapshot();
+    let bytes = data.len();
+    if !running.engine.save_snapshot(data, keep, running.disk.as_mut())? {
+        tracing::error!(
+            bytes,
+            max = SNAPSHOT_BYTES_MAX,
+            "the state is too large to be stored: the log grows"
+        );
+        hands.snapshot_from = hands.applied + every;
+    }
+    Ok(())
 }

@@ -47,7 +47,10 @@ pub async fn lead(group: Group) {
                 watch_the_unplaceable(&group).await;
             }
             tokio::select! {
-                changed = view.changed() => if changed.is_err() { break },
+                changed = view.changed() => if changed.is_err() {
+                    // The voter has ended, and what it was last it stays for whoever looks: nobody would end this loop.
+                    return group.floor().clear();
+                },
                 () = group.floor().changed() => {}
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
