@@ -66,7 +66,8 @@ pub(crate) fn check_these<T: Debug + PartialEq, E: Debug>(
     }
 }
 
-fn path(what: &str) -> PathBuf {
+/// The file of one kind of value.
+pub(crate) fn path(what: &str) -> PathBuf {
     let top = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures"));
     top.join(FIRST).join(format!("{what}.txt"))
 }
@@ -91,14 +92,14 @@ fn word(value: &impl Debug) -> String {
     if names.is_empty() { "value".to_owned() } else { names.join(".") }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
     })
 }
 
-fn unhex(text: &str) -> Vec<u8> {
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter_map(|c| char::from(c).to_digit(16)?.try_into().ok()).collect();
     assert!(digits.len() == text.len() && text.len().is_multiple_of(2), "not hex: {text}");
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
