@@ -8,10 +8,13 @@
 //!   ownership   what an operator must say, and what a fenced node does first
 //!   quorum      the group is cut, or has no quorum
 //!   membership  the group changes: voters are added, removed and replaced while guests move
+//!   disaster    the voters are lost: backup, restore, recover
 //!   inputs      bad input to a running cluster
 //!   bandwidth   what is sent, by the program's counter and by the kernel's
 //!   deadlines   a guest that writes too fast: cancelled, paused to finish or throttled, as is allowed
 //!   folios      guest memory of large folios, a page of which is held by somebody else
+//!   qemu        a Linux guest under QEMU moves, and what breaks beneath it
+//!   operated    a virtual machine in an operator's hands: power button, console, manifest
 //!   seed        an operator's day at the command line, with the manifests that people start from
 //!   rules       policies, settings, networks: what changes while a guest moves
 //!   drain       a node is emptied; a request is repeated
@@ -40,6 +43,8 @@ mod cuts;
 mod deadlines;
 #[path = "cluster/deaths.rs"]
 mod deaths;
+#[path = "cluster/disaster.rs"]
+mod disaster;
 #[path = "cluster/drain.rs"]
 mod drain;
 #[path = "cluster/folios.rs"]
@@ -62,12 +67,16 @@ mod links;
 mod membership;
 #[path = "cluster/moves.rs"]
 mod moves;
+#[path = "cluster/operated.rs"]
+mod operated;
 #[path = "cluster/ownership.rs"]
 mod ownership;
 #[path = "cluster/planted.rs"]
 mod planted;
 #[path = "cluster/postcopy.rs"]
 mod postcopy;
+#[path = "cluster/qemu.rs"]
+mod qemu;
 #[path = "cluster/queue.rs"]
 mod queue;
 #[path = "cluster/quorum.rs"]
@@ -81,6 +90,8 @@ mod seed;
 mod support;
 #[path = "cluster/upgrade.rs"]
 mod upgrade;
+#[path = "support/vm.rs"]
+mod vm;
 
 use libtest_mimic::Arguments;
 
@@ -95,6 +106,7 @@ fn main() {
         ownership::trials(),
         quorum::trials(),
         membership::trials(),
+        disaster::trials(),
         inputs::trials(),
         bandwidth::trials(),
         deadlines::trials(),
@@ -102,6 +114,8 @@ fn main() {
         audit::trials(),
         cuts::trials(),
         folios::trials(),
+        operated::trials(),
+        qemu::trials(),
         seed::trials(),
         upgrade::trials(),
         rules::trials(),

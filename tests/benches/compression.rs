@@ -113,6 +113,7 @@ impl Options {
             threads: 1,
             seed: 1,
             tick_interval_ms: 100,
+            qemu: None,
         };
         let mixed = GuestSpec {
             // A little is written all the while, so that there are rounds.

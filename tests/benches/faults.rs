@@ -140,6 +140,7 @@ async fn move_once(
         threads,
         seed: 1,
         tick_interval_ms: 100,
+        qemu: None,
     };
     cluster.create_guest(&guest, &"node-a".parse()?, spec).await?;
     let overrides = Overrides { allow_post_copy: Some(true), ..Overrides::default() };

@@ -262,6 +262,7 @@ fn idle(memory_bytes: u64) -> GuestSpec {
         seed: 1,
         // Rarely: it idles beside B.
         tick_interval_ms: 100,
+        qemu: None,
     }
 }
 

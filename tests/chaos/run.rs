@@ -36,6 +36,8 @@ use crate::verdict::{Report, Violated, judge};
 const NODES: [&str; 5] = ["node-a", "node-b", "node-c", "node-d", "node-e"];
 /// The first so many vote.
 pub(crate) const VOTERS: usize = 3;
+/// What a node's log says of a voter that takes no part until somebody does something.
+const DEAD_VOTER: [&str; 2] = ["this voter is dead until", "this voter takes no part; guests go on"];
 /// How long all guests may take to tick once more.
 const TICK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -143,6 +145,7 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     let healed = Instant::now();
     let history = operators.finish().await;
     settle(&doors, &herd, &nodes, plan.patience).await?;
+    all_vote(&folders)?;
     let settled = healed.elapsed();
     for row in herd.rows().await? {
         herd.verify(&row).await.map_err(|why| format!("{} can not be compared: {why}", row.name))?;
@@ -189,6 +192,18 @@ async fn settle(
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// No voter has died: whatever the disk did and whoever was killed, it takes part again when that is over, without an operator.
+fn all_vote(folders: &[(NodeName, PathBuf)]) -> Result<(), Violated> {
+    for (node, dir) in folders {
+        let log = fs::read_to_string(dir.join("node.log")).unwrap_or_default();
+        let died = |line: &&str| DEAD_VOTER.iter().any(|words| line.contains(words));
+        if let Some(line) = log.lines().find(died) {
+            return Err(format!("the voter of {node} has died: {line}").into());
+        }
+    }
+    Ok(())
 }
 
 /// Every guest that is there goes on ticking, where it is agreed to be.

@@ -8,8 +8,6 @@
 //!     more bandwidth             as much as the source said that it needs, and it completes
 //! ```
 
-use std::time::Duration;
-
 use godwit::lab::cluster::{Cluster, Moved};
 use godwit::lab::monotonic_ns;
 use godwit_domain::precopy::{Confidence, Did, Fits};
@@ -67,7 +65,7 @@ async fn where_nothing_is_allowed_a_guest_that_writes_too_fast_stays_undisturbed
     world.runs_under_the_agreed_epoch().await?;
     assert_eq!(world.wrong_pages().await?, 0);
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
-    assert!(seen.lost == 0 && seen.gap_ns_max < LONG_NS, "the guest was disturbed: {seen:?}");
+    world.ran_on(&seen, since, LONG_NS);
     assert_eq!(world.owner().await?, Some(node("node-a")));
     world.runner_goes("node-b").await
 }
@@ -114,12 +112,8 @@ async fn where_auto_converge_is_allowed_it_is_throttled_and_free_again_at_the_ta
     assert_eq!(world.cluster.stats(&guest()).await?.throttle_percent, 0, "at the target");
     assert_eq!(world.wrong_pages().await?, 0);
     let seen = world.ticks_after(since, monotonic_ns(), "node-b").await;
-    assert_eq!(seen.lost, 0, "{seen:?}");
-    let longest = Duration::from_nanos(seen.gap_ns_max);
-    assert!(
-        longest < Duration::from_secs(1),
-        "it was throttled so that it need not stand still: {longest:?}"
-    );
+    // It was throttled so that it need not stand still.
+    world.ran_on(&seen, since, 1_000_000_000);
     Ok(())
 }
 
@@ -133,7 +127,7 @@ async fn a_guest_that_can_not_fit_is_told_what_it_needs_and_completes_with_it(wo
             (said.fits == Fits::No && said.confidence != Confidence::Early).then_some(said)
         })
         .await;
-    let needed = said.needed_bandwidth.ok_or("no bandwidth would do")?;
+    let needed = said.needed_bandwidth;
     assert!(needed > BANDWIDTH * MIB, "it has as much as that: {said:?}");
     assert!(said.left_bytes > 0 && said.downtime_ms > said.downtime_max_ms, "{said:?}");
     let shown = godwit_admin::render::migration(&world.cluster.migration(&name).await?);

@@ -44,7 +44,7 @@ fn is_switching_over(seen: &Watched) -> bool {
 }
 
 /// Waits until a hand-over to this node has committed, though nobody runs the guest there.
-async fn owned_by(cluster: &Cluster, owner: &NodeName) {
+pub(crate) async fn owned_by(cluster: &Cluster, owner: &NodeName) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while cluster.guest(&guest()).await.ok().and_then(|detail| detail.row.node).as_ref() != Some(owner) {
         assert!(std::time::Instant::now() < deadline, "the hand-over to {owner} did not commit");
@@ -87,8 +87,7 @@ async fn the_guest_never_stops_when_the_targets_node_dies(world: &mut World) -> 
 
 async fn never_stood_still(world: &World, since: u64) {
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
-    assert_eq!(seen.lost, 0, "{seen:?}");
-    assert!(seen.gap_ns_max < GAP_MS_MAX * 1_000_000, "the guest stood still: {seen:?}");
+    world.ran_on(&seen, since, GAP_MS_MAX * 1_000_000);
 }
 
 /// What a restarted process knows of is nothing: not one page is taken for clean.

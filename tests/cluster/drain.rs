@@ -80,7 +80,6 @@ async fn a_drained_node_is_empty_and_what_can_not_move_says_why(world: &mut Worl
 }
 
 async fn a_repeated_request_gets_the_first_answer_from_the_next_leader_too(world: &mut World) -> Outcome {
-    world.announce(&["stepped down", "session with the leader", "no session"]);
     let specs =
         VOTERS.iter().chain(&["node-d", "node-e"]).map(|name| world.cluster.spec(&node(name))).collect();
     world.start_as(specs).await?;

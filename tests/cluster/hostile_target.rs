@@ -50,7 +50,7 @@ async fn the_guest_never_stops_for_a_target_that_speaks_nonsense(world: &mut Wor
     }
     puppet.runs_under_the_agreed_epoch(GUEST, "node-a").await?;
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
-    assert!(seen.lost == 0 && seen.gap_ns_max < 250_000_000, "the guest stood still: {seen:?}");
+    world.ran_on(&seen, since, 250_000_000);
     puppet.start_node(world, "node-b").await?;
     puppet.move_and_prove(world, GUEST, "node-b").await
 }

@@ -6,19 +6,24 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::time::Instant;
 
-use godwit_domain::{Epoch, InstanceId};
+use godwit_domain::registry::{BootId, Node};
+use godwit_domain::{Epoch, InstanceId, NodeName};
 use godwit_node::ca;
+use godwit_node::fabric::frames;
 use godwit_transfer::control;
 use godwit_wire::codec;
 use godwit_wire::migration::{Preamble, Role, SessionId};
-use godwit_wire::session::{ASK_BYTES_MAX, Hello};
+use godwit_wire::session::{ASK_BYTES_MAX, Hello, Welcome};
 use libtest_mimic::Trial;
-use quinn::Connection;
+use quinn::{Connection, RecvStream};
+use rustix::process::Signal;
 
+use super::membership::signal;
 use crate::support::peer::{Papers, dial, end_of, papers_of};
 use crate::support::world::{MIB, World, guest, guest_of, node};
-use crate::support::{Outcome, stories};
+use crate::support::{Outcome, PATIENCE, stories};
 
 pub(crate) fn trials() -> Vec<Trial> {
     stories![
@@ -27,7 +32,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         a_peer_that_speaks_in_the_name_of_another_node_is_refused,
         a_session_with_the_certificate_of_another_authority_is_refused,
         a_node_of_another_cluster_is_refused_by_name,
-        a_peer_that_is_no_voter_is_refused
+        a_peer_that_is_no_voter_is_refused,
+        whoever_hears_nothing_of_the_leader_is_told_of_the_next_one
     ]
 }
 
@@ -53,8 +59,8 @@ async fn refuses(world: &mut World, papers: &Papers, why: &'static str) -> Outco
     world.announce(&["peer refused"]);
     let address = world.cluster.node_detail(&node("node-b")).await?.row.migration_address;
     is_not_heard(world, address, papers, async |connection| greet_as_node_a(connection).await).await;
-    let line = world.logs("node-b", "peer refused").await;
-    assert!(line.contains(why), "the log should say {why:?}: {line}");
+    let line = world.logs("node-b", why).await;
+    assert!(line.contains("peer refused"), "{line}");
     world.move_and_prove("node-b").await?;
     Ok(())
 }
@@ -83,8 +89,8 @@ async fn a_session_with_the_certificate_of_another_authority_is_refused(world: &
     let (address, papers) = (control_address(world)?, foreign_papers(world)?);
     let greet = async |connection: &Connection| say_hello(connection, Role::Session, "node-a", "lab").await;
     is_not_heard(world, address, &papers, greet).await;
-    let line = world.logs("node-b", "peer refused").await;
-    assert!(line.contains("UnknownIssuer"), "{line}");
+    let line = world.logs("node-b", "UnknownIssuer").await;
+    assert!(line.contains("peer refused"), "{line}");
     world.move_and_prove("node-b").await?;
     Ok(())
 }
@@ -112,6 +118,47 @@ async fn a_peer_that_is_no_voter_is_refused(world: &mut World) -> Outcome {
     Ok(())
 }
 
+/// A voter that is asked who leads after a term keeps the answer back until it knows, and says at once who it is.
+async fn whoever_hears_nothing_of_the_leader_is_told_of_the_next_one(world: &mut World) -> Outcome {
+    world.three_with(guest_of(16, 1)).await?;
+    let (leader, term) = world.cluster.leader().await?;
+    let voters = world.cluster.voters().clone();
+    let mut followers = voters.into_iter().filter(|(name, _)| *name != leader);
+    let (to, address) = followers.next().ok_or("three vote")?;
+    let asked = || async {
+        let connection = dial(world, (to.as_str(), address), &papers_of(world, "node-x")).await?;
+        let node = Node::new(address, address, BootId(1), MIB);
+        let hello = Hello { node: Some(node), after: Some(term), ..hello_of("node-x", "lab") };
+        let mut receive = say(&connection, Role::Session, &hello).await?;
+        let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX).await?;
+        Ok::<_, Box<dyn Error>>((welcome, connection))
+    };
+    let mut first = Box::pin(asked());
+    // Who leads is known, and not said: it is the one that is not heard.
+    tokio::select! {
+        biased;
+        answer = &mut first => return Err(format!("it is answered with {answer:?}").into()),
+        leads = world.cluster.leader() => assert_eq!(leads?, (leader.clone(), term)),
+    }
+    signal(world, leader.as_str(), Signal::KILL)?;
+    let began = Instant::now();
+    let mut answer = first.await?.0;
+    // On a slow host nobody may be elected by then.
+    while !is_later(answer.as_ref(), &leader, term) {
+        assert!(began.elapsed() < PATIENCE, "{answer:?}");
+        answer = asked().await?.0;
+    }
+    Ok(())
+}
+
+fn is_later(welcome: Option<&Welcome>, silent: &NodeName, after: u64) -> bool {
+    match welcome {
+        Some(Welcome::Leads { term, .. }) => *term > after,
+        Some(Welcome::Elsewhere { leader, .. }) => leader.as_ref().is_some_and(|leader| leader != silent),
+        Some(Welcome::Refused { .. }) | None => false,
+    }
+}
+
 /// Greets `node-b` under this name, with the certificate for it, and returns how that was ended.
 async fn said_hello(world: &World, role: Role, name: &str, cluster: &str) -> Result<String, Box<dyn Error>> {
     let to = ("node-b", control_address(world)?);
@@ -121,10 +168,19 @@ async fn said_hello(world: &World, role: Role, name: &str, cluster: &str) -> Res
 }
 
 async fn say_hello(connection: &Connection, role: Role, name: &str, cluster: &str) -> Outcome {
-    let hello = Hello { cluster: cluster.to_owned(), name: node(name), group: None, voter: None, node: None };
-    let hello = codec::encode_frame("hello", &hello, ASK_BYTES_MAX)?;
-    let (mut send, _receive) = connection.open_bi().await?;
-    Ok(send.write_all(&[&role.greeting()[..], &hello].concat()).await?)
+    say(connection, role, &hello_of(name, cluster)).await.map(drop)
+}
+
+fn hello_of(name: &str, cluster: &str) -> Hello {
+    let (cluster, name) = (cluster.to_owned(), node(name));
+    Hello { cluster, name, group: None, voter: None, log: 0, node: None, after: None }
+}
+
+async fn say(connection: &Connection, role: Role, hello: &Hello) -> Result<RecvStream, Box<dyn Error>> {
+    let hello = codec::encode_frame("hello", hello, ASK_BYTES_MAX)?;
+    let (mut send, receive) = connection.open_bi().await?;
+    send.write_all(&[&role.greeting()[..], &hello].concat()).await?;
+    Ok(receive)
 }
 
 fn control_address(world: &World) -> Result<SocketAddr, Box<dyn Error>> {

@@ -54,10 +54,10 @@ fn small() -> GuestSpec {
 
 async fn a_guest_arrives_whole_over_a_link_that_loses_and_swaps(world: &mut World) -> Outcome {
     let relay = move_over(world, bad(), small()).await?;
-    for way in [Way::There, Way::Back] {
-        let counts = relay.counts(way);
-        assert!(counts.lost > 0 && counts.straggled > 0 && counts.duplicated > 0, "{way:?}: {counts:?}");
-    }
+    let (there, back) = (relay.counts(Way::There), relay.counts(Way::Back));
+    assert!(there.lost > 0 && there.straggled > 0 && there.duplicated > 0, "{there:?}");
+    // There are fewer of them: not each kind of fate must have met one.
+    assert!(back.lost + back.straggled + back.duplicated > 0, "{back:?}");
     Ok(())
 }
 

@@ -178,7 +178,7 @@ async fn a_cancelled_move_leaves_the_guest_where_it_is(world: &mut World) -> Out
         .await;
     world.runner_goes("node-b").await?;
     let seen = world.ticks_after(since, monotonic_ns(), "node-a").await;
-    assert!(seen.lost == 0 && seen.gap_ns_max < 250_000_000, "the guest never stopped: {seen:?}");
+    world.ran_on(&seen, since, 250_000_000);
     tokio::time::timeout(Duration::from_secs(60), world.move_and_prove("node-c")).await??;
     Ok(())
 }

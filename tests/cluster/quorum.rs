@@ -67,7 +67,7 @@ async fn without_a_quorum_copying_goes_on_and_the_guest_is_not_stopped(world: &m
     // Three seconds of copying lie between: it ends all its rounds without anybody's consent, and says what it waits for.
     world.logs("node-d", "waits for a quorum").await;
     let seen = world.ticks_after(since, monotonic_ns(), "node-d").await;
-    assert!(seen.lost == 0 && seen.gap_ns_max < 250_000_000, "the guest stood still: {seen:?}");
+    world.ran_on(&seen, since, 250_000_000);
     world
         .comes("node-c says that nobody leads", async |cluster| {
             let status = cluster.ask(&node("node-c"), Act::Status).await.ok()?;
@@ -87,7 +87,7 @@ async fn a_guest_caught_between_pause_and_commit_waits_for_the_quorum(world: &mu
     kill_quorum(world).await?;
     let paused = monotonic_ns();
     // The proposal comes after this, and nobody can agree to it: the guest stands still, here and there.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
     let late = world.ticks().into_iter().filter(|tick| tick.monotonic_ns > paused).count();
     assert_eq!(late, 0, "it runs somewhere though nobody could agree on where");
     restart_quorum(world).await?;
@@ -118,7 +118,7 @@ async fn cut_off(world: &mut World) -> Outcome {
     let mut specs = network.nodes();
     specs[0].environment = vec![(HOLD.0.into(), HOLD.1.into())];
     world.start_as(specs).await?;
-    world.announce(&["giving up", "migration failed", "stepped down", "sendmsg error"]);
+    world.announce(&["giving up", "migration failed", "sendmsg error"]);
     // The source's own node leads, so that its proposals reach a leader whatever happens to the cables.
     for _ in 0..20 {
         let (leader, _) = world.cluster.leader().await?;
@@ -144,7 +144,7 @@ async fn cut_off(world: &mut World) -> Outcome {
             (!status.stale && status.leader != Some(node("node-a"))).then_some(())
         })
         .await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let shown = world.cluster.ask(&node("node-b"), Act::GuestShow { guest: guest() }).await?;
     let detail: godwit_wire::admin::GuestDetail = serde_json::from_value(shown)?;
     assert_eq!(

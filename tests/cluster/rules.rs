@@ -45,6 +45,9 @@ async fn sends(world: &World, name: &godwit_domain::MigrationId) -> u64 {
         .await
 }
 
+/// A busy host carries less, and tells of it late: it is looked at again.
+const LOOKS: usize = 5;
+
 /// Bytes per second that a migration sends, over two seconds.
 async fn rate(world: &World, name: &godwit_domain::MigrationId) -> Result<f64, Box<dyn std::error::Error>> {
     let sent = async |detail: MigrationDetail| detail.progress.map_or(0, |progress| progress.wire_bytes);
@@ -63,7 +66,7 @@ fn policy(bandwidth: &str) -> String {
 }
 
 async fn a_policy_that_is_edited_changes_the_migration_that_runs(world: &mut World) -> Outcome {
-    world.three_with(guest_of(192, 1)).await?;
+    world.three_with(guest_of(384, 1)).await?;
     let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {team: db}}\n";
     apply(&world.cluster, &format!("{namespace}---\n{}", policy("8Mi"))).await?;
     let asked = world.ask_for("node-b", godwit_domain::Overrides::default()).await?;
@@ -73,7 +76,13 @@ async fn a_policy_that_is_edited_changes_the_migration_that_runs(world: &mut Wor
     let slow = rate(world, &name).await?;
     assert!(slow < 8.8 * 1_048_576.0, "{slow} bytes in a second under a policy of 8 MiB");
     apply(&world.cluster, &policy("32Mi")).await?;
-    let faster = rate(world, &name).await?;
+    let mut faster = 0.0;
+    for _ in 0..LOOKS {
+        faster = rate(world, &name).await?;
+        if faster > 2.0 * slow {
+            break;
+        }
+    }
     assert!(faster > 2.0 * slow, "{faster} bytes in a second after the policy was raised, {slow} before");
     // The project is another one now: no policy matches any more.
     apply(&world.cluster, "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n").await?;
@@ -109,7 +118,7 @@ async fn two_migrations_share_what_their_node_may_send(world: &mut World) -> Out
     let mut names = Vec::new();
     for (at, target) in ["node-b", "node-c"].into_iter().enumerate() {
         let name: godwit_domain::GuestName = format!("default/shared-{at}").parse()?;
-        world.cluster.create_guest(&name, &node("node-a"), guest_of(128, 1)).await?;
+        world.cluster.create_guest(&name, &node("node-a"), guest_of(256, 1)).await?;
         let act = Act::Migrate {
             guest: name,
             migration: None,
@@ -125,10 +134,19 @@ async fn two_migrations_share_what_their_node_may_send(world: &mut World) -> Out
     for name in &names {
         sends(world, name).await;
     }
-    let (first, second) = tokio::join!(rate(world, &names[0]), rate(world, &names[1]));
-    let (first, second, mib) = (first?, second?, 1_048_576.0);
-    assert!(first + second < 1.1 * 32.0 * mib, "together {} bytes in a second", first + second);
-    assert!(first.max(second) < 1.5 * first.min(second), "one has {first}, the other {second}");
+    let all = 32.0 * 1_048_576.0;
+    let is_fair = |(first, second): &(f64, f64)| {
+        first + second < 1.1 * all && first.max(*second) < 1.5 * first.min(*second)
+    };
+    let mut looks = Vec::new();
+    while !looks.last().is_some_and(is_fair) && looks.len() < LOOKS {
+        let (first, second) = tokio::join!(rate(world, &names[0]), rate(world, &names[1]));
+        let (first, second) = (first?, second?);
+        // What is known of them may be a third of a second old.
+        assert!(first + second < 1.25 * all, "together {} bytes in a second", first + second);
+        looks.push((first, second));
+    }
+    assert!(looks.last().is_some_and(is_fair), "bytes per second of the one and the other: {looks:?}");
     let detail = world.cluster.migration(&names[0]).await?;
     assert_eq!(detail.settings["nodeBandwidth"].value.to_string(), "32Mi", "{detail:?}");
     Ok(())

@@ -126,7 +126,7 @@ async fn an_operators_day(world: &mut World) -> Outcome {
     let since = monotonic_ns();
     let source = world.cluster.guest(&guest()).await?.row.node.ok_or("it runs nowhere")?;
     let short = |text: String| {
-        text.replace("name: migration-job", "name: too-picky") + "  unschedulableTimeoutSeconds: 1\n"
+        text.replace("name: migration-job", "name: too-picky") + "  unschedulableTimeoutSeconds: 5\n"
     };
     let picky = desk.fill("seed-5-migration.yaml", short)?;
     desk.done(&format!("apply -f {picky}")).await?;
@@ -137,7 +137,7 @@ async fn an_operators_day(world: &mut World) -> Outcome {
     assert!(verdict == expected || source == node("node-c"), "{explained}");
     let ended = desk.run("migration watch too-picky -o json").await?;
     assert!(
-        ended.stdout.contains("\"Failed\"") && ended.stdout.contains("Unschedulable for 1 s"),
+        ended.stdout.contains("\"Failed\"") && ended.stdout.contains("Unschedulable for 5 s"),
         "{ended:?}"
     );
     assert_eq!(world.cluster.guest(&guest()).await?.row.node, Some(source.clone()));
@@ -236,7 +236,7 @@ async fn a_heavy_workload_is_cancelled_at_its_deadline(world: &mut World) -> Out
     assert_eq!(world.cluster.guest(&guest()).await?.row.node, Some(source.clone()));
     assert_eq!(world.cluster.verify(&guest()).await?.wrong, 0);
     let seen = world.ticks_after(since, monotonic_ns(), source.as_str()).await;
-    assert!(seen.lost == 0 && seen.gap_ns_max < 300_000_000, "the guest was disturbed: {seen:?}");
+    world.ran_on(&seen, since, 300_000_000);
     // Post-copy is a price that is said before it is paid.
     let allowed = desk.write(
         "policy.yaml",

@@ -13,6 +13,7 @@ pub(crate) mod peer;
 pub(crate) mod place;
 pub(crate) mod program;
 pub(crate) mod puppet;
+pub(crate) mod witness;
 pub(crate) mod world;
 
 use std::any::Any;

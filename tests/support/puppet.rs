@@ -38,7 +38,7 @@ use godwit_wire::session::{
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, watch};
 
-use super::world::{World, node, unlimited};
+use super::world::{World, limited_to, node, unlimited};
 use super::{LOOK_INTERVAL, Outcome, PATIENCE};
 
 /// Its name; the first of the voters, so that nodes try it first.
@@ -274,7 +274,7 @@ impl Puppet {
         self.prove(world, guest, target, (&migration, since, epoch)).await
     }
 
-    /// The same, in post-copy at once.
+    /// The same, in post-copy at once, and slowly: the guest must have the time to touch pages that nobody has sent yet.
     pub(crate) async fn post_copy_and_prove(
         &self,
         world: &World,
@@ -283,7 +283,7 @@ impl Puppet {
     ) -> Result<PostCopyReport, Box<dyn Error>> {
         let (since, epoch) = (monotonic_ns(), self.epoch(guest)?);
         let migration: MigrationId = format!("post-copy-{epoch}").parse()?;
-        let overrides = Overrides { allow_post_copy: Some(true), ..unlimited() };
+        let overrides = Overrides { allow_post_copy: Some(true), ..limited_to(128) };
         let wish = Wish { target: Some(node(target)), overrides, post_copy_at_once: true, ..Wish::default() };
         self.apply(Command::Migrate { guest, migration: migration.clone(), wish })?;
         self.apply(Command::Admit { guest, migration: migration.clone(), target: node(target) })?;
@@ -350,7 +350,14 @@ impl Puppet {
             (number, Seated { name: name.clone(), votes: true, address: Some(*address) })
         };
         let members: BTreeMap<u64, Seated> = (1..).zip(&self.0.voters).map(seated).collect();
-        Membership { group: GroupId(1), founders: members.clone(), index: 0, members }
+        Membership {
+            group: GroupId(1),
+            founders: members.clone(),
+            index: 0,
+            members,
+            succeeds: Vec::new(),
+            heard: std::collections::BTreeSet::new(),
+        }
     }
 
     /// Everything that concerns a node at first, then what has changed of it, until its session ends.
@@ -363,7 +370,7 @@ impl Puppet {
                 |view: &&GuestView| told.as_ref().and_then(|told| told.get(&view.uid)) != Some(*view);
             let guests: Vec<GuestView> = now.values().filter(changed).cloned().collect();
             if told.is_none() || !guests.is_empty() {
-                let push = Push { fenced: None, membership: None, guests, complete: true };
+                let push = Push { fenced: None, membership: None, guests, complete: true, asked: false };
                 if frames::write(&mut send, "push", &push, PUSH_BYTES_MAX).await.is_err() {
                     return;
                 }

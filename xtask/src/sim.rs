@@ -1,7 +1,7 @@
 //! One history of the simulation again, with its log: `cargo xtask sim SEED [--bug NAME] [--step]`.
 //!
 //! ```text
-//!   cargo test -p godwit-node --test sim ─ SIM_SEED, SIM_LOG ─▶ log ─▶ as it is │ entry by entry, with --step
+//!   cargo test --workspace --test sim ─ SIM_SEED, SIM_LOG ─▶ log ─▶ as it is │ entry by entry, with --step
 //! ```
 
 use std::io::{BufRead, BufReader, Write};
@@ -26,13 +26,20 @@ pub(crate) fn replay(root: &Path, arguments: &[&str]) -> Result<bool, String> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(root)
-        .args(["test", "--quiet", "-p", "godwit-node", "--test", "sim", "--", "--nocapture", "--exact", test])
+        .args(["test", "--quiet", "--workspace", "--test", "sim", "--", "--nocapture", "--exact", test])
         .envs([
             ("SIM_SEED", seed.to_string()),
             ("SIM_HISTORIES", "1".to_owned()),
             ("SIM_LOG", "1".to_owned()),
         ])
         .stdout(Stdio::piped());
+    // What cargo has told this program of itself: build scripts that look at it would build all that rests on them anew.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     if let Some(bug) = bug {
         command.env("SIM_BUG", bug);
     }

@@ -83,7 +83,7 @@ fn walk(root: &Path, folder: &Path, sources: &mut Vec<Source>) -> io::Result<()>
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         // The entry's own type, so a link to a folder above is not followed for ever.
         if entry.file_type()?.is_dir() {
-            if !hidden && entry.file_name() != "target" {
+            if !hidden && path != root.join("target") {
                 walk(root, &path, sources)?;
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {

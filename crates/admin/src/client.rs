@@ -240,6 +240,8 @@ pub fn changes(act: &Act) -> bool {
         | Act::NodeRemove { .. }
         | Act::GuestCreate { .. }
         | Act::GuestStop { .. }
+        | Act::GuestPowerButton { .. }
+        | Act::GuestRelease { .. }
         | Act::GuestRecover { .. }
         | Act::MigrationSet { .. }
         | Act::MigrationCancel { .. } => true,
@@ -251,6 +253,7 @@ pub fn changes(act: &Act) -> bool {
         | Act::Status
         | Act::ControlStatus
         | Act::ControlWatch { .. }
+        | Act::ControlBackup
         | Act::NodeList
         | Act::NodeShow { .. }
         | Act::NodeDrainWatch { .. }

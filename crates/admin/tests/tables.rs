@@ -6,8 +6,8 @@
 
 use godwit_admin::render;
 use godwit_wire::admin::{
-    Applied, ControlStatus, Done, Explained, Fenced, GuestDetail, GuestRow, GuestStats, MigrationDetail,
-    MigrationExplained, MigrationRow, NodeDetail, NodeRow, Objects, Status, Verdicts,
+    Applied, COUNT_MAX, ControlStatus, Done, Explained, Fenced, GuestDetail, GuestRow, GuestStats,
+    MigrationDetail, MigrationExplained, MigrationRow, NodeDetail, NodeRow, Objects, Status, Verdicts,
 };
 use godwit_wire::handoff::Verified;
 use serde::de::DeserializeOwned;
@@ -194,7 +194,12 @@ fn a_guest_is_shown_whole() {
         },
     });
     value.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+    let mut stands_still = value.clone();
+    stands_still["not_run"] = json!("its disk-987 is not there");
+    let said = render::guest(&answer::<GuestDetail>(stands_still));
+    holds(&said, &["and does not run: its disk-987 is not there"]);
     let text = render::guest(&answer::<GuestDetail>(value));
+    assert!(!text.contains("does not run"), "{text}");
     holds(&text, &GUEST_PARTS);
     holds(&text, &MIGRATION_PARTS);
     holds(&text, &["uid-77", INSTANCE, "88", "node-d", OTHER, "kept source"]);
@@ -278,7 +283,7 @@ fn migration_detail() -> Value {
                 "forecast": {
                     "said_us": 1000, "prediction": {
                         "fits": {"yes": {"in_ms": 7_700, "round": 19}}, "downtime_ms": 88, "left_bytes": 1,
-                        "needed_bandwidth": null, "send_rate": 1, "downtime_max_ms": 303, "confidence": "early",
+                        "needed_bandwidth": 2, "send_rate": 1, "downtime_max_ms": 303, "confidence": "early",
                     },
                 },
                 "steps": [{
@@ -318,6 +323,17 @@ fn a_migration_is_shown_whole() {
     assert!(!text.contains("987"), "a default is no news: {text}");
     assert!(line("paused to finish").contains("yes"), "{text}");
     assert!(line(" over ").contains("no") && line("holds permits").contains("yes"), "{text}");
+}
+
+#[test]
+fn what_was_predicted_from_nothing_is_not_told() {
+    let mut value = migration_detail();
+    value["measured"]["source"]["predicted_downtime_us"] = json!(COUNT_MAX);
+    value["progress"]["send_rate"] = json!(0);
+    let text = render::migration(&answer::<MigrationDetail>(value));
+    let told: Vec<&str> = text.lines().filter(|line| line.contains("predicted downtime")).collect();
+    assert_eq!(told.len(), 2, "{text}");
+    assert!(told.iter().all(|line| !line.contains(|letter: char| letter.is_ascii_digit())), "{told:?}");
 }
 
 #[test]

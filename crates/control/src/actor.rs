@@ -1,7 +1,8 @@
 //! The shell around a voter: clock, thread and mailbox.
 //!
 //! ```text
-//!   Propose, FromPeer, Tick ─▶ mailbox ─▶ Driver inputs ─┐   all that waits,
+//!   entries ─▶ inbox ─ Come ─┐
+//!   FromPeer, Tick, … ───────┴▶ mailbox ─▶ Driver inputs ┐   all that waits,
 //!                                                        ▼   then one
 //!                                 View ◀─ watch ◀── Driver::turn
 //! ```
@@ -12,8 +13,8 @@
 //! - messages are taken as they come and acted on together in one turn, so one sync serves many; after
 //!   `INPUTS_PER_TURN_MAX` of them a turn comes first;
 //! - what is proposed while earlier proposals are under way waits for their answers, `HELD_WITHIN` at most, and goes with
-//!   all that has come by then: else each would have a sync of its own on every voter's disk, one after the other. Who is
-//!   alone waits for nothing;
+//!   all that has come by then: else each would have a sync of its own on every voter's disk, one after the other. Those
+//!   who were answered together and come back are waited for, `COMPANY_WITHIN` at most. Who is alone waits for nothing;
 //! - a caller whose answer is lost with the actor learns that nobody knows.
 
 use std::fmt;
@@ -23,14 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use actix::{
-    Actor, ActorContext, Addr, Arbiter, AsyncContext, Context, Handler, MailboxError, Message, MessageResult,
-};
+use actix::{Actor, ActorContext, Addr, Arbiter, AsyncContext, Context, Handler, Message, MessageResult};
 use tokio::sync::watch;
 
 use crate::answer::Later;
-use crate::driver::{Caller, Config, Driver, Outbox};
+use crate::driver::{Caller, Config, Driver, Image, Outbox};
 use crate::group::NodeId;
+use crate::inbox::{Brought, Inbox, Proposals};
 use crate::machine::StateMachine;
 use crate::members::Wanted;
 use crate::status::{ProposeError, StartError, Status, View, chain};
@@ -46,31 +46,10 @@ const INPUTS_PER_TURN_MAX: usize = 128;
 /// How long a proposal waits for those before it. A commit takes a few milliseconds where voters are near, and where they
 /// are far this is little beside it.
 const HELD_WITHIN: Duration = Duration::from_millis(10);
+/// How long one waits for those who were answered with the one before it: as long as it takes to wake them all.
+const COMPANY_WITHIN: Duration = Duration::from_millis(1);
 /// As many do not wait for more.
-const HELD_MAX: usize = 64;
-
-/// Agree on an entry. `R` is the state machine's reply.
-pub struct Propose<R> {
-    entry: Vec<u8>,
-    reply: PhantomData<fn() -> R>,
-}
-
-impl<R> Propose<R> {
-    /// This entry.
-    pub fn new(entry: Vec<u8>) -> Self {
-        Self { entry, reply: PhantomData }
-    }
-}
-
-impl<R> fmt::Debug for Propose<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Propose").field("bytes", &self.entry.len()).finish()
-    }
-}
-
-impl<R: 'static> Message for Propose<R> {
-    type Result = Result<R, ProposeError>;
-}
+const HELD_MAX: usize = 256;
 
 /// Agree on a change of the group. `R` is the state machine's reply.
 pub struct ChangeMembers<R> {
@@ -122,6 +101,11 @@ pub struct QuorumAge;
 #[rtype(result = "bool")]
 pub struct Prove;
 
+/// The whole state, as far as this voter has applied it. `None`: it takes no part, or it has just begun.
+#[derive(Debug, Message)]
+#[rtype(result = "Option<Image>")]
+pub struct ImageNow;
+
 /// Look at the replicated state, as far as this voter has applied it.
 pub struct Query<S, R>(Box<dyn FnOnce(&S) -> R + Send>);
 
@@ -157,6 +141,11 @@ pub struct HandOn;
 #[rtype(result = "()")]
 pub struct Stop;
 
+/// Entries lie in the inbox.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Come;
+
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct Turn;
@@ -169,10 +158,13 @@ pub struct ControlActor<S: StateMachine> {
     view: watch::Sender<View>,
     /// Taken since the last turn; above 0, a turn is on its way.
     inputs: usize,
+    inbox: Arc<Inbox<S::Reply>>,
     /// Entries that are not proposed yet, with their callers.
-    held: Vec<(Vec<u8>, Caller<S::Reply>)>,
+    held: Vec<Brought<S::Reply>>,
     /// When the first of them came.
     held_since: Instant,
+    /// How many were proposed together last: as many may come back when they are answered.
+    together: usize,
     /// Callers whose entries were proposed and who are not answered.
     open: Arc<AtomicUsize>,
 }
@@ -185,7 +177,7 @@ impl<S: StateMachine> fmt::Debug for ControlActor<S> {
 
 /// A running voter.
 pub struct ControlHandle<S: StateMachine> {
-    addr: Addr<ControlActor<S>>,
+    proposals: Proposals<S>,
     view: watch::Receiver<View>,
     arbiter: Arbiter,
 }
@@ -209,6 +201,8 @@ impl<S: StateMachine> ControlHandle<S> {
         let driver = Box::new(Driver::start(config, machine, source, outbox, Duration::ZERO)?);
         let (view, seen) = watch::channel(driver.view());
         let arbiter = Arbiter::new();
+        let inbox = Arc::<Inbox<S::Reply>>::default();
+        let taken = Arc::clone(&inbox);
         let addr = ControlActor::start_in_arbiter(&arbiter.handle(), move |ctx| {
             ctx.set_mailbox_capacity(MAILBOX);
             ControlActor {
@@ -217,17 +211,24 @@ impl<S: StateMachine> ControlHandle<S> {
                 last_tick: began,
                 view,
                 inputs: 0,
+                inbox: taken,
                 held: Vec::new(),
                 held_since: began,
+                together: 0,
                 open: Arc::default(),
             }
         });
-        Ok(Self { addr, view: seen, arbiter })
+        Ok(Self { proposals: Proposals { inbox, addr }, view: seen, arbiter })
     }
 
     /// Where to send messages.
     pub fn addr(&self) -> &Addr<ControlActor<S>> {
-        &self.addr
+        self.proposals.addr()
+    }
+
+    /// Where to bring entries.
+    pub fn proposals(&self) -> &Proposals<S> {
+        &self.proposals
     }
 
     /// What this voter is and how far its state machine is; it changes after each turn that changed it.
@@ -237,16 +238,13 @@ impl<S: StateMachine> ControlHandle<S> {
 
     /// Agrees on an entry.
     pub async fn propose(&self, entry: Vec<u8>) -> Result<S::Reply, ProposeError> {
-        match self.addr.send(Propose::new(entry)).await {
-            Ok(answer) => answer,
-            Err(MailboxError::Closed | MailboxError::Timeout) => Err(ProposeError::Unknown),
-        }
+        self.proposals.propose(entry).await
     }
 
     /// Closes the disk and ends the thread. Blocks until both have happened.
     pub fn stop(self) -> io::Result<()> {
         // The arbiter's queue is in order: the actor ends with its thread, and its disk with it.
-        let _ = self.addr.try_send(Stop);
+        let _ = self.addr().try_send(Stop);
         self.arbiter.stop();
         self.arbiter.join().map_err(|_| io::Error::other("the control thread has panicked"))
     }
@@ -278,31 +276,61 @@ impl<S: StateMachine> ControlActor<S> {
         }
     }
 
+    /// Takes what has come. Whoever comes next sends for this voter if it has nothing to wait for, else it looks by itself:
+    /// after a while, or when those are answered that are under way.
+    fn gather(&mut self, ctx: &mut Context<Self>) {
+        let (held, alone) = (self.held.len(), self.is_alone());
+        let wanted = if alone { self.together.min(HELD_MAX) } else { HELD_MAX };
+        let brought = self.inbox.take(|come| match held + come {
+            0 => 1,
+            there => wanted.saturating_sub(there),
+        });
+        if held == 0 && !brought.is_empty() {
+            self.held_since = Instant::now();
+            if !alone || brought.len() < wanted {
+                ctx.run_later(if alone { COMPANY_WITHIN } else { HELD_WITHIN }, Self::input);
+            }
+        }
+        self.held.extend(brought);
+    }
+
+    /// Nobody waits for an answer.
+    fn is_alone(&self) -> bool {
+        self.open.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether what is held is to be proposed.
     fn is_due(&self) -> bool {
-        let full = self.held.len() >= HELD_MAX || self.held_since.elapsed() >= HELD_WITHIN;
-        !self.held.is_empty() && (full || self.open.load(Ordering::Relaxed) == 0)
+        let waited = self.held_since.elapsed();
+        let complete = self.is_alone() && (self.held.len() >= self.together || waited >= COMPANY_WITHIN);
+        !self.held.is_empty() && (complete || self.held.len() >= HELD_MAX || waited >= HELD_WITHIN)
     }
 
     fn propose_held(&mut self) {
         let now = self.now();
-        for (entry, caller) in std::mem::take(&mut self.held) {
-            self.open.fetch_add(1, Ordering::Relaxed);
+        self.together = self.held.len();
+        self.open.fetch_add(self.together, Ordering::Relaxed);
+        let held = std::mem::take(&mut self.held).into_iter().map(|(entry, answer)| {
             let open = Arc::clone(&self.open);
-            let caller = Box::new(move |outcome| {
+            let caller: Caller<S::Reply> = Box::new(move |outcome| {
                 open.fetch_sub(1, Ordering::Relaxed);
-                caller(outcome);
+                // A caller who has gone away needs no answer.
+                let _ = answer.send(outcome);
             });
-            self.driver.propose(entry, now, caller);
-        }
+            (entry, caller)
+        });
+        self.driver.propose_all(held.collect(), now);
     }
 
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.inputs = 0;
+        self.gather(ctx);
         if self.is_due() {
             self.propose_held();
         }
-        if self.driver.turn(self.now()) || self.is_due() {
+        let more = self.driver.turn(self.now());
+        self.gather(ctx);
+        if more || self.is_due() {
             self.inputs = 1;
             ctx.notify(Turn);
         }
@@ -322,6 +350,12 @@ impl<S: StateMachine> ControlActor<S> {
     }
 }
 
+impl<S: StateMachine> Drop for ControlActor<S> {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
 impl<S: StateMachine> Actor for ControlActor<S> {
     type Context = Context<Self>;
 
@@ -330,21 +364,11 @@ impl<S: StateMachine> Actor for ControlActor<S> {
     }
 }
 
-impl<S: StateMachine> Handler<Propose<S::Reply>> for ControlActor<S> {
-    type Result = Later<Result<S::Reply, ProposeError>>;
+impl<S: StateMachine> Handler<Come> for ControlActor<S> {
+    type Result = ();
 
-    fn handle(&mut self, propose: Propose<S::Reply>, ctx: &mut Self::Context) -> Self::Result {
-        let (later, answer) = Later::new();
-        if self.held.is_empty() {
-            self.held_since = Instant::now();
-            if self.open.load(Ordering::Relaxed) > 0 {
-                // If nothing else happens until then.
-                ctx.run_later(HELD_WITHIN, Self::input);
-            }
-        }
-        self.held.push((propose.entry, Box::new(answer)));
+    fn handle(&mut self, _: Come, ctx: &mut Self::Context) {
         self.input(ctx);
-        later
     }
 }
 
@@ -386,6 +410,14 @@ impl<S: StateMachine> Handler<StatusNow> for ControlActor<S> {
 
     fn handle(&mut self, _: StatusNow, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.driver.status(self.now()))
+    }
+}
+
+impl<S: StateMachine> Handler<ImageNow> for ControlActor<S> {
+    type Result = Option<Image>;
+
+    fn handle(&mut self, _: ImageNow, _: &mut Self::Context) -> Self::Result {
+        self.driver.image()
     }
 }
 

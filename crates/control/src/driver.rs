@@ -3,7 +3,7 @@
 //! ```text
 //!   Running ── the disk is full ─▶ Waiting ── it opens, and there is room ─▶ Running
 //!      ├── raft or the state machine panics, the disk fails or lies ─▶ Crashed
-//!      └── its own removal is applied ── a leader hands on first ─▶ Left
+//!      └── its own removal is applied, and the others know ── a leader hands on first ─▶ Left
 //! ```
 //!
 //! Always true:
@@ -14,6 +14,7 @@
 //! - an answer to a caller rests on a synced entry that a quorum has; when nobody can know, it says so.
 
 mod hands;
+mod proposing;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,11 +25,12 @@ use std::time::Duration;
 use godwit_domain::planted;
 use raft::StateRole;
 
-use crate::engine::{Engine, EngineConfig, EngineError, NotProposed, Position};
-use crate::envelope::{ENTRY_BYTES_MAX, MessageError};
+use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::envelope::MessageError;
+pub use crate::founding::Image;
 use crate::group::{NodeId, Voters};
 use crate::machine::{RestoreError, StateMachine};
-use crate::members::{Members, Standing, Wanted};
+use crate::members::{Members, Standing};
 use crate::promises::Promises;
 use crate::proofs::Proofs;
 pub use crate::status::{Condition, ProposeError, Role, StartError, Status, View};
@@ -44,7 +46,8 @@ const TICKS_PER_QUESTION: u64 = 3;
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// Questions without an answer that are remembered. Older ones would say nothing that a newer answer does not.
 const QUESTIONS_MAX: usize = 16;
-/// Ticks for which a leader that was removed tries to hand on: an election's timeout, after which another is elected.
+/// Ticks for which a voter that was removed stays, though the others know that it was, and a leader tries to hand on: an
+/// election's timeout.
 const HANDING_ON_TICKS: u64 = 10;
 
 /// Where messages to peers go. Never blocks; may drop, and raft repeats.
@@ -117,8 +120,8 @@ pub struct Driver<S: StateMachine> {
     questions: u64,
     /// The newest one, as long as it has not left.
     unsent_question: Option<u64>,
-    /// Since this tick it hands the leadership of a group on from which it was removed.
-    hands_on_since: Option<u64>,
+    /// Since this tick the others know that it was removed from their group; and it led then.
+    known_since: Option<(u64, bool)>,
 }
 
 impl<S: StateMachine> fmt::Debug for Driver<S> {
@@ -144,7 +147,7 @@ impl<S: StateMachine> Driver<S> {
             machine,
             applied: 0,
             members: Arc::new(config.founders.clone()),
-            removed: false,
+            removed: None,
             promises: Promises::default(),
             proofs: Proofs::default(),
             outbox,
@@ -161,7 +164,7 @@ impl<S: StateMachine> Driver<S> {
             ticks: 0,
             questions: 0,
             unsent_question: None,
-            hands_on_since: None,
+            known_since: None,
         };
         match driver.open() {
             Ok(running) => driver.life = Life::Running(running),
@@ -238,7 +241,7 @@ impl<S: StateMachine> Driver<S> {
     pub fn tick(&mut self, now: Duration) {
         self.ticks += 1;
         self.guarded(|running, _| running.engine.tick());
-        if self.hands_on_since.is_some() {
+        if self.hands.removed.is_some() {
             self.leave();
         }
         if self.ticks.is_multiple_of(TICKS_PER_QUESTION) {
@@ -286,29 +289,6 @@ impl<S: StateMachine> Driver<S> {
         self.guarded(|running, _| running.engine.step(from, bytes)).unwrap_or(Ok(()))
     }
 
-    /// Proposes an entry; the caller is answered when it is applied, refused or out of time.
-    pub fn propose(&mut self, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
-        let proposed = self.try_put(entry, Engine::propose);
-        self.promise(proposed, now, caller);
-    }
-
-    fn promise(&mut self, proposed: Result<Position, ProposeError>, now: Duration, caller: Caller<S::Reply>) {
-        match proposed {
-            Ok(position) => {
-                let deadline = now + self.config.propose_timeout;
-                Hands::<S>::unknown(self.hands.promises.make(position, deadline, caller));
-            }
-            Err(error) => caller(Err(error)),
-        }
-    }
-
-    /// Proposes a change of the group; the caller is answered when it is applied, refused or out of time. `entry` is
-    /// one of the state machine's, and applied together with it: of that is the answer.
-    pub fn change(&mut self, wanted: &Wanted, entry: Vec<u8>, now: Duration, caller: Caller<S::Reply>) {
-        let proposed = self.try_put(entry, |engine, entry| engine.change(wanted, entry));
-        self.promise(proposed, now, caller);
-    }
-
     /// Asks that another voter leads from now on. Nothing happens unless this one leads and the other answers.
     pub fn transfer(&mut self, to: NodeId) {
         self.guarded(|running, _| running.engine.transfer(to));
@@ -331,40 +311,28 @@ impl<S: StateMachine> Driver<S> {
         self.hands.proofs.want(question, now + PROOF_TIMEOUT, caller);
     }
 
-    fn try_put(
-        &mut self,
-        entry: Vec<u8>,
-        put: impl FnOnce(&mut Engine, Vec<u8>) -> Result<Position, NotProposed>,
-    ) -> Result<Position, ProposeError> {
-        if entry.len() > ENTRY_BYTES_MAX {
-            return Err(ProposeError::TooLarge { bytes: entry.len(), max: ENTRY_BYTES_MAX });
-        }
-        if !self.hands.promises.has_room() {
-            return Err(ProposeError::Busy);
-        }
-        let proposed = self.guarded(|running, _| put(&mut running.engine, entry));
-        match proposed {
-            Some(Ok(position)) => Ok(position),
-            Some(Err(NotProposed::NotLeader)) => Err(ProposeError::NotLeader { leader: self.view().leader }),
-            Some(Err(NotProposed::Busy)) => Err(ProposeError::Busy),
-            Some(Err(NotProposed::Forbidden(rule))) => Err(ProposeError::Forbidden(rule)),
-            None => Err(ProposeError::Halted { why: self.view().condition.to_string() }),
-        }
-    }
-
     /// Asks to lead without waiting for a timeout.
     pub fn campaign(&mut self) {
         self.guarded(|running, _| running.engine.campaign());
     }
 
-    /// This voter was removed: it hands the leadership on if it has it, and then takes no part any more. `true`: that is
-    /// still to be sent.
+    /// This voter was removed. It stays until the others know that: by its voice they may have to find out. Then it hands the
+    /// leadership on if it has it, and takes no part any more. `true`: something is to be sent.
     fn leave(&mut self) -> bool {
+        let Some(index) = self.hands.removed else { return false };
         let leads = self.view().role == Role::Leader;
-        let since = *self.hands_on_since.get_or_insert(self.ticks);
-        if leads && self.ticks - since < HANDING_ON_TICKS {
+        if self.known_since.is_none() {
+            let known = self.guarded(|running, _| running.engine.is_known(index));
+            self.known_since = known.unwrap_or(true).then_some((self.ticks, leads));
+        }
+        let Some((since, led)) = self.known_since else { return false };
+        let waits = self.ticks - since < HANDING_ON_TICKS;
+        if leads && waits {
             self.guarded(|running, _| running.engine.pass_on());
             return true;
+        }
+        if waits && !led {
+            return false;
         }
         tracing::info!("this voter was removed from the control group, and leaves");
         self.life = Life::Left;
@@ -379,7 +347,7 @@ impl<S: StateMachine> Driver<S> {
         let done = self.guarded(|running, hands| -> Result<bool, EngineError> {
             for _ in 0..READIES_PER_TURN_MAX {
                 if !running.engine.has_ready() {
-                    if !hands.removed
+                    if hands.removed.is_none()
                         && running.engine.snapshot_is_due(every)
                         && hands.applied >= hands.snapshot_from
                     {
@@ -400,8 +368,8 @@ impl<S: StateMachine> Driver<S> {
                 } else {
                     self.hands.part();
                 }
-                let leaves =
-                    self.hands.removed && (self.hands_on_since.is_none() || view.role != Role::Leader);
+                let first = self.known_since.is_none();
+                let leaves = self.hands.removed.is_some() && (first || view.role != Role::Leader);
                 if leaves { self.leave() || more } else { more }
             }
             Some(Err(EngineError::Disk(error))) if error.may_pass() => {
@@ -418,6 +386,16 @@ impl<S: StateMachine> Driver<S> {
     /// The replicated state.
     pub fn machine(&self) -> &S {
         &self.hands.machine
+    }
+
+    /// The whole state as it is now, with who is in the group. `None`: this voter takes no part, or its state can not be
+    /// written.
+    pub fn image(&self) -> Option<Image> {
+        let Life::Running(running) = &self.life else { return None };
+        let position = running.engine.position(self.hands.applied)?;
+        let machine = &self.hands.machine;
+        let state = catch_unwind(AssertUnwindSafe(|| machine.snapshot())).ok()?;
+        Some(Image { position, members: Arc::clone(&self.hands.members), state })
     }
 
     /// How long before `now` a quorum was asked that has answered since.

@@ -4,16 +4,19 @@
 //!   tick, step, propose, change, campaign, ask_quorum ─▶ RawNode
 //!
 //!   ready:   1 send what need not wait        (a leader's appends)
-//!            2 store snapshot, entries, term and vote; sync
-//!            3 send what waited for the sync  (votes, acknowledgements)
-//!            4 apply what is agreed, in order; a change of the group holds from there on
+//!            2 apply what is agreed and was synced before, in order, up to a change of the group
+//!            3 store snapshot, entries, term and vote; sync
+//!            4 send what waited for the sync  (votes, acknowledgements)
+//!            5 apply the rest; a change of the group holds from there on
 //!
 //!   changing  changes of the group, and the leadership handed on      timeouts  when to ask to lead
 //! ```
 //!
 //! Always true:
-//! - nothing that rests on unsynced state leaves before the sync ([`Engine::ready`]); after an error of the disk the
-//!   engine is dropped and started again from what the disk holds, as after a crash;
+//! - nothing that rests on unsynced state leaves before the sync ([`Engine::ready`]), nor is it applied; after an error of
+//!   the disk the engine is dropped and started again from what the disk holds, as after a crash;
+//! - who waits for an entry does not wait for the sync of those behind it;
+//! - who says that a change of the group is agreed has that on its disk: whoever was removed goes by it;
 //! - the same inputs give the same outputs: the election timeout, which raft would draw from the thread's random
 //!   numbers, is set to a function of rank, seed and round after every input;
 //! - a voter's timeouts differ from the others' in the same round, so elections do not split for ever.
@@ -26,7 +29,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use godwit_domain::planted;
-use raft::eraftpb::{EntryType, HardState, Message, MessageType, Snapshot};
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
 use raft::{RawNode, SnapshotStatus, StateRole};
 
 use crate::envelope::{self, MessageError, Opener, SNAPSHOT_BYTES_MAX};
@@ -35,6 +38,7 @@ use crate::logging;
 use crate::machine::RestoreError;
 use crate::members::{ChangeError, Members};
 use crate::storage::{Disk, DiskError, LogStorage, Stored};
+use changing::is_change;
 use timeouts::Timeouts;
 
 /// Entries in one append message, in bytes: a quarter of what a peer takes, so a heartbeat never waits long.
@@ -48,7 +52,7 @@ const APPLY_BYTES_MAX: u64 = 1 << 20;
 /// Ticks after which a snapshot that a voter did not acknowledge is sent again: two elections.
 const SNAPSHOT_TICKS: u64 = 20;
 /// Marks entries that were proposed; those by which a leader begins carry nothing and mean nothing.
-const PROPOSED: u8 = 1;
+pub(crate) const PROPOSED: u8 = 1;
 
 /// An entry's place in the log, and under whose leadership it came there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +139,10 @@ pub struct Engine {
     snapshots_sent: BTreeMap<u64, u64>,
     /// When somebody was last heard.
     heard: BTreeMap<NodeId, u64>,
+    /// Other voters' questions that came here while this one led.
+    forwarded: u64,
+    /// Up to where the log is agreed, as another voter has said.
+    told: u64,
 }
 
 impl std::fmt::Debug for Engine {
@@ -186,6 +194,8 @@ impl Engine {
             snapshot,
             snapshots_sent: BTreeMap::new(),
             heard: BTreeMap::new(),
+            forwarded: 0,
+            told: 0,
         };
         engine.hold_timeout();
         Ok(engine)
@@ -217,7 +227,7 @@ impl Engine {
     /// A member of the group sent this. One that this voter does not know of yet may be its leader: whose voice is heard is
     /// for whoever holds the connection.
     pub fn step(&mut self, from: NodeId, bytes: &[u8]) -> Result<(), MessageError> {
-        if let Some(message) = self.opener.open(from, bytes)? {
+        if let Some(mut message) = self.opener.open(from, bytes)? {
             self.heard.insert(from, self.ticks);
             let kind = message.get_msg_type();
             let raft = &self.node.raft;
@@ -226,9 +236,15 @@ impl Engine {
                 // Of one that does not lead, or not any more: nobody is disturbed by that.
                 return Ok(());
             }
-            if kind == MessageType::MsgReadIndex && self.node.raft.state != StateRole::Leader {
-                // raft would pass the question on in the asker's name. He asks again.
-                return Ok(());
+            if kind == MessageType::MsgReadIndex {
+                if self.node.raft.state != StateRole::Leader {
+                    // raft would pass the question on in the asker's name. He asks again.
+                    return Ok(());
+                }
+                self.number_question(&mut message);
+            }
+            if matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat) {
+                self.told = self.told.max(message.commit);
             }
             if let Err(error) = self.node.step(message) {
                 tracing::debug!(%from, ?kind, %error, "raft ignored a message");
@@ -238,13 +254,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts an entry at the end of the log, if this voter leads.
-    pub fn propose(&mut self, entry: Vec<u8>) -> Result<Position, NotProposed> {
-        if self.node.raft.state != StateRole::Leader {
+    /// Puts entries at the end of the log, if this voter leads; the position of the first. They leave together: proposed one
+    /// by one, each would be a message of its own, and may be a sync of its own where it comes in. (raft's own way to put
+    /// appends together, `batch_append`, puts entries behind an empty one that they do not follow.)
+    pub fn propose(&mut self, entries: Vec<Vec<u8>>) -> Result<Position, NotProposed> {
+        let raft = &mut self.node.raft;
+        if raft.state != StateRole::Leader {
             return Err(NotProposed::NotLeader);
         }
-        self.node.propose(vec![PROPOSED], entry).map_err(|_| NotProposed::Busy)?;
-        Ok(Position { term: self.node.raft.term, index: self.node.raft.raft_log.last_index() })
+        let first = Position { term: raft.term, index: raft.raft_log.last_index() + 1 };
+        let entry =
+            |data: Vec<u8>| Entry { data: data.into(), context: vec![PROPOSED].into(), ..Entry::default() };
+        let mut proposal = Message { from: raft.id, ..Message::default() };
+        proposal.set_msg_type(MessageType::MsgPropose);
+        proposal.set_entries(entries.into_iter().map(entry).collect::<Vec<_>>().into());
+        raft.step(proposal).map_err(|_| NotProposed::Busy)?;
+        Ok(first)
     }
 
     /// Asks to lead, without waiting for a timeout.
@@ -261,10 +286,20 @@ impl Engine {
         self.node.read_index(context);
     }
 
+    /// Answers to a question count for every one before it. One that comes twice is another one each time: else what was
+    /// answered to the first long ago would count for all that was asked before the second.
+    fn number_question(&mut self, question: &mut Message) {
+        self.forwarded += 1;
+        for entry in question.mut_entries() {
+            entry.data = [&self.forwarded.to_le_bytes()[..], &entry.data[..]].concat().into();
+        }
+    }
+
     fn question(&self, context: &[u8]) -> Option<u64> {
         let (words, _) = context.as_chunks::<8>();
         match words {
-            [id, seed, question]
+            // A leader's number stands before what it was asked by another voter.
+            [id, seed, question] | [_, id, seed, question]
                 if u64::from_le_bytes(*id) == self.id.get() && u64::from_le_bytes(*seed) == self.seed =>
             {
                 Some(u64::from_le_bytes(*question))
@@ -281,12 +316,22 @@ impl Engine {
     /// The ordered procedure, once.
     pub fn ready(&mut self, disk: &mut dyn Disk, sink: &mut dyn Sink) -> Result<(), EngineError> {
         let mut ready = self.node.ready();
-        self.send(ready.take_messages(), sink);
+        let tells_change = self.tells_change();
+        if !tells_change {
+            self.send(ready.take_messages(), sink);
+        }
+        // raft hands out what is agreed when this voter has it on its disk, and not before. A change of the group, and what
+        // follows it, waits until raft has taken this ready back.
+        let mut agreed = ready.take_committed_entries();
+        let change = agreed.iter().position(is_change);
+        let later = agreed.split_off(change.unwrap_or(agreed.len()));
+        self.apply(&agreed, sink);
 
         if planted::is_on("reply-before-sync") {
             self.send(ready.take_persisted_messages(), sink);
         }
-        self.store(&ready, disk)?;
+        self.store(&ready, tells_change || !later.is_empty(), disk)?;
+        self.send(ready.take_messages(), sink);
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
             let position = Position { term: metadata.term, index: metadata.index };
@@ -305,11 +350,22 @@ impl Engine {
             }
         }
 
-        let mut agreed = ready.take_committed_entries();
         let mut light = self.node.advance_append(ready);
+        if self.tells_change() || light.committed_entries().iter().any(is_change) {
+            let hard = self.node.raft.hard_state();
+            disk.append(&[], &hard)?;
+            self.node.mut_store().append(&[], hard);
+            disk.sync()?;
+        }
         self.send(light.take_messages(), sink);
-        agreed.append(&mut light.take_committed_entries());
-        for entry in &agreed {
+        self.apply(&later, sink);
+        self.apply(&light.take_committed_entries(), sink);
+        self.node.advance_apply();
+        Ok(())
+    }
+
+    fn apply(&mut self, agreed: &[Entry], sink: &mut dyn Sink) {
+        for entry in agreed {
             let position = Position { term: entry.term, index: entry.index };
             match entry.get_entry_type() {
                 EntryType::EntryNormal => {
@@ -321,12 +377,10 @@ impl Engine {
                 }
             }
         }
-        self.node.advance_apply();
-        Ok(())
     }
 
-    /// Stores what a ready holds, and returns when it is synced.
-    fn store(&mut self, ready: &raft::Ready, disk: &mut dyn Disk) -> Result<(), DiskError> {
+    /// Stores what a ready holds, and returns when it is synced. `notes`: how far the log is agreed must be, too.
+    fn store(&mut self, ready: &raft::Ready, notes: bool, disk: &mut dyn Disk) -> Result<(), DiskError> {
         let hard = ready.hs().cloned().unwrap_or_else(|| self.node.store().hard().clone());
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
@@ -345,7 +399,8 @@ impl Engine {
             }
             self.node.mut_store().append(ready.entries(), hard);
         }
-        if ready.must_sync() && !planted::is_on("sync-skipped") { disk.sync() } else { Ok(()) }
+        let syncs = ready.must_sync() || notes;
+        if syncs && !planted::is_on("sync-skipped") { disk.sync() } else { Ok(()) }
     }
 
     fn send(&mut self, messages: Vec<Message>, sink: &mut dyn Sink) {
@@ -428,6 +483,11 @@ impl Engine {
     /// Up to which entry the log is agreed.
     pub fn committed(&self) -> u64 {
         self.node.raft.raft_log.committed
+    }
+
+    /// Which entry stands at an index, if the log still knows.
+    pub fn position(&self, index: u64) -> Option<Position> {
+        self.node.store().position(index)
     }
 
     /// The log's first and last index.

@@ -123,6 +123,11 @@ pub fn peek(bytes: &[u8]) -> Result<Message, CodecError> {
         .map_err(|why| CodecError::Malformed { what: "raft message", why: why.to_string() })
 }
 
+/// Whether what a voter sends is a part of a snapshot: for whoever looks on.
+pub fn is_snapshot(bytes: &[u8]) -> bool {
+    matches!(unpack(bytes), Ok(Envelope::Piece(_)))
+}
+
 /// Opens envelopes, and gathers the pieces of a snapshot.
 #[derive(Debug)]
 pub(crate) struct Opener {

@@ -12,6 +12,7 @@
 //!   storage    the disk as a trait, the log as raft reads it
 //!   memory_disk  a disk that can be cut off      sled_disk  the disk of a node (records, mark)
 //!   envelope   messages between voters           engine     raft, without clock, socket and file
+//!   founding     a group of one, from a state; a log replayed
 //!   promises   who waits for which entry         proofs     who waits for proof that he looks at the present
 //!   driver     one voter's whole life, deterministic
 //!   status     what a voter tells of itself      actor      the shell with clock and thread
@@ -28,7 +29,9 @@ mod answer;
 pub mod driver;
 pub mod engine;
 pub mod envelope;
+pub mod founding;
 pub mod group;
+mod inbox;
 mod logging;
 pub mod machine;
 mod mark;
@@ -42,12 +45,13 @@ pub mod status;
 pub mod storage;
 
 pub use actor::{
-    Campaign, ChangeMembers, ControlActor, ControlHandle, FromPeer, HandOn, Propose, Prove, Query, QuorumAge,
-    StatusNow, Stop,
+    Campaign, ChangeMembers, ControlActor, ControlHandle, FromPeer, HandOn, ImageNow, Prove, Query,
+    QuorumAge, StatusNow, Stop,
 };
-pub use driver::{Condition, Config, Driver, Outbox, ProposeError, Role, StartError, Status, View};
+pub use driver::{Condition, Config, Driver, Image, Outbox, ProposeError, Role, StartError, Status, View};
 pub use engine::Position;
 pub use group::{GroupError, Identity, NodeId, Voters};
+pub use inbox::Proposals;
 pub use machine::{RestoreError, StateMachine};
 pub use members::{Change, ChangeError, Member, Members, Standing, Wanted};
 pub use sled_disk::SledFolder;

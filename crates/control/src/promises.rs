@@ -50,11 +50,6 @@ impl<C> Default for Promises<C> {
 }
 
 impl<C> Promises<C> {
-    /// Whether one more may wait. Asked before an entry is proposed.
-    pub fn has_room(&self) -> bool {
-        self.waiting.len() < PROMISES_MAX
-    }
-
     /// How many wait.
     pub fn count(&self) -> usize {
         self.waiting.len()

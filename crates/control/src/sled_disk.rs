@@ -9,6 +9,7 @@
 //! - each batch is recovered whole or not at all, and in order. The head goes with every batch;
 //! - sled's flush alone is `sync_file_range`, which a disk's cache and a file's new length survive no power cut by;
 //!   a second descriptor of its file is therefore synced after each flush, and the folder after each opening;
+//! - what sled left half-written of its own is removed before it looks: it would take that for damage;
 //! - no value is above `CHUNK_BYTES`, so sled makes no files of its own in `blobs`, which nobody would sync;
 //! - a folder is one node's; a second opening, another node's folder and a damaged one are errors with names.
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState, Snapshot};
+use rustix::fs::{FlockOperation, flock};
 use sled::{Batch, Db};
 
 use crate::engine::Position;
@@ -135,9 +137,43 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Removes what sled was writing when it was stopped, by a full disk or by the end of its process, and would take for damage
+/// for ever (0.34.7):
+/// - `snap.N.generating`, in which it writes what it has recovered when it opens, to rename it when it is whole. It reads
+///   whatever begins with `snap.` and sorts last (`get_snapshot_files`). All that it says is in the older ones and the log;
+/// - `conf`, its settings, written in two pieces. While there is no `db` nothing was ever kept under them.
+fn remove_unfinished(folder: &Path, place: &Place) -> Result<(), DiskError> {
+    let failed = || place.io("remove what was not finished");
+    let db = match File::open(folder.join("db")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match fs::remove_file(folder.join("conf")) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed()(error)),
+                Ok(()) | Err(_) => Ok(()),
+            };
+        }
+        opened => opened.map_err(failed())?,
+    };
+    // sled's own lock: who has it may be writing just that.
+    flock(&db, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => DiskError::InUse { place: place.0.clone() },
+        error => failed()(error.into()),
+    })?;
+    for entry in fs::read_dir(folder).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::info!(file = %entry.path().display(), "was not finished, and is removed");
+            fs::remove_file(entry.path()).map_err(failed())?;
+        }
+    }
+    Ok(())
+}
+
 impl SledDisk {
     fn open(folder: &Path, identity: &Identity, place: &Place) -> Result<Self, DiskError> {
         fs::create_dir_all(folder).map_err(place.io("make the folder"))?;
+        remove_unfinished(folder, place)?;
         let db = sled::Config::default()
             .path(folder)
             .flush_every_ms(None)
@@ -150,6 +186,8 @@ impl SledDisk {
             .open(folder.join("db"))
             .map_err(place.io("open the log's file"))?;
         let mark = Mark::open(&folder.join("mark")).map_err(place.io("open the mark"))?;
+        let conf = File::open(folder.join("conf")).and_then(|conf| conf.sync_all());
+        conf.map_err(place.io("sync the log's settings"))?;
         sync_folder(folder).map_err(place.io("sync the folder"))?;
         if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_folder(parent).map_err(place.io("sync the folder above"))?;
@@ -381,6 +419,31 @@ mod tests {
         snapshot.mut_metadata().term = 1;
         snapshot.set_data(vec![u8::try_from(index).expect("small"); bytes].into());
         snapshot
+    }
+
+    #[test]
+    fn what_sled_has_not_finished_is_no_damage() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let hard = HardState { term: 7, ..HardState::default() };
+        // Its settings, without their checksum: stopped before there was a log.
+        fs::write(dir.path().join("conf"), [b'x'; 58]).expect("written");
+        let mut disk = open(dir.path());
+        disk.load().expect("loads");
+        disk.append(&[], &hard).expect("appends");
+        disk.sync().expect("syncs");
+        drop(disk);
+        for half in [Vec::new(), vec![0; 5], vec![1; 5000]] {
+            let unfinished = dir.path().join("snap.7FFFFFFFFFFFFFFF.generating");
+            fs::write(&unfinished, half).expect("written");
+            let mut disk = open(dir.path());
+            assert_eq!(disk.load().expect("loads").hard, hard);
+            assert!(!unfinished.exists(), "it is removed");
+            // Not under somebody who may be at it.
+            fs::write(&unfinished, "").expect("written");
+            let second = SledDisk::open(dir.path(), &identity(), &Place("test".to_owned()));
+            assert!(matches!(second, Err(DiskError::InUse { .. })), "{second:?}");
+            assert!(unfinished.exists());
+        }
     }
 
     #[test]

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use actix::{Addr, System};
 use common::{Ledger, id, identity, voters};
-use godwit_control::actor::{
-    Campaign, ControlActor, ControlHandle, FromPeer, Propose, Query, QuorumAge, StatusNow,
-};
+use godwit_control::Proposals;
+use godwit_control::actor::{Campaign, ControlActor, ControlHandle, FromPeer, Query, QuorumAge, StatusNow};
 use godwit_control::driver::{Condition, Config, Outbox, ProposeError, Role, View};
 use godwit_control::group::NodeId;
 use godwit_control::memory_disk::MemoryFolder;
@@ -109,11 +108,12 @@ fn another_leader_answers_when_the_leader_is_killed() {
             assert_eq!(cluster.voters[&leader].propose(vec![0; 100]).await, Ok(count));
         }
         // Many at once: they share syncs, and each gets the reply of its own entry.
-        let addr = cluster.voters[&leader].addr().clone();
-        let many: Vec<_> = (6..70).map(|_| tokio::spawn(addr.send(Propose::<usize>::new(vec![1])))).collect();
+        let proposals = cluster.voters[&leader].proposals().clone();
+        let propose = async |proposals: Proposals<Ledger>| proposals.propose(vec![1]).await;
+        let many: Vec<_> = (6..70).map(|_| tokio::spawn(propose(proposals.clone()))).collect();
         let mut replies = Vec::new();
         for one in many {
-            replies.push(one.await.expect("ran").expect("a mailbox").expect("agreed"));
+            replies.push(one.await.expect("ran").expect("agreed"));
         }
         replies.sort_unstable();
         assert_eq!(replies, (6..70).collect::<Vec<_>>());

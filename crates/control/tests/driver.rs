@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::group::{Group, heard};
-use common::{identity, voters};
+use common::{id, identity, voters};
 use godwit_control::driver::{Condition, Config, ProposeError, Role};
 use godwit_control::envelope::{ENTRY_BYTES_MAX, MESSAGE_BYTES_MAX};
 use godwit_control::memory_disk::{Fault, MemoryFolder};
@@ -289,4 +289,26 @@ fn what_is_wrong_with_a_disk_is_told_at_the_start() {
     assert!(told(&mut group, dir.path(), 2).contains("belongs to node node-1"));
     std::fs::write(dir.path().join("db"), [7; 9000]).expect("writes");
     assert!(told(&mut group, dir.path(), 1).contains("is damaged"));
+}
+
+/// Other voters ask the leader too, and an answer to one question counts for those before it.
+#[test]
+fn a_question_that_comes_twice_proves_nothing_of_what_was_asked_between() {
+    let mut group = Group::new(usual);
+    for n in 1..=3 {
+        group.start(n, MemoryFolder::new(&voters())).expect("starts");
+    }
+    group.elect(1);
+    group.kept.clear();
+    group.until("all have asked", |group| (1..=3).all(|n| group.status(n).quorum_age.is_some()));
+    let said = std::mem::take(&mut group.kept);
+    // From now on nobody answers; what was said before comes once more.
+    group.cut_off.extend([2, 3]);
+    let proof = group.prove(1);
+    group.settle();
+    for (from, _, bytes) in said.into_iter().filter(|(_, to, _)| *to == id(1)) {
+        group.drivers.get_mut(&1).expect("runs").receive(from, &bytes).expect("taken");
+    }
+    group.settle();
+    assert_eq!(*proof.lock().expect("not poisoned"), None, "nobody has answered since");
 }

@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use common::group::{Group, heard};
-use common::{identity, voters};
+use common::{entry, hard, identity, voters};
 use godwit_control::driver::{Condition, ProposeError};
 use godwit_control::memory_disk::MemoryFolder;
 use godwit_control::sled_disk::SledFolder;
+use godwit_control::storage::{Disk, DiskError, DiskSource};
 
 /// A small file system of its own, unmounted when dropped.
 struct Small(tempfile::TempDir);
@@ -106,4 +107,71 @@ fn a_voter_with_a_full_file_system_stops_says_so_and_goes_on_with_room() {
     group.until("all have the same", Group::all_equal);
     assert!(holds(&group), "an acknowledged entry is lost on the disk");
     drop(group);
+}
+
+/// The room ends wherever it may, the log is opened without room, with a page, with some more, and then with enough.
+#[test]
+fn a_log_that_was_opened_without_room_is_whole_when_there_is_room_again() {
+    const PAGE: usize = 4096;
+    let small = match Small::mount("24m") {
+        Ok(small) => small,
+        Err(why) => return common::skip(&format!("no file system can be mounted: {why}")),
+    };
+    let filler = small.path().join("filler");
+    let seed =
+        std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("SEED={seed} cargo test -p godwit-control --test full_disk without_room");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut refused = 0;
+    for round in 0..40 {
+        let folder = small.path().join(format!("log-{round}"));
+        let mut source = SledFolder::new(&folder, identity(1));
+        let mut disk = source.open().expect("opens");
+        disk.load().expect("loads");
+        let mut acknowledged = 0;
+        let mut write = |disk: &mut Box<dyn Disk>, rng: &mut fastrand::Rng| {
+            let index = acknowledged + 1;
+            let bytes = [100, 4096, 20_000][rng.usize(0..3)];
+            disk.append(&[entry(1, index, bytes)], &hard(1, 1, 0))?;
+            disk.sync()?;
+            acknowledged = index;
+            Ok::<_, DiskError>(())
+        };
+        for _ in 0..rng.u32(1..80) {
+            write(&mut disk, &mut rng).expect("there is room");
+        }
+        fill(&filler, rng.usize(0..64) * PAGE);
+        let failed = std::iter::repeat_with(|| write(&mut disk, &mut rng)).take(2000).find_map(Result::err);
+        assert!(matches!(failed, Some(DiskError::Full { .. })), "{failed:?}");
+        drop(disk);
+        for left in 0..12 {
+            fill(&filler, left * PAGE);
+            match source.open() {
+                Ok(_) => {}
+                Err(DiskError::Full { .. }) => refused += 1,
+                Err(error) => panic!("round {round}, with {left} pages left: {error}"),
+            }
+        }
+        std::fs::remove_file(&filler).expect("removed");
+        let stored = source.open().and_then(|mut disk| disk.load()).expect("opens with room");
+        let held = stored.entries.last().map_or(0, |entry| entry.index);
+        assert!(
+            held >= acknowledged,
+            "round {round}: {held} entries of {acknowledged} that were acknowledged"
+        );
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+    assert!(refused > 0, "the room never ended while the log was opened");
+}
+
+/// Leaves so much room.
+fn fill(filler: &Path, left: usize) {
+    use std::io::Write;
+    let mut file = std::fs::File::create(filler).expect("a file");
+    let piece = vec![0; 1 << 20];
+    for size in [1 << 20, 4096] {
+        while file.write_all(&piece[..size]).is_ok() {}
+    }
+    let held = file.metadata().expect("metadata").len();
+    file.set_len(held.saturating_sub(left as u64)).expect("shorter");
 }

@@ -249,6 +249,32 @@ fn a_leader_that_is_removed_answers_hands_on_and_leaves() {
     assert!(matches!(heard(&group.propose(leader, b"by two")), Some(Ok(_))));
 }
 
+/// It was needed for that change, and the one that is left does not know yet that it is not needed for the next.
+#[test]
+fn whoever_was_removed_stays_until_the_others_know() {
+    let (mut group, _folders) = led(usual);
+    group.make(&remove("node-3"));
+    group.elect(1);
+    let now = group.now;
+    let driver = group.drivers.get_mut(&1).expect("runs");
+    driver.change(&remove("node-1"), Vec::new(), now, Box::new(drop));
+    group.settle_until(|group| group.status(1).view.members.get(id(1)).is_none());
+    group.cut_off.insert(2);
+    for _ in 0..40 {
+        group.tick();
+    }
+    assert_eq!(group.status(1).view.condition, Condition::Running);
+    group.cut_off.clear();
+    group.until("the other one leads", |group| group.leader() == Some(2));
+    group.until("it has left", |group| {
+        group.status(1).view.condition == Condition::Removed || {
+            // It hears no more of the group than that it is not in it, which its node is told.
+            group.status(2).view.members.get(id(1)).is_none()
+        }
+    });
+    assert!(matches!(heard(&group.propose(2, b"by one")), Some(Ok(_))));
+}
+
 #[test]
 fn a_leadership_is_handed_on() {
     let (mut group, _folders) = led(usual);

@@ -142,6 +142,8 @@ fn fate(me: &NodeName, view: &Ownership, local: &Local, runner: &Runner) -> Opti
         // Nobody's any more, or another was born before it.
         Life::Alive(_) => is_past(view, runner).then_some(Duty::Destroy(instance)),
         Life::Creating(_) => born(runner),
+        // It goes on as it is, until that is settled.
+        Life::Unsure(_) => None,
     }
 }
 
@@ -217,12 +219,20 @@ fn born(runner: &Runner) -> Option<Duty> {
 fn first_runner(me: &NodeName, view: &Ownership, local: &Local) -> Option<Duty> {
     match &view.life {
         Life::Creating(node) if node == me && local.runners.is_empty() => Some(Duty::Make),
-        Life::Creating(_) | Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+        Life::Creating(_)
+        | Life::Alive(_)
+        | Life::Lost { .. }
+        | Life::Deleting(_)
+        | Life::Purged
+        | Life::Unsure(_) => None,
     }
 }
 
 /// Runners that the view places here and that are not here.
 fn absences(me: &NodeName, view: &Ownership, local: &Local) -> Vec<Duty> {
+    if let Life::Unsure(_) = view.life {
+        return Vec::new();
+    }
     let here = |licence: &&Licence| {
         let lives = local.runners.iter().any(|runner| runner.instance == licence.instance);
         let buried = || local.tombstones.iter().any(|tombstone| tombstone.instance == licence.instance);
@@ -288,6 +298,9 @@ fn release(me: &NodeName, view: &Ownership, local: &Local) -> Option<Duty> {
     if let Life::Deleting(left) = &view.life {
         return (left.contains(me) && local.runners.is_empty())
             .then(|| Duty::Propose(Entry::Purged { node: me.clone() }));
+    }
+    if let Life::Unsure(_) = view.life {
+        return None;
     }
     let attempt = view.attempt.as_ref()?;
     let (migration, epoch) = (attempt.migration.clone(), view.epoch);

@@ -1,8 +1,15 @@
-//! What a guest of the built-in runner is like: the numbers that its runner is started with.
+//! What a guest is like: the numbers that a built-in runner is started with, or the virtual machine that QEMU runs.
+//!
+//! ```text
+//!   GuestSpec ─ qemu: None ───▶ the built-in runner, its memory and what it writes
+//!             └ qemu: Some ───▶ QEMU, its memory and its arguments; what the built-in runner would write means nothing
+//! ```
 //!
 //! Never here: whether they fit together. The runner checks them all when it is started, and refuses by name.
 
 use serde::{Deserialize, Serialize};
+
+use crate::qemu::Qemu;
 
 /// Longest name of a pattern, in bytes: what a runner knows is far shorter.
 pub const PATTERN_BYTES_MAX: usize = 32;
@@ -29,6 +36,9 @@ pub struct GuestSpec {
     pub seed: u64,
     /// Time between ticks, in milliseconds.
     pub tick_interval_ms: u64,
+    /// What QEMU is started with; `None`: the built-in runner runs it.
+    #[serde(default)]
+    pub qemu: Option<Qemu>,
 }
 
 impl GuestSpec {
@@ -44,6 +54,7 @@ impl GuestSpec {
             threads: 1,
             seed: 1,
             tick_interval_ms: 1,
+            qemu: None,
         }
     }
 }

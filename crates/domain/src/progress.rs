@@ -291,7 +291,7 @@ mod tests {
             fits: Fits::Yes { in_ms: 500, round: 3 },
             downtime_ms: 100,
             left_bytes: 1,
-            needed_bandwidth: None,
+            needed_bandwidth: 1,
             send_rate: 1,
             downtime_max_ms: 300,
             confidence: Confidence::Firm,

@@ -14,6 +14,7 @@ mod apply;
 mod asking;
 mod ca;
 mod control;
+mod disaster;
 mod drain;
 mod edit;
 mod failure;
@@ -21,12 +22,14 @@ mod follow;
 mod get;
 mod guest;
 mod live;
+mod machines;
 mod migration;
 mod node;
 mod object;
 mod offline;
 mod policy;
 mod sources;
+mod stop;
 mod wait;
 mod workload;
 
@@ -42,6 +45,7 @@ use godwit_wire::admin::Act;
 use crate::lab;
 use asking::Asking;
 use failure::Failure;
+pub use machines::{MachineArgs, RunnerKind};
 pub use workload::WorkloadArgs;
 
 /// Live migration of running guests between hosts, under rules a whole cluster agrees on.

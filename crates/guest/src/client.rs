@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
@@ -23,13 +23,14 @@ use godwit_memory::tracker::TrackerError;
 use godwit_memory::uffd::UffdError;
 use godwit_memory::{Faults, Memfd, Tracker, Userfaultfd};
 use godwit_wire::handoff::{
-    Answer, Command, HANDOFF_VERSION, Hello, Hex, LINE_BYTES_MAX, Outcome, Refusal, Region, Reply, Request,
-    Stats, Verified,
+    Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, Request, RunState, Stats, Verified,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
-use tokio_util::codec::{Framed, LinesCodec, LinesCodecError};
+use tokio_util::codec::Framed;
+
+use crate::messages::{Answered, Asked, Messages};
 
 /// How long a runner may take to say Hello: it does so without being asked.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,9 +60,9 @@ pub enum ClientError {
         /// The rule.
         rule: String,
     },
-    /// The connection broke in the middle of a command.
+    /// The connection broke in the middle of a command, or what came over it is no answer.
     #[error("runner: connection lost")]
-    Line(#[from] LinesCodecError),
+    Lost(#[from] io::Error),
     /// The runner closed the connection: another node has attached, or it ended.
     #[error("runner closed the connection: it has ended, or another node process has attached to it")]
     Closed,
@@ -99,6 +100,7 @@ pub struct Attached {
     userfaultfd: OwnedFd,
     pagemap: OwnedFd,
     process: OwnedFd,
+    guest_process: Option<OwnedFd>,
 }
 
 impl Attached {
@@ -106,6 +108,12 @@ impl Attached {
     /// that process's for ever.
     pub fn process(&self) -> io::Result<OwnedFd> {
         self.process.try_clone()
+    }
+
+    /// The process that holds the guest, where that is another than the runner's: it must end too before the guest's memory is
+    /// gone.
+    pub fn guest_process(&self) -> io::Result<Option<OwnedFd>> {
+        self.guest_process.as_ref().map(OwnedFd::try_clone).transpose()
     }
 
     /// The guest's size.
@@ -150,16 +158,21 @@ pub fn attach(dir: &Path) -> Result<Attached, ClientError> {
     let hello: Hello =
         serde_json::from_slice(&line).map_err(|error| broken(format!("its Hello: {error}")))?;
     let (region, pages) = check(&hello).map_err(broken)?;
+    let mut descriptors = descriptors;
+    let guest_process = if descriptors.len() == 4 { descriptors.pop() } else { None };
     let [memory, userfaultfd, pagemap] = <[OwnedFd; 3]>::try_from(descriptors)
-        .map_err(|got| broken(format!("it handed over {} descriptors instead of 3", got.len())))?;
+        .map_err(|got| broken(format!("it handed over {} descriptors instead of 3 or 4", got.len())))?;
     // Size and seals, once, here; each later use checks again at no cost worth naming.
     Memfd::from_handed_over(memory.try_clone().map_err(socket)?, pages).map_err(socket)?;
     stream.set_nonblocking(true).map_err(socket)?;
     let stream = UnixStream::from_std(stream).map_err(socket)?;
-    let lines = Framed::new(stream, LinesCodec::new_with_max_length(LINE_BYTES_MAX));
-    let runner = Runner { connection: Arc::new(Mutex::new(Connection { lines, last_id: 0 })) };
+    let messages = Framed::new(stream, Messages::default());
+    let runner = Runner {
+        connection: Arc::new(Mutex::new(Connection { messages, last_id: 0 })),
+        not_run: Arc::default(),
+    };
     let dir = dir.to_owned();
-    Ok(Attached { hello, dir, runner, region, pages, memory, userfaultfd, pagemap, process })
+    Ok(Attached { hello, dir, runner, region, pages, memory, userfaultfd, pagemap, process, guest_process })
 }
 
 /// One line and the descriptors that came with its first byte.
@@ -210,7 +223,7 @@ fn check(hello: &Hello) -> Result<(Region, PageCount), String> {
 
 #[derive(Debug)]
 struct Connection {
-    lines: Framed<UnixStream, LinesCodec>,
+    messages: Framed<UnixStream, Messages>,
     last_id: u64,
 }
 
@@ -218,29 +231,32 @@ struct Connection {
 #[derive(Debug, Clone)]
 pub struct Runner {
     connection: Arc<Mutex<Connection>>,
+    /// Why it did not run when it was last told to.
+    not_run: Arc<std::sync::Mutex<Option<String>>>,
 }
 
 impl Runner {
-    /// Asks one thing and waits for its answer.
+    /// Asks one thing and waits for its answer. `state`: what goes along with the question; what comes along with the answer is
+    /// put into the same place.
     async fn ask(
         &self,
         name: &'static str,
         command: Command,
+        state: &mut Vec<u8>,
         limit: Duration,
     ) -> Result<Answer, ClientError> {
         let mut connection = self.connection.lock().await;
         connection.last_id += 1;
         let id = connection.last_id;
-        let request = serde_json::to_string(&Request { id, command })
-            .map_err(|_| ClientError::Answer { command: name })?;
+        let asked = Asked { request: Request { id, command }, state: std::mem::take(state) };
         let exchange = async {
-            connection.lines.send(request).await?;
+            connection.messages.send(asked).await?;
             loop {
-                let line = connection.lines.next().await.ok_or(ClientError::Closed)??;
-                let answer = ClientError::Answer { command: name };
-                let reply: Reply = serde_json::from_str(&line).map_err(|_| answer)?;
+                let Answered { reply, state: brought } =
+                    connection.messages.next().await.ok_or(ClientError::Closed)??;
                 // A smaller id answers a command whose caller has gone.
                 if reply.id >= id {
+                    *state = brought;
                     return match reply.outcome {
                         Outcome::Ok(answer) => Ok(answer),
                         Outcome::Error(refusal) => Err(refusal.into()),
@@ -253,8 +269,13 @@ impl Runner {
             .unwrap_or(Err(ClientError::Timeout { command: name, limit }))
     }
 
-    async fn do_it(&self, name: &'static str, command: Command) -> Result<(), ClientError> {
-        match self.ask(name, command, COMMAND_TIMEOUT).await? {
+    async fn do_it(
+        &self,
+        name: &'static str,
+        command: Command,
+        mut state: Vec<u8>,
+    ) -> Result<(), ClientError> {
+        match self.ask(name, command, &mut state, COMMAND_TIMEOUT).await? {
             Answer::Done => Ok(()),
             Answer::State { .. } | Answer::Verified(_) | Answer::Stats(_) => {
                 Err(ClientError::Answer { command: name })
@@ -264,13 +285,14 @@ impl Runner {
 
     /// Seals the epoch; the guest stands still afterwards.
     pub async fn pause(&self, epoch: Epoch) -> Result<(), ClientError> {
-        self.do_it("pause", Command::Pause { epoch }).await
+        self.do_it("pause", Command::Pause { epoch }, Vec::new()).await
     }
 
     /// The device state.
     pub async fn save(&self) -> Result<Vec<u8>, ClientError> {
-        match self.ask("save", Command::Save, COMMAND_TIMEOUT).await? {
-            Answer::State { state } => Ok(state.0),
+        let mut state = Vec::new();
+        match self.ask("save", Command::Save, &mut state, COMMAND_TIMEOUT).await? {
+            Answer::State { .. } => Ok(state),
             Answer::Done | Answer::Verified(_) | Answer::Stats(_) => {
                 Err(ClientError::Answer { command: "save" })
             }
@@ -279,22 +301,40 @@ impl Runner {
 
     /// Loads a device state that was sealed at this epoch. Starts nothing.
     pub async fn load(&self, epoch: Epoch, state: Vec<u8>) -> Result<(), ClientError> {
-        self.do_it("load", Command::Load { epoch, state: Hex(state) }).await
+        let bytes = u32::try_from(state.len()).unwrap_or(u32::MAX);
+        self.do_it("load", Command::Load { epoch, bytes }, state).await
     }
 
     /// Runs the guest under this epoch, or notes it if the guest runs.
     pub async fn resume(&self, epoch: Epoch) -> Result<(), ClientError> {
-        self.do_it("resume", Command::Resume { epoch }).await
+        let told = self.do_it("resume", Command::Resume { epoch }, Vec::new()).await;
+        self.ran(told.as_ref().err().map(ToString::to_string));
+        told
+    }
+
+    /// Goes on over the connection of another, with all its clones: that one answers for the same guest now.
+    pub async fn follow(&self, other: Self) {
+        let (mut mine, mut its) = (self.connection.lock().await, other.connection.lock().await);
+        std::mem::swap(&mut *mine, &mut *its);
+    }
+
+    fn ran(&self, or_why_not: Option<String>) {
+        *self.not_run.lock().unwrap_or_else(PoisonError::into_inner) = or_why_not;
+    }
+
+    /// Why it did not run the guest when it was last told to; `None`: it did, or was not told.
+    pub fn why_not_run(&self) -> Option<String> {
+        self.not_run.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes so many percent of its time from the guest's writers, 0 to 99. It stays so until another is asked for.
     pub async fn throttle(&self, percent: u8) -> Result<(), ClientError> {
-        self.do_it("throttle", Command::Throttle { percent }).await
+        self.do_it("throttle", Command::Throttle { percent }, Vec::new()).await
     }
 
     /// Compares every page with what it must hold.
     pub async fn verify(&self) -> Result<Verified, ClientError> {
-        match self.ask("verify", Command::Verify, VERIFY_TIMEOUT).await? {
+        match self.ask("verify", Command::Verify, &mut Vec::new(), VERIFY_TIMEOUT).await? {
             Answer::Verified(verified) => Ok(verified),
             Answer::Done | Answer::State { .. } | Answer::Stats(_) => {
                 Err(ClientError::Answer { command: "verify" })
@@ -305,18 +345,35 @@ impl Runner {
     /// How the guest does. Whoever asks waits no longer behind another command than for the answer: a comparison of memory
     /// in post-copy lasts for as long as pages are missing.
     pub async fn stats(&self) -> Result<Stats, ClientError> {
-        let asked = self.ask("stats", Command::Stats, COMMAND_TIMEOUT);
+        let mut nothing = Vec::new();
+        let asked = self.ask("stats", Command::Stats, &mut nothing, COMMAND_TIMEOUT);
         let late = ClientError::Timeout { command: "stats", limit: COMMAND_TIMEOUT };
         match tokio::time::timeout(COMMAND_TIMEOUT, asked).await.unwrap_or(Err(late))? {
-            Answer::Stats(stats) => Ok(stats),
+            Answer::Stats(stats) => {
+                if stats.standing.state == RunState::Running {
+                    // It was told to, and only its answer was late or lost.
+                    self.ran(None);
+                }
+                Ok(stats)
+            }
             Answer::Done | Answer::State { .. } | Answer::Verified(_) => {
                 Err(ClientError::Answer { command: "stats" })
             }
         }
     }
 
+    /// A QEMU that was adopted is left running by [`Self::stop`].
+    pub async fn release(&self) -> Result<(), ClientError> {
+        self.do_it("release", Command::Release, Vec::new()).await
+    }
+
+    /// Presses the guest's power button. What comes of it is for the guest to say.
+    pub async fn power_button(&self) -> Result<(), ClientError> {
+        self.do_it("power-button", Command::PowerButton, Vec::new()).await
+    }
+
     /// Ends the runner. The guest's memory is gone.
     pub async fn stop(&self) -> Result<(), ClientError> {
-        self.do_it("stop", Command::Stop).await
+        self.do_it("stop", Command::Stop, Vec::new()).await
     }
 }

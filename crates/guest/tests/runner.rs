@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use godwit_domain::{Epoch, InstanceId, PAGE_SIZE, PageCount, PageIndex, PageRun};
 use godwit_guest::runner::{Pattern, Role, RunnerConfig, RunnerError, Workload, WorkloadOptions, run};
 use godwit_memory::{Memfd, Tracker};
-use godwit_wire::handoff::{Command, HANDOFF_VERSION, Hex, LINE_BYTES_MAX, Outcome, RunState, Standing};
+use godwit_wire::handoff::{
+    Command, HANDOFF_VERSION, LINE_BYTES_MAX, Outcome, RunState, STATE_BYTES_MAX, Standing,
+};
 
 use support::{Node, PAGES, Runner, config, until};
 
@@ -33,10 +35,6 @@ fn pause(epoch: u64) -> Command {
 
 fn resume(epoch: u64) -> Command {
     Command::Resume { epoch: Epoch(epoch) }
-}
-
-fn load(epoch: u64, state: &Hex) -> Command {
-    Command::Load { epoch: Epoch(epoch), state: state.clone() }
 }
 
 fn standing(state: RunState, epoch: u64, loaded: Option<u64>) -> Standing {
@@ -89,7 +87,7 @@ fn a_guest_moves_and_no_tick_is_lost_or_repeated() {
     assert_eq!(from.save(), state, "the same bytes until resumed");
 
     copy(&from.memory, &to.memory);
-    to.done(load(1, &state));
+    to.loads(1, &state);
     let verified = to.verify();
     assert_eq!((verified.pages, verified.wrong, verified.first_wrong), (u64::from(PAGES.0), 0, vec![]));
     assert_eq!(to.stats().standing, standing(RunState::Incoming, 0, Some(1)));
@@ -127,15 +125,15 @@ fn epochs_that_are_over_stay_over() {
     from.done(pause(3));
     from.refused(resume(3), "epoch");
     let state = from.save();
-    from.refused(load(9, &state), "state");
+    from.refuses_load(9, &state, "state");
 
     for command in [pause(1), Command::Save, resume(9), Command::Verify] {
         to.refused(command, "state");
     }
-    to.refused(load(3, &Hex(b"{}".to_vec())), "format");
-    to.done(load(3, &state));
-    to.refused(load(2, &state), "epoch");
-    to.done(load(4, &state));
+    to.refuses_load(3, b"{}", "format");
+    to.loads(3, &state);
+    to.refuses_load(2, &state, "epoch");
+    to.loads(4, &state);
     to.refused(resume(4), "epoch");
 
     from.done(resume(4)); // the hand-over was called off
@@ -174,7 +172,7 @@ fn verify_finds_a_page_that_somebody_wrote() {
     until("every page was written once", || from.stats().pages_written > 3 * 2048);
     from.done(pause(1));
     copy(&from.memory, &to.memory);
-    to.done(load(1, &from.save()));
+    to.loads(1, &from.save());
     assert_eq!(to.verify().wrong, 0);
     let mut page = vec![0; PAGE_SIZE];
     // One of the working set, one beside it (perhaps a zero page): the last byte is another.
@@ -212,6 +210,10 @@ fn garbage_is_answered_and_endless_lines_end_the_connection() {
     // The runner hangs up in the middle of it.
     let _ = node.stream.get_mut().write_all(&vec![b'x'; LINE_BYTES_MAX + 2]);
     assert!(node.is_gone());
+    let mut node = runner.connect();
+    let bytes = u32::try_from(STATE_BYTES_MAX).expect("fits") + 1;
+    node.say(format!("{{\"id\":1,\"do\":\"load\",\"epoch\":1,\"bytes\":{bytes}}}\n").as_bytes());
+    assert!(node.is_gone(), "what follows could not be told from lines");
     assert_eq!(runner.connect().stats().throttle_percent, 99, "the runner lives");
     runner.stop();
 }
@@ -278,13 +280,21 @@ fn scans_see_the_dirty_rate_that_was_asked_for() {
             threads: 2,
             ..options()
         });
-        let seen = seen_by_scans(runner.connect(), Duration::from_millis(100));
-        assert!((seen - ASKED).abs() < ASKED / 10.0, "{pattern}: scans saw {:.1} MiB/s", seen / 1048576.0);
+        // A machine that stands still for a while lets nobody write: then it is looked at again.
+        let mut looks = Vec::new();
+        let is_right = |rate: f64| (rate - ASKED).abs() < ASKED / 10.0;
+        for _ in 0..5 {
+            let seen = seen_by_scans(runner.connect(), Duration::from_millis(100));
+            let stats = runner.connect().stats();
+            assert_eq!(stats.dirty_rate_asked, 50 << 20);
+            looks.push((seen, stats.dirty_rate_achieved as f64));
+            if looks.last().is_some_and(|(seen, told)| is_right(*seen) && is_right(*told)) {
+                break;
+            }
+        }
+        let right = looks.last().is_some_and(|(seen, told)| is_right(*seen) && is_right(*told));
+        assert!(right, "{pattern}: bytes per second that scans saw, and that were told: {looks:?}");
         let mut node = runner.connect();
-        let stats = node.stats();
-        assert_eq!(stats.dirty_rate_asked, 50 << 20);
-        let told = stats.dirty_rate_achieved as f64;
-        assert!((told - ASKED).abs() < ASKED / 10.0, "{pattern}: told {:.1} MiB/s", told / 1048576.0);
 
         node.done(Command::Throttle { percent: 80 });
         let slow = ASKED / 5.0;

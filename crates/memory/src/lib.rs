@@ -6,6 +6,7 @@
 //!   uffd     userfaultfd: made by the runner, used by the node
 //!   faults   pages that are not here yet: who waits for them, and filling them in
 //!   tracker  which pages were written since the last look (write-protect + PAGEMAP_SCAN)
+//!   adopt    a userfaultfd and other descriptors of a process that knows nothing of us
 //!   ram      the runner's own mapping, where the guest stores
 //!   folios   large folios, made and held fast on purpose: for tests
 //!   probe    does this kernel have what we need?
@@ -23,6 +24,7 @@
 //!
 //! Never here: a clock, a network, a thread of its own.
 
+pub mod adopt;
 pub mod faults;
 #[cfg(any(test, feature = "folios"))]
 pub mod folios;

@@ -33,7 +33,7 @@ impl Memfd {
     }
 
     /// Takes a memory file that a runner handed over. It must have exactly this size and be sealed against
-    /// shrinking and growing: else a runner could cut pages away under the node.
+    /// shrinking and growing, or against all seals.
     pub fn from_handed_over(file: OwnedFd, pages: PageCount) -> io::Result<Self> {
         let bytes = u64::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
         if bytes != pages.bytes() {
@@ -41,7 +41,9 @@ impl Memfd {
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         let seals = rustix::fs::fcntl_get_seals(&file)?;
-        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+        // One that nobody can seal any more was made by somebody who knows nothing of us (QEMU's memory-backend-memfd). Cut short, it
+        // would be read as an error here: nobody in this process maps it.
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) && !seals.contains(SealFlags::SEAL) {
             let message =
                 "memory file is not sealed against shrinking and growing (F_SEAL_SHRINK, F_SEAL_GROW)";
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
@@ -166,8 +168,12 @@ impl Memfd {
     }
 
     /// Forbids every write but stores through mappings that exist now and userfaultfd's: `F_SEAL_FUTURE_WRITE`.
-    /// For good: a sealed memory never receives a guest again. Idempotent.
+    /// For good: a sealed memory never receives a guest again. Idempotent. One against all seals, which was made by somebody
+    /// who knows nothing of us, stays as it is: that nobody else writes it is then a contract alone.
     pub fn seal_against_other_writers(&self) -> io::Result<()> {
+        if rustix::fs::fcntl_get_seals(&self.file)?.contains(SealFlags::SEAL) {
+            return Ok(());
+        }
         Ok(rustix::fs::fcntl_add_seals(&self.file, SealFlags::FUTURE_WRITE)?)
     }
 
@@ -261,6 +267,15 @@ mod tests {
         let mut page = vec![0; PAGE];
         memory.read(PageIndex(0), &mut page).expect("read");
         assert_eq!(page.first(), Some(&7));
+    }
+
+    #[test]
+    fn a_memory_that_nobody_can_seal_is_taken_as_it_is() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).expect("memfd");
+        rustix::fs::ftruncate(&file, PAGE_BYTES).expect("truncate");
+        let memory = Memfd::from_handed_over(file, PageCount(1)).expect("QEMU makes such ones");
+        memory.seal_against_other_writers().expect("nothing to do");
+        assert!(!memory.is_sealed().expect("seals"));
     }
 
     #[test]

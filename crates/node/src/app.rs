@@ -5,11 +5,15 @@
 //!                                    └─▶ calls: peers, sessions, migrations                   └─▶ admin socket: ready
 //! ```
 //!
+//! A group that was founded anew is followed by beginning anew: the process executes itself, so that nothing which an earlier
+//! group has told, ordered or begun lives on in it. Runners live on, as with any other end of the node.
+//!
 //! Always true: nothing is served before everything that can fail at the start has not failed; the end of the node is
 //! the end of no runner; a voter's disk is closed in order.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +22,7 @@ use godwit_admin::{AdminSocket, BindError};
 use godwit_control::{GroupError, NodeId, Voters};
 use godwit_domain::registry::{BootId, Node};
 use godwit_memory::probe::{self, ProbeError};
+use godwit_transfer::drive::chain;
 use godwit_transfer::drive::target::Inbound;
 use godwit_wire::migration::Role;
 use godwit_wire::session::{ASK_BYTES_MAX, Welcome};
@@ -27,6 +32,7 @@ use tokio::sync::mpsc;
 use crate::actor::{Called, Found, NodeActor};
 use crate::book::{Book, Keeper};
 use crate::config::NodeConfig;
+use crate::consent;
 use crate::fabric::{ControlCall, Fabric, FabricError, frames};
 use crate::front::Front;
 use crate::group::{self, voter_id};
@@ -99,11 +105,31 @@ pub fn run(config: &NodeConfig) -> Result<(), AppError> {
     };
     System::with_tokio_rt(runtime).block_on(async {
         tracing::info!(node = %config.name, ?kernel, "starting");
-        serve(config, &identity).await
+        match serve(config, &identity).await? {
+            Ended::Told => Ok(()),
+            // Here, where nobody waits for what other threads may be at.
+            Ended::Followed => Err(begin_anew()),
+        }
     })
 }
 
-async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError> {
+/// Why a node ends.
+enum Ended {
+    /// It was told to.
+    Told,
+    /// It belongs to another group now.
+    Followed,
+}
+
+/// Executes this program again, as it was called. Returns only where that fails; whoever looks after the node starts it.
+fn begin_anew() -> AppError {
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.arg0(arguments.next().unwrap_or_else(|| "godwit".into()));
+    AppError::Host("begin anew in the group that was followed", command.args(arguments).exec())
+}
+
+async fn serve(config: &NodeConfig, identity: &Identity) -> Result<Ended, AppError> {
     let host = |what| move |error| AppError::Host(what, error);
     let mut interrupted = signal(SignalKind::interrupt()).map_err(host("signals"))?;
     let mut terminated = signal(SignalKind::terminate()).map_err(host("signals"))?;
@@ -111,10 +137,10 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let fabric = Fabric::bind(config, identity)?;
     let node = about(config, &fabric).map_err(host("what this host is"))?;
-    let seat = take_seat(config, &fabric).await?;
+    let (seat, founding) = take_seat(config, &fabric).await?;
 
     let (place, leader) = session::place();
-    let runners = Runners::new(&config.state, config.name.clone());
+    let runners = Runners::new(&config.state, config.name.clone(), config.qemu_renamed.clone());
     let state = |source| AppError::State { path: config.state.clone(), source };
     let records = Records::load(&config.state).map_err(state)?;
     // Before any view is read: what is here is here whatever the log says.
@@ -133,7 +159,12 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
         known: config.control.voters.clone(),
         keeper: seat.keeper().clone(),
     };
-    let seeking = tokio::spawn(seeker.seek(actor, place));
+    let seeking = tokio::spawn(async move {
+        if let Some(book) = founding {
+            consent::found(&seeker, book).await;
+        }
+        seeker.seek(actor, place).await;
+    });
     let answering = tokio::spawn(admin.serve(Arc::new(front)));
     tracing::info!(
         node = %config.name,
@@ -143,11 +174,15 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
         admin_socket = %config.admin.socket.display(),
         "serving"
     );
-    tokio::select! {
-        _ = interrupted.recv() => {}
-        _ = terminated.recv() => {}
+    let ended = tokio::select! {
+        _ = interrupted.recv() => Ended::Told,
+        _ = terminated.recv() => Ended::Told,
+        () = seat.keeper().followed() => Ended::Followed,
+    };
+    match ended {
+        Ended::Told => tracing::info!(node = %config.name, "told to end; its runners go on"),
+        Ended::Followed => tracing::info!(node = %config.name, "begins anew; its runners go on"),
     }
-    tracing::info!(node = %config.name, "told to end; its runners go on");
     seeking.abort();
     tending.abort();
     answering.abort();
@@ -155,7 +190,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<(), AppError>
     let _ = answering.await;
     fabric.close().await;
     seat.close().await;
-    Ok(())
+    Ok(ended)
 }
 
 /// What this node tells of itself when it joins.
@@ -167,6 +202,7 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
     Ok(Node {
         // A voter is known to the others by the address in the config, wherever it listens.
         control: voters.get(&config.name).map_or_else(|| fabric.control_address(), |address| Ok(*address))?,
+        control_stays: voters.contains_key(&config.name) || config.control.listen.port() != 0,
         migration: fabric.migration_address()?,
         boot: BootId(boot),
         memory_bytes: config.memory_offered_bytes()?,
@@ -177,15 +213,13 @@ fn about(config: &NodeConfig, fabric: &Fabric) -> io::Result<Node> {
 }
 
 /// This node's place in the control group, which it takes if it has one. Whoever has never heard of a group and is named
-/// by the config founds one with the others that are.
-async fn take_seat(config: &NodeConfig, fabric: &Fabric) -> Result<Seat, AppError> {
+/// by the config founds this one with the others that are, if they consent.
+async fn take_seat(config: &NodeConfig, fabric: &Fabric) -> Result<(Seat, Option<Book>), AppError> {
     let keeper = Keeper::open(&config.state).map_err(SeatError::from)?;
     let voters = &config.control.voters;
     let founders = Voters::new(voters.keys().map(|name| (voter_id(name), name.clone())))?;
-    if keeper.now().is_none() && voters.contains_key(&config.name) {
-        let book = Book::founding(&config.cluster, &founders, Some(voter_id(&config.name)));
-        keeper.begin(book).map_err(SeatError::from)?;
-    }
+    let founds = keeper.now().is_none() && voters.contains_key(&config.name);
+    let founding = founds.then(|| Book::founding(&config.cluster, &founders, Some(voter_id(&config.name))));
     let about = Whereabouts {
         name: config.name.clone(),
         cluster: config.cluster.clone(),
@@ -195,7 +229,7 @@ async fn take_seat(config: &NodeConfig, fabric: &Fabric) -> Result<Seat, AppErro
     };
     let seat = Seat::new(about, keeper);
     seat.look().await?;
-    Ok(seat)
+    Ok((seat, founding))
 }
 
 /// Calls go to whom they are for.
@@ -218,6 +252,14 @@ fn take_calls(fabric: &Fabric, config: &NodeConfig, actor: &Addr<NodeActor>, sea
                 }
                 (Role::Session, None) => {
                     tokio::spawn(point_elsewhere(call, seat.clone(), leader.clone()));
+                }
+                // The others ask again; when a cluster starts for the first time they do so until all founders are there.
+                (Role::Peer, None) if seat.keeper().now().is_none() => {
+                    call.connection.close(1_u32.into(), b"it knows of no control group yet");
+                }
+                // Its own log says why; theirs that it is turned away.
+                (Role::Peer, None) if seat.out_of_order().is_some() => {
+                    call.connection.close(1_u32.into(), b"its voter is out of order");
                 }
                 (Role::Peer, None) => turn_away(&call, &format!("node {name} is not in the control group")),
                 (Role::Peer, Some(group)) => hear(call, group),
@@ -242,6 +284,9 @@ fn hear(call: ControlCall, group: group::Group) {
     let name = call.hello.name.clone();
     match call.hello.voter.and_then(NodeId::new) {
         Some(from) if group.is_in(from, &name) => {
+            if let Err(error) = group.keeper().heard(from, &name, call.hello.log) {
+                return turn_away(&call, &format!("{name} is not heard: {}", chain(&error)));
+            }
             let control = group.control().clone().recipient();
             tokio::spawn(async move {
                 peers::hear(call, from, control, || group.is_in(from, &name)).await;
@@ -279,7 +324,7 @@ fn turn_away(call: &ControlCall, reason: &str) {
 }
 
 /// Makes the state folder this process's own for as long as the file is open.
-fn lock(state: &Path) -> Result<File, AppError> {
+pub(crate) fn lock(state: &Path) -> Result<File, AppError> {
     let failed = |source| AppError::State { path: state.to_owned(), source };
     fs::create_dir_all(state).map_err(failed)?;
     let file = File::create(state.join("lock")).map_err(failed)?;

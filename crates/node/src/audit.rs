@@ -17,33 +17,67 @@
 //!
 //! Always true: an entry is written once, however often it is applied after restarts; whole, or not at all; in order.
 //! The voter never waits for it nor fails with it: what finds no room is dropped, said once as a warning, and is a gap.
-//! The files hold no secrets, and have mode 0600. Only whoever removes STATE/control removes STATE/audit too.
+//! The files hold no secrets, and have mode 0600. Only whoever removes STATE/control removes STATE/audit too. They are of one
+//! group, which STATE/audit/group names: what is there of another one is put away, as STATE/audit.GROUP.
 
 mod book;
 #[cfg(test)]
 mod tests;
 
+use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use godwit_domain::GroupId;
 use godwit_domain::registry::{Command, Refusal, RequestKey};
 use godwit_wire::log;
 use serde::Serialize;
 
 use book::Book;
 
+use crate::files;
+
 /// Entries that may wait to be written: twice what lies between two snapshots, so that a voter that catches up leaves
 /// no gap.
 const WAITING_MAX: usize = 8192;
 /// The same in bytes.
 const WAITING_BYTES_MAX: usize = 16 << 20;
+/// Largest name of a group, in bytes.
+const GROUP_BYTES_MAX: u64 = 64;
 /// Entries that are written together.
 const BATCH_MAX: usize = 256;
+
+/// The folder of a group's audit log in a node's folder. Another group's is put away. The voter goes on where that fails.
+pub(crate) fn folder_of(state: &Path, group: GroupId) -> PathBuf {
+    let folder = state.join("audit");
+    if let Err(error) = claim(&folder, state, group) {
+        tracing::warn!(folder = %folder.display(), %error, "the audit log's folder may hold another group's");
+    }
+    folder
+}
+
+fn claim(folder: &Path, state: &Path, group: GroupId) -> io::Result<()> {
+    let named = folder.join("group");
+    match files::read_capped(&named, GROUP_BYTES_MAX) {
+        Ok(bytes) => {
+            let known = String::from_utf8_lossy(&bytes).trim().parse::<GroupId>();
+            if known == Ok(group) {
+                return Ok(());
+            }
+            let left = known.map_or_else(|_| "unknown".to_owned(), |known| known.to_string());
+            fs::rename(folder, state.join(format!("audit.{left}")))?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    files::folder(folder)?;
+    files::replace(&named, format!("{group}\n").as_bytes(), files::MODE_SECRET)
+}
 
 /// The end where entries are noted. Dropped, it waits until what was noted is written.
 #[derive(Debug)]

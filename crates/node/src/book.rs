@@ -6,18 +6,21 @@
 //!       └──▶ seat (am I in it?)   session (whom to ask)   peers (where they are)
 //! ```
 //!
-//! Always true: a book is of one group; it gets newer, never older; what is told elsewhere of a group is on disk first.
+//! Always true: a book is of one group; it gets newer, never older; what is told elsewhere of a group is on disk first. A
+//! node without a place follows to a group that has taken the place of its own; what it was told before is void then, and
+//! whoever sees that (`Keeper::followed`) begins anew.
 //! The config says where to ask first, and its addresses go before those that are told: an operator has written them.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use godwit_control::{Member, Members, NodeId, Voters, group};
 use godwit_domain::{GroupId, NodeName};
-use godwit_wire::session::{MEMBERS_MAX, Membership, Seated};
+use godwit_wire::session::{MEMBERS_MAX, Membership, SUCCEEDS_MAX, Seated};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -25,6 +28,9 @@ use crate::files;
 
 /// Largest book, in bytes: members with names and addresses are below 200 each.
 const BYTES_MAX: u64 = 64 << 10;
+
+/// Voters that are remembered as heard, beside those who are in the group.
+const HEARD_MAX: usize = 64;
 
 /// This node's place in its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +41,9 @@ pub struct Place {
     pub since: u64,
     /// Its log was opened, so that something may have been said in its name.
     pub opened: bool,
+    /// What that log is known by, drawn before it is opened; 0: it was not drawn yet.
+    #[serde(default)]
+    pub log: u64,
 }
 
 /// See the module.
@@ -50,6 +59,12 @@ pub struct Book {
     pub addresses: BTreeMap<NodeName, SocketAddr>,
     /// The place that this node has taken and not left.
     pub place: Option<Place>,
+    /// Groups whose places it has taken, the oldest first.
+    #[serde(default)]
+    pub succeeds: Vec<GroupId>,
+    /// Members whose voters this node's has heard, and what their logs were known by.
+    #[serde(default)]
+    pub heard: BTreeMap<NodeId, u64>,
 }
 
 /// Why what was told is not taken.
@@ -62,6 +77,20 @@ pub enum BookError {
         theirs: GroupId,
         /// This node's.
         ours: GroupId,
+    },
+    /// It has taken the place of this node's group, in which this node has a place.
+    #[error(
+        "control group {theirs} has taken the place of {ours}, in which this node is voter {voter}: that one was given up, and \
+         what this voter alone knows is lost. Stop this node, move STATE/control and STATE/book away and start it again: its \
+         guests run on, and it joins as a node that does not vote"
+    )]
+    GivenUp {
+        /// Theirs.
+        theirs: GroupId,
+        /// This node's.
+        ours: GroupId,
+        /// Its number there.
+        voter: NodeId,
     },
     /// It is none.
     #[error("what was told of the control group can not be: {0}")]
@@ -76,6 +105,25 @@ pub enum BookError {
     },
 }
 
+/// Why a voter is not heard.
+#[derive(Debug, thiserror::Error)]
+pub enum NotHeard {
+    /// A voter has lost its log, and begun another.
+    #[error(
+        "the log of voter {voter} is not the one that was heard in its name before: that was lost, and with it what it has \
+         promised. Replace it: godwit control remove {node}, and then godwit control add {node}"
+    )]
+    OtherLog {
+        /// The voter.
+        voter: NodeId,
+        /// Its node.
+        node: NodeName,
+    },
+    /// That it was heard could not be written down.
+    #[error("that it was heard could not be written down")]
+    Unwritten(#[from] BookError),
+}
+
 /// The book of a running node. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Keeper {
@@ -83,6 +131,8 @@ pub struct Keeper {
     book: Arc<watch::Sender<Option<Book>>>,
     /// One writes after the other: a place that was just taken is not forgotten over news.
     writing: Arc<Mutex<()>>,
+    /// That its group was given up is said once.
+    complained: Arc<AtomicBool>,
 }
 
 impl Book {
@@ -94,7 +144,49 @@ impl Book {
             members: founders.clone(),
             founders,
             addresses: BTreeMap::new(),
-            place: place.map(|voter| Place { voter, since: 0, opened: false }),
+            place: place.map(|voter| Place { voter, since: 0, opened: false, log: 0 }),
+            succeeds: Vec::new(),
+            heard: BTreeMap::new(),
+        }
+    }
+
+    /// After what somebody in the group says of it; what is known already and newer stays.
+    ///
+    /// # Errors
+    /// If it is about another group, or can not be.
+    pub fn learned(known: Option<&Self>, told: &Membership) -> Result<Self, BookError> {
+        if told.succeeds.len() > SUCCEEDS_MAX {
+            return Err(BookError::Impossible("more disasters than a group survives"));
+        }
+        let (founders, members) = (members(0, &told.founders)?, members(told.index, &told.members)?);
+        let addresses = told.members.values().filter_map(|it| Some((it.name.clone(), it.address?)));
+        let addresses: BTreeMap<_, _> = addresses.collect();
+        let (theirs, succeeds, heard) = (told.group, told.succeeds.clone(), BTreeMap::new());
+        match known.cloned() {
+            Some(known) if known.group != theirs => match known.place {
+                _ if !succeeds.contains(&known.group) => {
+                    Err(BookError::OtherGroup { theirs, ours: known.group })
+                }
+                Some(place) => Err(BookError::GivenUp { theirs, ours: known.group, voter: place.voter }),
+                None => {
+                    Ok(Self { group: theirs, founders, members, addresses, place: None, succeeds, heard })
+                }
+            },
+            Some(known) if known.members.index() > told.index => Ok(known),
+            Some(mut known) => {
+                known.addresses.extend(addresses);
+                known.addresses.retain(|name, _| members.named(name).is_some());
+                Ok(Self { members, ..known })
+            }
+            None => Ok(Self { group: theirs, founders, members, addresses, place: None, succeeds, heard }),
+        }
+    }
+
+    /// This node has left its place. `members`: who was in the group then, by its own log.
+    pub fn left(&mut self, members: Option<&Members>) {
+        self.place = None;
+        if let Some(newer) = members.filter(|members| members.index() > self.members.index()) {
+            self.members = newer.clone();
         }
     }
 
@@ -109,8 +201,17 @@ impl Book {
             founders: self.founders.iter().map(seated).collect(),
             index: members.index(),
             members: members.iter().map(seated).collect(),
+            succeeds: self.succeeds.clone(),
+            heard: self.heard.keys().map(|id| id.get()).collect(),
         }
     }
+}
+
+/// Whether a node with this number is in the group, by what a voter has applied or by what its node was told: of two the
+/// later one is right.
+pub fn is_in(applied: &Members, book: Option<&Book>, id: NodeId, name: &NodeName) -> bool {
+    let told = book.map(|book| &book.members).filter(|told| told.index() > applied.index());
+    told.unwrap_or(applied).get(id).is_some_and(|member| member.name == *name)
 }
 
 fn members(index: u64, told: &BTreeMap<u64, Seated>) -> Result<Members, BookError> {
@@ -145,7 +246,8 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed(error)),
         };
-        Ok(Self { path: path.into(), book: Arc::new(watch::Sender::new(book)), writing: Arc::default() })
+        let book = Arc::new(watch::Sender::new(book));
+        Ok(Self { path: path.into(), book, writing: Arc::default(), complained: Arc::default() })
     }
 
     /// As it is now.
@@ -161,26 +263,56 @@ impl Keeper {
     /// Takes what somebody in the group says of it, if it is newer.
     ///
     /// # Errors
-    /// If it is about another group, can not be, or can not be written down.
+    /// If it is about another group, can not be, or can not be written down. A group that has taken the place of the one
+    /// that is known is followed, unless this node has a place in that: its log may hold what the other lacks.
     pub fn learn(&self, told: &Membership) -> Result<(), BookError> {
-        let (founders, members) = (members(0, &told.founders)?, members(told.index, &told.members)?);
-        let addresses = told.members.values().filter_map(|it| Some((it.name.clone(), it.address?)));
-        let addresses: BTreeMap<_, _> = addresses.collect();
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.now();
-        let new = match known.clone() {
-            Some(known) if known.group != told.group => {
-                return Err(BookError::OtherGroup { theirs: told.group, ours: known.group });
-            }
-            Some(known) if known.members.index() > told.index => return Ok(()),
-            Some(mut known) => {
-                known.addresses.extend(addresses);
-                known.addresses.retain(|name, _| members.named(name).is_some());
-                Book { members, ..known }
-            }
-            None => Book { group: told.group, founders, members, addresses, place: None },
-        };
+        let new = Book::learned(known.as_ref(), told).inspect_err(|error| self.complain(error))?;
+        if known.as_ref().is_some_and(|known| known.group != new.group) {
+            tracing::info!(to = %new.group, "the control group was founded anew; followed");
+        }
         if known.as_ref() == Some(&new) { Ok(()) } else { self.write(new) }
+    }
+
+    /// Once: that a node is in a group which was given up is for its operator.
+    fn complain(&self, error: &BookError) {
+        let is_given_up = matches!(error, BookError::GivenUp { .. });
+        if is_given_up && !self.complained.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "this node's control group was given up");
+        }
+    }
+
+    /// Waits until this node belongs to another group than before. Never ends where that does not happen.
+    pub async fn followed(&self) {
+        let mut book = self.watch();
+        let first = match book.wait_for(Option::is_some).await {
+            Ok(book) => book.as_ref().map(|book| book.group),
+            Err(_) => return std::future::pending().await,
+        };
+        if book.wait_for(|book| book.as_ref().map(|book| book.group) != first).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A member's voter, of this node and with this log, has spoken to this node's.
+    ///
+    /// # Errors
+    /// See [`NotHeard`].
+    pub fn heard(&self, voter: NodeId, node: &NodeName, log: u64) -> Result<(), NotHeard> {
+        let mut known = None;
+        self.change(|book| {
+            known = Some(*book.heard.entry(voter).or_insert(log));
+            // Numbers are never used again: those who have left are of no interest, once they are many.
+            if book.heard.len() > HEARD_MAX {
+                let members = &book.members;
+                book.heard.retain(|id, _| *id == voter || members.get(*id).is_some());
+            }
+        })?;
+        match known {
+            Some(known) if known != log => Err(NotHeard::OtherLog { voter, node: node.clone() }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// This node has taken a place.
@@ -196,12 +328,7 @@ impl Keeper {
     /// # Errors
     /// If that can not be written down.
     pub fn leave(&self, members: Option<&Members>) -> Result<(), BookError> {
-        self.change(|book| {
-            book.place = None;
-            if let Some(newer) = members.filter(|members| members.index() > book.members.index()) {
-                book.members = newer.clone();
-            }
-        })
+        self.change(|book| book.left(members))
     }
 
     fn change(&self, change: impl FnOnce(&mut Book)) -> Result<(), BookError> {
@@ -219,6 +346,15 @@ impl Keeper {
     pub fn begin(&self, book: Book) -> Result<(), BookError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.now().is_some() { Ok(()) } else { self.write(book) }
+    }
+
+    /// Another book in place of the one that is there. Only while no node runs.
+    ///
+    /// # Errors
+    /// If it can not be written.
+    pub fn replace(&self, book: Book) -> Result<(), BookError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(book)
     }
 
     /// Writes a book, and tells everybody.
@@ -263,7 +399,8 @@ mod tests {
         assert_eq!(keeper.now(), None);
         keeper.learn(&told(7, &[(9, "node-9", false)])).expect("takes it");
         keeper.learn(&told(4, &[])).expect("passes it over");
-        keeper.take(Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true }).expect("writes");
+        let place = Place { voter: NodeId::new(9).expect("not 0"), since: 7, opened: true, log: 5 };
+        keeper.take(place).expect("writes");
         let book = Keeper::open(scratch.path()).expect("opens again").now().expect("a book");
         assert_eq!(book, keeper.now().expect("a book"));
         assert_eq!((book.members.index(), book.place.map(|place| place.since)), (7, Some(7)));
@@ -277,6 +414,22 @@ mod tests {
         let mut elsewhere = told(9, &[]);
         elsewhere.group = GroupId(1);
         assert!(matches!(keeper.learn(&elsewhere), Err(BookError::OtherGroup { .. })));
+    }
+
+    #[test]
+    fn who_has_begun_another_log_is_not_heard() {
+        let scratch = Scratch::new();
+        let keeper = Keeper::open(scratch.path()).expect("opens");
+        keeper.learn(&told(7, &[(9, "node-9", false)])).expect("takes it");
+        let (nine, node) = (NodeId::new(9).expect("not 0"), name("node-9"));
+        keeper.heard(nine, &node, 5).expect("the first time");
+        keeper.heard(nine, &node, 5).expect("the same");
+        let other = keeper.heard(nine, &node, 6).expect_err("another");
+        assert!(other.to_string().contains("godwit control remove node-9"), "{other}");
+        let again = Keeper::open(scratch.path()).expect("opens again");
+        assert!(matches!(again.heard(nine, &node, 6), Err(NotHeard::OtherLog { .. })), "it is on disk");
+        again.heard(nine, &node, 5).expect("the same");
+        assert_eq!(again.now().map(|book| book.told(&book.members, |_| None).heard), Some([9].into()));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct NodeConfig {
     pub control: ControlConfig,
     /// How the operator speaks to this node.
     pub admin: AdminConfig,
+    /// Parts of a QEMU's arguments, most often beginnings of paths, that are others on this host: from and to.
+    pub qemu_renamed: Vec<(String, String)>,
     /// What is logged, and how.
     pub log: LogConfig,
 }
@@ -160,6 +162,8 @@ struct Raw {
     #[serde(default)]
     admin: RawAdmin,
     #[serde(default)]
+    qemu: RawQemu,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -191,6 +195,12 @@ struct RawControl {
 #[serde(deny_unknown_fields)]
 struct RawAdmin {
     socket: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawQemu {
+    rename: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -242,6 +252,7 @@ impl NodeConfig {
         let others = [(&keys::LISTEN, migration.listen), (&keys::CONTROL_LISTEN, control.listen)];
         migration.networks = tables::networks(&written, raw.migration.networks, others)?;
         let admin = AdminConfig { socket: values::socket(&written, raw.admin.socket)? };
+        let qemu_renamed = tables::renames(&written, raw.qemu.rename)?;
         let log = LogConfig {
             format: values::format(&written, raw.log.format)?,
             filter: values::filter(&written, raw.log.filter)?,
@@ -258,6 +269,7 @@ impl NodeConfig {
             migration,
             control,
             admin,
+            qemu_renamed,
             log,
         })
     }

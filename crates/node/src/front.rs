@@ -105,7 +105,7 @@ impl Front {
             committed: 0,
             log: (0, 0),
             quorum_age_ms: None,
-            condition: "does not vote".to_owned(),
+            condition: self.seat.out_of_order().unwrap_or_else(|| "does not vote".to_owned()),
             session: self.leader.name(),
         };
         let Some(group) = group else { return json(&answer) };

@@ -5,6 +5,7 @@
 //!                                     │ └──── session ─▶ the leader ─▶ group (serve, lead, desk), on replica ─▶ audit log
 //!                                     └────── migrations ─▶ actor ─▶ local runners, outbound transfers, records
 //!   admin socket ─▶ front ─▶ leader
+//!   consent: a group is founded once    disaster: and anew, from a backup or one voter's disk, while no node runs
 //! ```
 //!
 //! Always true: a file is read under a size cap, a secret has mode 0600 from its first byte, and whoever speaks on a
@@ -16,6 +17,8 @@ pub mod audit;
 pub mod book;
 pub mod ca;
 pub mod config;
+mod consent;
+pub mod disaster;
 pub mod fabric;
 mod files;
 pub mod front;

@@ -1,7 +1,8 @@
 //! The runners on this host: started, found again after a restart, ended.
 //!
 //! ```text
-//!   STATE/guests/INSTANCE/   runner.sock (there: it lives or lived), ticks, runner.log
+//!   STATE/guests/INSTANCE/   runner.sock (there: it lives or lived), ticks, runner.log; of a QEMU machine.json, kept.json,
+//!                            qemu.log, ended (why it did so by itself)
 //! ```
 //!
 //! Always true: a runner is a process of its own, in its own process group, that outlives this one; its instance id
@@ -16,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use godwit_domain::{Epoch, GuestName, GuestSpec, InstanceId, NodeName};
 use godwit_guest::client::{self, Attached, ClientError};
+use godwit_guest::qemu::{self, MachineFile};
 use godwit_transfer::drive::{self, RunnerError};
 use godwit_wire::handoff::RunState;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -100,17 +102,36 @@ pub struct Sought {
     pub unreached: Vec<PathBuf>,
 }
 
+impl Sought {
+    fn take(&mut self, dir: PathBuf, reached: Result<Attached, LocalError>) {
+        let reached = reached.map_err(|error| drive::chain(&error));
+        let known = reached.and_then(|attached| match About::read(&dir) {
+            Ok(about) => Ok((about, attached)),
+            Err(error) => Err(error.to_string()),
+        });
+        match known {
+            Ok(found) => self.found.push(found),
+            Err(error) => {
+                tracing::error!(dir = %dir.display(), error, "a runner is not reached; it is tried again");
+                self.unreached.push(dir);
+            }
+        }
+    }
+}
+
 /// Where this node keeps its runners.
 #[derive(Debug, Clone)]
 pub struct Runners {
     dir: PathBuf,
     node: NodeName,
+    /// Beginnings of paths and names in a QEMU's arguments that are others on this host, from and to.
+    renamed: Vec<(String, String)>,
 }
 
 impl Runners {
     /// The runners of a node with this state folder.
-    pub fn new(state: &Path, node: NodeName) -> Self {
-        Self { dir: state.join("guests"), node }
+    pub fn new(state: &Path, node: NodeName, renamed: Vec<(String, String)>) -> Self {
+        Self { dir: state.join("guests"), node, renamed }
     }
 
     /// Starts a runner and attaches to it.
@@ -125,42 +146,90 @@ impl Runners {
         let folder = |source| LocalError::Folder { path: dir.clone(), source };
         fs::create_dir_all(&dir).map_err(folder)?;
         about.write(&dir).map_err(folder)?;
-        let log = fs::File::create(dir.join("runner.log")).map_err(folder)?;
+        let (Role::Fresh(spec) | Role::Incoming(spec)) = &role;
+        let words = match &spec.qemu {
+            None => arguments(&role),
+            Some(qemu) => {
+                let (memory_bytes, renamed) = (spec.memory_bytes, self.renamed.clone());
+                let machine = MachineFile { memory_bytes, qemu: qemu.clone(), renamed };
+                machine.write(&dir).map_err(folder)?;
+                matches!(role, Role::Incoming(_)).then(|| "--incoming".to_owned()).into_iter().collect()
+            }
+        };
+        let verb = if spec.qemu.is_some() { "keep" } else { "run" };
+        let started = self.spawn(&dir, (guest, instance), verb, &words, spec.memory_bytes).await;
+        if started.is_err() {
+            // A QEMU whose keeper was killed in the middle: nobody would ever know of it.
+            qemu::end_orphan(&dir);
+        }
+        started
+    }
+
+    /// Starts a runner's process in its folder, and attaches to it.
+    async fn spawn(
+        &self,
+        dir: &Path,
+        (guest, instance): (&GuestName, InstanceId),
+        verb: &str,
+        words: &[String],
+        memory_bytes: u64,
+    ) -> Result<Attached, LocalError> {
+        let folder = |source| LocalError::Folder { path: dir.to_owned(), source };
+        let log =
+            fs::File::options().create(true).append(true).open(dir.join("runner.log")).map_err(folder)?;
         let program = std::env::current_exe().map_err(LocalError::Start)?;
         let mut command = Command::new(program);
         command
-            .args(["guest", "run", "--dir"])
-            .arg(&dir)
+            .args(["guest", verb, "--dir"])
+            .arg(dir)
             .args(["--guest", &guest.to_string(), "--node", self.node.as_str()])
             .args(["--instance", &instance.to_string()])
-            .args(arguments(&role))
+            .args(words)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .process_group(0);
         let mut child = command.spawn().map_err(LocalError::Start)?;
-        let attached = match self.wait_until_ready(&dir, &mut child, &role).await {
-            Ok(()) => attach(dir).await,
+        let attached = match self.wait_until_ready(dir, &mut child, memory_bytes).await {
+            Ok(()) => attach(dir.to_owned()).await,
             Err(error) => Err(error),
         };
         if attached.is_err() {
-            // Nobody would ever know of it.
+            // Nobody would ever know of it. What it has written is looked at when it writes no more.
             let _ = child.start_kill();
+            let _ = tokio::time::timeout(END_TIMEOUT, child.wait()).await;
         }
         // Whatever comes of it, it must be waited for, or it stays as a zombie.
         tokio::spawn(async move { child.wait().await });
         attached
     }
 
+    /// Starts another keeper for the QEMU in this folder, whose own has died; `None`: no QEMU lives there, or it has ended
+    /// before it was kept again.
+    pub async fn keep_again(&self, dir: &Path) -> Option<Result<Attached, LocalError>> {
+        let (guest, instance) = qemu::outlives_its_keeper(dir)?;
+        if !qemu::clear_socket(dir) {
+            return Some(attach(dir.to_owned()).await);
+        }
+        tracing::warn!(%guest, %instance, "the keeper of a QEMU has died; another takes over");
+        match self.spawn(dir, (&guest, instance), "keep", &["--again".to_owned()], 0).await {
+            Err(_) if qemu::outlives_its_keeper(dir).is_none() => None,
+            kept => Some(kept),
+        }
+    }
+
+    /// Why a runner that is not here any more has ended, as far as it, or QEMU's log, says so.
+    pub fn why_ended(&self, instance: InstanceId) -> Option<String> {
+        qemu::why_ended(&self.dir.join(instance.to_string()))
+    }
+
     async fn wait_until_ready(
         &self,
         dir: &Path,
         child: &mut tokio::process::Child,
-        role: &Role<'_>,
+        memory_bytes: u64,
     ) -> Result<(), LocalError> {
-        let (Role::Fresh(spec) | Role::Incoming(spec)) = role;
-        let bytes = spec.memory_bytes;
-        let limit = START_TIMEOUT + Duration::from_secs(bytes >> 27);
+        let limit = START_TIMEOUT + Duration::from_secs(memory_bytes >> 27);
         let socket = dir.join("runner.sock");
         let ready = async {
             while !socket.exists() {
@@ -180,7 +249,13 @@ impl Runners {
     /// one that is not reached in any other way lives, for all that is known.
     pub async fn find(&self) -> Sought {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let dirs = entries.map(|entry| entry.path()).filter(|dir| dir.join("runner.sock").exists());
+        // Without a socket: one that just starts, and a QEMU whose keeper has died and that has no other yet.
+        let is_lived_in = |dir: &PathBuf| {
+            dir.join("runner.sock").exists()
+                || qemu::is_claimed(dir)
+                || qemu::outlives_its_keeper(dir).is_some()
+        };
+        let dirs = entries.map(|entry| entry.path()).filter(is_lived_in);
         let sought = self.seek(dirs.collect()).await;
         self.forget_the_oldest();
         sought
@@ -190,29 +265,29 @@ impl Runners {
     pub async fn seek(&self, dirs: Vec<PathBuf>) -> Sought {
         let mut sought = Sought::default();
         for dir in dirs {
-            let reached = match attach(dir.clone()).await {
-                Ok(attached) => {
-                    About::read(&dir).map(|about| (about, attached)).map_err(|error| error.to_string())
-                }
-                Err(LocalError::Client(ClientError::Socket { source, .. }))
-                    if source.kind() == io::ErrorKind::ConnectionRefused =>
-                {
-                    tracing::info!(dir = %dir.display(), "no runner lives here any more");
-                    let _ = fs::remove_file(dir.join("runner.sock"));
-                    continue;
-                }
-                Err(error) => Err(drive::chain(&error)),
+            let reached = attach(dir.clone()).await;
+            let failed = match &reached {
+                Err(LocalError::Client(ClientError::Socket { source, .. })) => Some(source.kind()),
+                Ok(_) | Err(_) => None,
             };
-            match reached {
-                Ok(found) => {
-                    run_freely(&found.1).await;
-                    sought.found.push(found);
-                }
-                Err(error) => {
-                    tracing::error!(dir = %dir.display(), error, "a runner is not reached; it is tried again");
-                    sought.unreached.push(dir);
-                }
+            let refused = failed == Some(io::ErrorKind::ConnectionRefused);
+            let missing = failed == Some(io::ErrorKind::NotFound);
+            if (refused || missing)
+                && let Some(again) = self.keep_again(&dir).await
+            {
+                sought.take(dir, again);
+            } else if refused || (missing && (!dir.exists() || qemu::clear_socket(&dir))) {
+                tracing::info!(dir = %dir.display(), "no runner lives here any more");
+                let _ = fs::remove_file(dir.join("runner.sock"));
+            } else if missing {
+                tracing::info!(dir = %dir.display(), "a runner that starts or ends is waited for");
+                sought.unreached.push(dir);
+            } else {
+                sought.take(dir, reached);
             }
+        }
+        for (_, attached) in &sought.found {
+            run_freely(attached).await;
         }
         sought
     }
@@ -222,8 +297,9 @@ impl Runners {
     pub async fn discard(&self, attached: &Attached) {
         let (guest, instance) = (&attached.hello.guest, attached.hello.instance);
         // It may be busy for as long as pages are missing, which nobody will send any more.
+        let mut ends = false;
         match tokio::time::timeout(END_TIMEOUT, attached.runner.stop()).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => ends = true,
             Ok(Err(error)) => {
                 tracing::warn!(%guest, %instance, error = drive::chain(&error), "runner did not end by itself");
             }
@@ -233,6 +309,12 @@ impl Runners {
             Ok(pidfd) => Process { pidfd }.wait_or_kill().await,
             Err(error) => tracing::error!(%guest, %instance, %error, "the runner's end is not waited for"),
         }
+        // A keeper that said so has ended its QEMU, or left one alone that is not ours.
+        if !ends && let Ok(Some(pidfd)) = attached.guest_process() {
+            let process = Process { pidfd };
+            let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
+            process.wait_or_kill().await;
+        }
         let _ = fs::remove_file(attached.dir.join("runner.sock"));
         tracing::info!(%guest, %instance, "runner ended");
         self.forget_the_oldest();
@@ -240,11 +322,15 @@ impl Runners {
 
     fn forget_the_oldest(&self) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let stopped = entries.map(|entry| entry.path()).filter(|dir| !dir.join("runner.sock").exists());
+        // Without a socket is a QEMU, too, whose keeper has died and that has no other yet: its folder knows it.
+        let has_stopped =
+            |dir: &PathBuf| !dir.join("runner.sock").exists() && qemu::outlives_its_keeper(dir).is_none();
+        let stopped = entries.map(|entry| entry.path()).filter(has_stopped);
         let age =
             |dir: &PathBuf| fs::metadata(dir).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut stopped: Vec<_> = stopped.map(|dir| (age(&dir), dir)).collect();
         stopped.sort();
+        stopped.iter().for_each(|(_, dir)| qemu::end_unkept(dir));
         let surplus = stopped.len().saturating_sub(STOPPED_KEPT_MAX);
         for (_, dir) in stopped.into_iter().take(surplus) {
             let _ = fs::remove_dir_all(dir);

@@ -66,6 +66,8 @@ pub struct Outbound {
     pub commit_estimate: Duration,
     /// The page session, drawn for this attempt.
     pub session: SessionId,
+    /// Its disks may write its memory past the scans.
+    pub direct_io: bool,
     /// The guest.
     pub guest: Arc<Attached>,
     /// How to get there.
@@ -122,7 +124,7 @@ async fn prepare(
     heard: &mut Heard,
 ) -> Result<Source<Handle, Dialer>, String> {
     let Outbound { errand, migration, source, target, reach, network, token, epoch, at_once, .. } = outbound;
-    let Outbound { settings, commit_estimate, session, guest, fabric, .. } = outbound;
+    let Outbound { settings, commit_estimate, session, guest, fabric, direct_io, .. } = outbound;
     let pages = guest.pages();
     let preamble = Preamble {
         migration: migration.clone(),
@@ -162,7 +164,7 @@ async fn prepare(
         at_once,
         audit: settings.audit,
     };
-    Ok(Source { setup, settings, memory, begins, runner, dial })
+    Ok(Source { setup, settings, memory, begins, runner, dial, direct_io })
 }
 
 /// Reaches the target wherever it is by now.

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,8 @@ struct Queue {
     node: NodeName,
     addresses: Addresses,
     messages: mpsc::Sender<Message>,
+    /// See [`Link::is_up`].
+    is_up: Arc<AtomicBool>,
     drops: Drops,
 }
 
@@ -112,15 +115,15 @@ impl Drops {
 }
 
 impl Peers {
-    /// The voice of `me`, which has this number in this group. Nobody is there yet.
+    /// The voice of `me`, which has this number in this group, and this log. Nobody is there yet.
     pub fn start(
         fabric: Fabric,
         me: NodeName,
         cluster: String,
-        (group, voter): (GroupId, NodeId),
+        (group, voter, log): (GroupId, NodeId, u64),
     ) -> Arc<Self> {
         let (group, voter) = (Some(group), Some(voter.get()));
-        let hello = Hello { cluster, name: me.clone(), group, voter, node: None };
+        let hello = Hello { cluster, name: me.clone(), group, voter, log, node: None, after: None };
         let (queues, links) = (Mutex::default(), Mutex::default());
         Arc::new(Self { fabric, me, hello, queues, links })
     }
@@ -141,6 +144,7 @@ impl Peers {
             }
             let (messages, receiver) = mpsc::channel(QUEUE);
             let addresses = Arc::new(Mutex::new(addresses));
+            let is_up = Arc::new(AtomicBool::new(false));
             let link = Link {
                 fabric: self.fabric.clone(),
                 node: node.clone(),
@@ -148,11 +152,11 @@ impl Peers {
                 tries: 0,
                 hello: self.hello.clone(),
                 waiting: Waiting { receiver, next: None },
-                is_up: false,
+                is_up: Arc::clone(&is_up),
                 told: None,
             };
             links.spawn(link.run());
-            queues.insert(id, Queue { node, addresses, messages, drops: Drops::default() });
+            queues.insert(id, Queue { node, addresses, messages, is_up, drops: Drops::default() });
         }
     }
 
@@ -175,6 +179,8 @@ impl Outbox for Peers {
         }
         match queue.messages.try_send(Message { at: Instant::now(), bytes }) {
             Ok(()) => {}
+            // Of a voter that can not be reached it was said.
+            Err(TrySendError::Full(_)) if !queue.is_up.load(Ordering::Relaxed) => queue.drops.all += 1,
             Err(TrySendError::Full(message)) => {
                 if let Some(dropped) = queue.drops.count(message.at) {
                     let all = queue.drops.all;
@@ -247,7 +253,7 @@ struct Link {
     hello: Hello,
     waiting: Waiting,
     /// A connection has settled, and was not lost since.
-    is_up: bool,
+    is_up: Arc<AtomicBool>,
     /// Why there is none, as it was told last.
     told: Option<String>,
 }
@@ -257,7 +263,7 @@ impl Link {
     async fn run(mut self) {
         let mut backoff = BACKOFF_MIN;
         while let Err(error) = self.once().await {
-            if self.is_up {
+            if self.is_up.load(Ordering::Relaxed) {
                 backoff = BACKOFF_MIN;
             } else {
                 self.tries += 1;
@@ -299,7 +305,7 @@ impl Link {
                 // The end first: what is written after it is lost.
                 biased;
                 ended = connection.closed() => return Err(ended.into()),
-                () = &mut settled, if !self.is_up => self.settled(),
+                () = &mut settled, if !self.is_up.load(Ordering::Relaxed) => self.settled(),
                 message = self.waiting.next() => match message {
                     Some(message) => write(&mut stream, &message.bytes).await?,
                     None => return Ok(()),
@@ -309,13 +315,13 @@ impl Link {
     }
 
     fn settled(&mut self) {
-        self.is_up = true;
+        self.is_up.store(true, Ordering::Relaxed);
         self.told = None;
         tracing::info!(peer = %self.node, address = ?self.address(), "a voter is connected");
     }
 
     fn lost(&mut self, why: String) {
-        if std::mem::take(&mut self.is_up) {
+        if self.is_up.swap(false, Ordering::Relaxed) {
             tracing::info!(peer = %self.node, address = ?self.address(), why, "the connection to a voter is lost");
         } else if self.told.as_ref() != Some(&why) {
             tracing::info!(peer = %self.node, address = ?self.address(), why, "a voter can not be reached");

@@ -110,6 +110,11 @@ impl Records {
         Ok(())
     }
 
+    /// All that are buried.
+    pub fn all_buried(&self) -> impl Iterator<Item = &Buried> {
+        self.buried.values()
+    }
+
     /// The buried of a guest.
     pub fn buried(&self, uid: GuestUid) -> impl Iterator<Item = &Buried> {
         self.buried.values().filter(move |buried| buried.uid == uid)

@@ -56,7 +56,9 @@ impl StateMachine for Replica {
             Err(error) => panic!("entry {index} can not be read by this version: {error}"),
         };
         let about_node = match &stamped.command {
-            Command::Fence { node, .. } | Command::FenceSeen { node } => Some(node.clone()),
+            Command::Fence { node, .. } | Command::FenceSeen { node } | Command::Testify { node, .. } => {
+                Some(node.clone())
+            }
             _ => None,
         };
         let outcome = self.registry.apply(stamped);

@@ -6,24 +6,27 @@
 //!   removed, as the log says or a newer book ─────▶ close ─▶ leave the place ─▶ STATE/control.left
 //! ```
 //!
-//! Always true: a place is on disk before anything is said in its name; a number whose log is gone is never used again,
-//! since it may have voted; whoever has left holds no disk, speaks to no peer and is a node like any other.
+//! Always true: a place is on disk before anything is said in its name; a number whose log is gone or damaged is not used
+//! again, since it may have voted, and its node serves its guests on; whoever has left holds no disk, speaks to no peer and is
+//! a node like any other.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use godwit_control::{Condition, Config, ControlHandle, Identity, Members, NodeId, SledFolder, StartError};
+use godwit_control::{
+    Condition, Config, ControlHandle, DiskError, Identity, Members, NodeId, SledFolder, StartError,
+};
 use godwit_domain::NodeName;
 use godwit_transfer::drive::chain;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
-use crate::audit::Audit;
+use crate::audit::{self, Audit};
 use crate::book::{Book, BookError, Keeper, Place};
 use crate::fabric::Fabric;
 use crate::files;
@@ -73,6 +76,8 @@ struct Inner {
     keeper: Keeper,
     group: watch::Sender<Option<Group>>,
     open: Mutex<Option<Open>>,
+    /// The number of which this node does not take the place, and why.
+    out_of_order: std::sync::Mutex<Option<(NodeId, String)>>,
 }
 
 /// A place that is taken.
@@ -86,17 +91,20 @@ struct Open {
 
 /// What is to be done about a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Duty {
+pub enum Duty {
+    /// All is as it should be.
     Nothing,
     /// Take it, or, if it is taken on disk already, go on with it.
     Open(Place),
+    /// Close it, and leave the place.
     Leave,
     /// The group counts on what is gone.
     Lost(NodeId),
 }
 
-/// By what is known of the group alone. `has_log`: there is something on disk.
-fn duty(me: &NodeName, book: &Book, open: Option<Place>, removed: bool, has_log: bool) -> Duty {
+/// By what is known of the group alone. `open`: the place whose log is open; `removed`: the group has taken it back, as that
+/// log says; `has_log`: there is one on disk.
+pub fn duty(me: &NodeName, book: &Book, open: Option<Place>, removed: bool, has_log: bool) -> Duty {
     let is_in = |place: Place| book.members.get(place.voter).is_some();
     // What is known may be older than the place.
     let is_out = |place: Place| book.members.index() > place.since && !is_in(place);
@@ -108,7 +116,7 @@ fn duty(me: &NodeName, book: &Book, open: Option<Place>, removed: bool, has_log:
         (Some(place), _) if has_log || !place.opened => Duty::Open(place),
         (Some(place), _) => Duty::Lost(place.voter),
         (None, Some((voter, member))) if !member.votes => {
-            Duty::Open(Place { voter, since: book.members.index(), opened: false })
+            Duty::Open(Place { voter, since: book.members.index(), opened: false, log: 0 })
         }
         (None, Some((voter, _))) => Duty::Lost(voter),
         (None, None) => Duty::Nothing,
@@ -119,7 +127,27 @@ impl Seat {
     /// A seat that is not taken.
     pub fn new(about: Whereabouts, keeper: Keeper) -> Self {
         let group = watch::Sender::new(None);
-        Self(Arc::new(Inner { about, keeper, group, open: Mutex::new(None) }))
+        Self(Arc::new(Inner {
+            about,
+            keeper,
+            group,
+            open: Mutex::new(None),
+            out_of_order: Default::default(),
+        }))
+    }
+
+    /// Why this node does not take the place that it has in the group; `None`: it does, or has none.
+    pub fn out_of_order(&self) -> Option<String> {
+        self.0.out_of_order.lock().unwrap_or_else(PoisonError::into_inner).clone().map(|(_, why)| why)
+    }
+
+    fn is_out_of_order(&self, voter: NodeId) -> bool {
+        let known = self.0.out_of_order.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().is_some_and(|(known, _)| *known == voter)
+    }
+
+    fn set_out_of_order(&self, what: Option<(NodeId, String)>) {
+        *self.0.out_of_order.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     /// This node's part in the group, if it has one now.
@@ -142,22 +170,44 @@ impl Seat {
         let removed = self.group().is_some_and(|group| group.view().condition == Condition::Removed);
         let has_log = self.log().exists();
         match duty(&self.0.about.name, &book, open.as_ref().map(|open| open.place), removed, has_log) {
-            Duty::Nothing => Ok(()),
-            Duty::Open(place) => {
-                *open = Some(self.take(&book, place)?);
+            Duty::Nothing => {
+                // The group does not count on it any more.
+                if open.is_none() {
+                    self.set_out_of_order(None);
+                }
                 Ok(())
             }
+            // What was damaged once is not tried again by this process.
+            Duty::Open(place) if self.is_out_of_order(place.voter) => Ok(()),
+            Duty::Open(place) => match self.take(&book, place) {
+                Err(SeatError::Voter(StartError::Disk(error @ DiskError::Damaged { .. }))) => {
+                    self.stand_by(place.voter, &chain(&error));
+                    Ok(())
+                }
+                taken => {
+                    *open = Some(taken?);
+                    self.set_out_of_order(None);
+                    Ok(())
+                }
+            },
             Duty::Leave => self.leave(open.take()).await,
             Duty::Lost(voter) => {
-                tracing::error!(
-                    %voter,
-                    "the log of this voter is gone, and with it what it has promised: it takes no part. Replace it: \
-                     godwit control remove {0}, and then godwit control add {0}",
-                    self.0.about.name
-                );
+                self.stand_by(voter, "the log of this voter is gone, and with it what it has promised");
                 Ok(())
             }
         }
+    }
+
+    /// This node's voter takes no part; the node does.
+    fn stand_by(&self, voter: NodeId, why: &str) {
+        let name = &self.0.about.name;
+        tracing::error!(
+            %voter,
+            why,
+            "this voter takes no part; guests go on. Replace it: godwit control remove {name}, and then godwit control add \
+             {name}"
+        );
+        self.set_out_of_order(Some((voter, why.to_owned())));
     }
 
     /// Does what there is to do, again and again.
@@ -198,22 +248,24 @@ impl Seat {
         if book.place != Some(place) {
             // Of an earlier place that was left.
             self.move_log_away()?;
-            self.0.keeper.take(place)?;
         }
+        let number = || files::random().map(u64::from_ne_bytes).map_err(host("random numbers"));
+        let place = if place.log == 0 { Place { log: number()?, ..place } } else { place };
+        self.0.keeper.take(place)?;
         let me = (place.voter, name.clone());
         let identity = Identity::seated(cluster.clone(), book.group, me, book.founders.clone());
-        let seed = files::random().map(u64::from_ne_bytes).map_err(host("random numbers"))?;
         let bells = Arc::new(Bells::default());
-        let audit = Audit::start(state.join("audit")).map_err(host("a thread"))?;
+        let audit = Audit::start(audit::folder_of(state, book.group)).map_err(host("a thread"))?;
         let replica = Replica::new(Arc::clone(&bells)).audited(audit);
-        let config = Config::joining(place.voter, book.founders.clone(), seed);
+        let config = Config::joining(place.voter, book.founders.clone(), number()?);
         let folder = SledFolder::new(self.log(), identity);
-        let peers = Peers::start(fabric.clone(), name.clone(), cluster.clone(), (book.group, place.voter));
+        let spoken_by = (book.group, place.voter, place.log);
+        let peers = Peers::start(fabric.clone(), name.clone(), cluster.clone(), spoken_by);
         let handle = ControlHandle::start(config, replica, Box::new(folder), Arc::clone(&peers) as _)?;
         let place = Place { opened: true, ..place };
         self.0.keeper.take(place)?;
-        let (addr, keeper) = (handle.addr().clone(), self.0.keeper.clone());
-        let group = Group::new(name.clone(), cluster.clone(), keeper, addr, handle.view(), bells);
+        let (proposals, keeper) = (handle.proposals().clone(), self.0.keeper.clone());
+        let group = Group::new(name.clone(), cluster.clone(), keeper, proposals, handle.view(), bells);
         let mut tasks = JoinSet::new();
         tasks.spawn(group::lead(group.clone()));
         tasks.spawn(introduce(peers, group.clone(), self.0.about.known.clone()));
@@ -230,7 +282,9 @@ impl Seat {
             tracing::info!(voter = %open.place.voter, "out of the control group, and a node like any other");
             stop(open).await;
         }
-        self.move_log_away()
+        self.move_log_away()?;
+        self.set_out_of_order(None);
+        Ok(())
     }
 
     /// What is not needed any more is kept once, for people.
@@ -319,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_place_is_taken_and_left_as_the_group_says() {
-        let at = |voter, since, opened| Place { voter: id(voter), since, opened };
+        let at = |voter, since, opened| Place { voter: id(voter), since, opened, log: 0 };
         let place = at(90, 5, true);
         let due = |book: &Book, open, removed, has_log| duty(&name(9), book, open, removed, has_log);
         assert_eq!(due(&book(0, &[], None), None, false, false), Duty::Nothing, "it is none of them");

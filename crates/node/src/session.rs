@@ -4,6 +4,7 @@
 //!   voters, one after another ── Hello ──▶ Elsewhere ─▶ the one that is named
 //!   (book, then config)              └───▶ Leads ─▶ pushes ─▶ node actor, book
 //!                                                   questions ◀─ whoever holds a Leader
+//!   nothing heard for a while ─ Hello, after this term ─▶ the other voters ─▶ a later leader: on to it    (silence)
 //! ```
 //!
 //! Always true: there is at most one session; a question whose answer does not come has an unknown outcome; the age of
@@ -18,14 +19,18 @@ use godwit_domain::NodeName;
 use godwit_domain::registry::Node;
 use godwit_transfer::drive::chain;
 use godwit_wire::migration::Role;
-use godwit_wire::session::{ASK_BYTES_MAX, Answer, Ask, Hello, NodeAsk, PUSH_BYTES_MAX, Push, Welcome};
+use godwit_wire::session::{
+    ASK_BYTES_MAX, Answer, Ask, Hello, Membership, NodeAsk, PUSH_BYTES_MAX, Push, Welcome,
+};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::actor::{Leaves, NodeActor, Pushed, Questioned, QuorumAnswered, SessionEnded};
-use crate::book::{BookError, Keeper};
+use crate::book::{Book, BookError, Keeper};
 use crate::fabric::{Fabric, REFUSED, frames};
+
+pub mod silence;
 
 /// How long a voter may take to say Welcome: a Join has to be agreed on.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(8);
@@ -39,7 +44,7 @@ const QUORUM_INTERVAL: Duration = Duration::from_millis(250);
 const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
 /// How long a leader counts as lost: until another must have been elected, if it is.
 const LOST_FOR: Duration = Duration::from_secs(2);
-/// How long one may take to be there again meanwhile. Its host may be off, and another may lead soon.
+/// How long one may take to be there that may be off, while another may lead soon.
 const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
@@ -139,21 +144,13 @@ impl Seeker {
         while actor.connected() {
             let lost =
                 last.as_ref().filter(|(_, at)| at.elapsed() < LOST_FOR).map(|(voter, _)| voter.clone());
-            for voter in hint.take().into_iter().chain(lost_last(self.order(), lost.as_ref())) {
-                match self.call(&voter, lost.as_ref() == Some(&voter)).await {
-                    Ok(Called::Leads(connection, pushes)) => {
+            let order = order(self.keeper.now().as_ref(), self.known.keys());
+            for voter in hint.take().into_iter().chain(lost_last(order, lost.as_ref())) {
+                match self.call(&voter, lost.as_ref() == Some(&voter), None).await {
+                    Ok(Called::Leads(session)) => {
                         pause = RETRY_MIN;
-                        tracing::info!(leader = %voter, "session with the leader");
                         said.clear();
-                        let link = Link { leader: voter.clone(), connection: connection.clone() };
-                        place.send_replace(Some(link));
-                        let reason =
-                            hold(&connection, pushes, (&actor, &self.keeper), &Leader(place.subscribe()))
-                                .await;
-                        place.send_replace(None);
-                        tracing::info!(leader = %voter, reason, "session lost");
-                        let _ = actor.send(SessionEnded).await;
-                        last = Some((voter, Instant::now()));
+                        last = Some((self.keep(session, &actor, &place).await, Instant::now()));
                         break;
                     }
                     // Who names the one that was lost may not have noticed yet. It is asked last anyway.
@@ -176,15 +173,70 @@ impl Seeker {
         }
     }
 
-    /// Whom to ask: those who voted when this node last heard of it, then those whom the config names.
-    fn order(&self) -> Vec<NodeName> {
-        let book = self.keeper.now();
-        let members = book.iter().flat_map(|book| book.members.iter());
-        let (votes, learns): (Vec<_>, Vec<_>) = members.partition(|(_, member)| member.votes);
-        let told = votes.into_iter().chain(learns).map(|(_, member)| member.name.clone());
-        let mut order: Vec<NodeName> = told.collect();
-        order.extend(self.known.keys().filter(|name| !order.contains(name)).cloned().collect::<Vec<_>>());
-        order
+    /// Keeps a session, and the next one if another leader is found before this one is given up. Returns whose was lost.
+    async fn keep(
+        &self,
+        mut session: Session,
+        actor: &Addr<NodeActor>,
+        place: &watch::Sender<Option<Link>>,
+    ) -> NodeName {
+        loop {
+            let Session { leader, term, connection, pushes } = session;
+            tracing::info!(%leader, term, "session with the leader");
+            place.send_replace(Some(Link { leader: leader.clone(), connection: connection.clone() }));
+            let asker = Leader(place.subscribe());
+            let (reason, next) = tokio::select! {
+                reason = hold(&connection, pushes, (actor, &self.keeper), &asker) => (reason, None),
+                next = self.successor(&leader, term, &connection) => {
+                    connection.close(0_u32.into(), b"another voter leads");
+                    (format!("it is silent, and {} leads in term {}", next.leader, next.term), Some(next))
+                }
+            };
+            place.send_replace(None);
+            tracing::info!(%leader, reason, "session lost");
+            let _ = actor.send(SessionEnded).await;
+            match next {
+                Some(next) => session = next,
+                None => return leader,
+            }
+        }
+    }
+
+    /// A session with a leader of a later term, found while this one is silent. Ends with nothing else.
+    async fn successor(&self, silent: &NodeName, term: u64, connection: &Connection) -> Session {
+        loop {
+            silence::falls_silent(connection).await;
+            tracing::debug!(leader = %silent, "has fallen silent: the other voters are asked who leads");
+            tokio::select! {
+                found = self.find_later(silent, term) => if let Some(found) = found { return found },
+                () = silence::is_heard_again(connection) => {}
+            }
+        }
+    }
+
+    /// Asks the others once.
+    async fn find_later(&self, silent: &NodeName, term: u64) -> Option<Session> {
+        let mut order = order(self.keeper.now().as_ref(), self.known.keys());
+        order.retain(|voter| voter != silent);
+        // A thousand nodes do not all ask the same one.
+        let first = self.name.as_str().bytes().map(usize::from).sum::<usize>();
+        let first = first.checked_rem(order.len())?;
+        order.rotate_left(first);
+        let mut asked = Vec::new();
+        while let Some(voter) = order.first().cloned() {
+            order.retain(|other| *other != voter);
+            match self.call(&voter, true, Some(term)).await {
+                Ok(Called::Leads(session)) if session.term > term => return Some(session),
+                // One that has not noticed that it was deposed.
+                Ok(Called::Leads(older)) => older.connection.close(0_u32.into(), b"an earlier leader"),
+                Ok(Called::Elsewhere(Some(leader))) if leader != *silent && !asked.contains(&leader) => {
+                    order.insert(0, leader);
+                }
+                Ok(Called::Elsewhere(_)) | Err(_) => {}
+            }
+            asked.push(voter);
+        }
+        None
     }
 
     /// Where a voter may be: an operator's word goes first.
@@ -195,10 +247,46 @@ impl Seeker {
         addresses
     }
 
-    async fn call(&self, voter: &NodeName, was_lost: bool) -> Result<Called, String> {
+    /// What a node says of its control group, without a session coming of it; `None`: it knows of none. `Err`: it has not
+    /// said so in time.
+    pub(crate) async fn membership_of(
+        &self,
+        voter: &NodeName,
+        limit: Duration,
+    ) -> Result<Option<Membership>, String> {
+        let asked = async {
+            let address = self.known.get(voter).ok_or("nobody has said where it is")?;
+            let hello = self.hello(None);
+            let dialed = self.fabric.dial_control(*address, voter, Role::Session, &hello).await;
+            let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
+            let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX).await;
+            connection.close(0_u32.into(), b"that was all");
+            match welcome.map_err(|error| chain(&error))? {
+                Some(Welcome::Leads { membership, .. }) => Ok(Some(membership)),
+                Some(Welcome::Elsewhere { membership, .. }) => Ok(membership),
+                Some(Welcome::Refused { message }) => Err(message),
+                None => Err("it ended without a welcome".to_owned()),
+            }
+        };
+        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+    }
+
+    fn hello(&self, after: Option<u64>) -> Hello {
+        Hello {
+            cluster: self.cluster.clone(),
+            name: self.name.clone(),
+            group: self.keeper.now().map(|book| book.group),
+            voter: None,
+            log: 0,
+            node: Some(self.node.clone()),
+            after,
+        }
+    }
+
+    async fn call(&self, voter: &NodeName, in_haste: bool, after: Option<u64>) -> Result<Called, String> {
         let mut called = Err("nobody has said where it is".to_owned());
         for address in self.addresses(voter) {
-            called = self.call_at(voter, address, was_lost).await;
+            called = self.call_at(voter, address, in_haste, after).await;
             if called.is_ok() {
                 break;
             }
@@ -206,17 +294,19 @@ impl Seeker {
         called
     }
 
-    async fn call_at(&self, voter: &NodeName, address: SocketAddr, was_lost: bool) -> Result<Called, String> {
-        let hello = Hello {
-            cluster: self.cluster.clone(),
-            name: self.name.clone(),
-            group: self.keeper.now().map(|book| book.group),
-            voter: None,
-            node: Some(self.node.clone()),
-        };
+    async fn call_at(
+        &self,
+        voter: &NodeName,
+        address: SocketAddr,
+        in_haste: bool,
+        after: Option<u64>,
+    ) -> Result<Called, String> {
+        let hello = self.hello(after);
         let dialing = self.fabric.dial_control(address, voter, Role::Session, &hello);
-        let dialed = match was_lost {
-            true => tokio::time::timeout(LOST_DIAL_TIMEOUT, dialing).await.map_err(|_| "it is still lost")?,
+        let dialed = match in_haste {
+            true => {
+                tokio::time::timeout(LOST_DIAL_TIMEOUT, dialing).await.map_err(|_| "it does not answer")?
+            }
             false => dialing.await,
         };
         let (connection, _send, mut receive) = dialed.map_err(|error| chain(&error))?;
@@ -224,8 +314,12 @@ impl Seeker {
         let welcome =
             tokio::time::timeout(WELCOME_TIMEOUT, welcome).await.map_err(|_| "no welcome in time")?;
         match welcome.map_err(|error| chain(&error))? {
-            Some(Welcome::Leads { membership, .. }) => match self.keeper.learn(&membership) {
-                Err(error @ (BookError::OtherGroup { .. } | BookError::Impossible(_))) => {
+            Some(Welcome::Leads { membership, term }) => match self.keeper.learn(&membership) {
+                Err(
+                    error @ (BookError::OtherGroup { .. }
+                    | BookError::Impossible(_)
+                    | BookError::GivenUp { .. }),
+                ) => {
                     connection.close(REFUSED.into(), error.to_string().as_bytes());
                     tracing::error!(%voter, %error, "this voter leads another group");
                     Err(error.to_string())
@@ -235,9 +329,9 @@ impl Seeker {
                         error = chain(&error),
                         "who is in the control group could not be written down"
                     );
-                    Ok(Called::Leads(connection, receive))
+                    Ok(Called::leads(voter, term, connection, receive))
                 }
-                Ok(()) => Ok(Called::Leads(connection, receive)),
+                Ok(()) => Ok(Called::leads(voter, term, connection, receive)),
             },
             Some(Welcome::Elsewhere { leader, membership }) => {
                 connection.close(0_u32.into(), b"on to the leader");
@@ -255,6 +349,20 @@ impl Seeker {
     }
 }
 
+/// Whom to ask for the leader: those who voted when this node last heard of it, then those whom the config names.
+pub fn order<'a>(book: Option<&Book>, known: impl Iterator<Item = &'a NodeName>) -> Vec<NodeName> {
+    let members = book.into_iter().flat_map(|book| book.members.iter());
+    let (votes, learns): (Vec<_>, Vec<_>) = members.partition(|(_, member)| member.votes);
+    let told = votes.into_iter().chain(learns).map(|(_, member)| member.name.clone());
+    let mut order: Vec<NodeName> = told.collect();
+    for name in known {
+        if !order.contains(name) {
+            order.push(name.clone());
+        }
+    }
+    order
+}
+
 /// The leader that was just lost is asked last: its host may be off, and to find that out takes longer than to be sent on
 /// by another.
 fn lost_last(order: Vec<NodeName>, lost: Option<&NodeName>) -> Vec<NodeName> {
@@ -263,9 +371,24 @@ fn lost_last(order: Vec<NodeName>, lost: Option<&NodeName>) -> Vec<NodeName> {
     first
 }
 
+/// What a leader has granted.
+#[derive(Debug)]
+struct Session {
+    leader: NodeName,
+    term: u64,
+    connection: Connection,
+    pushes: RecvStream,
+}
+
 enum Called {
-    Leads(Connection, RecvStream),
+    Leads(Session),
     Elsewhere(Option<NodeName>),
+}
+
+impl Called {
+    fn leads(leader: &NodeName, term: u64, connection: Connection, pushes: RecvStream) -> Self {
+        Self::Leads(Session { leader: leader.clone(), term, connection, pushes })
+    }
 }
 
 /// Holds a session until it breaks; returns why.

@@ -46,7 +46,7 @@ pub(crate) fn piece_at(first: u32, pages: PageCount) -> PageRun {
 /// One digest for each page of a run, as it is now.
 pub(crate) fn digests(memory: &Memfd, run: PageRun) -> io::Result<Vec<u64>> {
     let mut digests = Vec::with_capacity(run.count.0 as usize);
-    let mut bytes = Vec::with_capacity(READ_PAGES as usize * PAGE_SIZE);
+    let mut bytes = Vec::with_capacity(run.count.0.min(READ_PAGES) as usize * PAGE_SIZE);
     let end = u32::try_from(run.end()).unwrap_or(u32::MAX);
     for first in (run.first.0..end).step_by(READ_PAGES as usize) {
         bytes.clear();

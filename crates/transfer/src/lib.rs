@@ -28,3 +28,4 @@ pub mod source;
 mod stamps;
 pub mod target;
 pub mod transport;
+mod young;

@@ -6,6 +6,8 @@
 use godwit_domain::{PageCount, PageIndex, PageRun, Round};
 use godwit_wire::migration::{SEGMENT_PAGES, stamps_digest};
 
+use crate::compress::unpack;
+
 /// One stamp a page, kept as it travels: two little-endian bytes each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stamps {
@@ -49,6 +51,17 @@ impl Stamps {
         let first = (segment as usize).saturating_mul(SEGMENT_BYTES).min(self.bytes.len());
         let end = (first + SEGMENT_BYTES).min(self.bytes.len());
         self.bytes.get(first..end).unwrap_or_default()
+    }
+
+    /// A segment's stamps as one block of LZ4.
+    pub(crate) fn packed(&self, segment: u32) -> Vec<u8> {
+        lz4_flex::block::compress(self.segment(segment))
+    }
+
+    /// What such a block holds; `None` if that are not as many as the segment has here, or there is no such segment.
+    pub(crate) fn unpacked(&self, segment: u32, block: &[u8]) -> Option<Vec<u8>> {
+        let own = self.segment(segment);
+        unpack(block, own.len()).filter(|stamps| !stamps.is_empty())
     }
 
     /// Takes a segment's stamps as they traveled. Those of no segment, or of another size, change nothing.
@@ -100,5 +113,23 @@ mod tests {
         assert_eq!(different, [PageIndex(SEGMENT_PAGES + 4)]);
         assert!(source.differing(2, &[]).is_none());
         assert!(source.differing(1, &held[2..]).is_none());
+    }
+
+    #[test]
+    fn stamps_travel_in_little_room_and_come_out_as_they_went_in() {
+        let pages = PageCount(SEGMENT_PAGES + 5);
+        let mut stamps = Stamps::none(pages);
+        stamps.set_run(PageRun::new(0, pages.0), Round(1));
+        assert!(stamps.packed(0).len() < SEGMENT_BYTES / 64, "{}", stamps.packed(0).len());
+        let mut rng = fastrand::Rng::with_seed(7);
+        (0..pages.0).for_each(|page| stamps.set(PageIndex(page), Round(rng.u16(..))));
+        for segment in 0..2 {
+            let block = stamps.packed(segment);
+            assert!(block.len() <= godwit_wire::migration::PIECE_BYTES_MAX, "{}", block.len());
+            assert_eq!(stamps.unpacked(segment, &block).as_deref(), Some(stamps.segment(segment)));
+            assert_eq!(stamps.unpacked(1 - segment, &block), None, "of another size");
+            assert_eq!(stamps.unpacked(segment, &block[..block.len() - 1]), None, "cut off");
+        }
+        assert_eq!(stamps.unpacked(2, &[0]), None, "of no segment");
     }
 }

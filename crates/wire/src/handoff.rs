@@ -6,6 +6,8 @@
 //!         ◀── runner {"id":1,"ok":{"kind":"done"}}   or   {"id":1,"error":{"rule":"…","message":"…"}}
 //! ```
 //!
+//! A device state follows the line that says how many bytes it has: it is no text, and a guest stands still meanwhile.
+//!
 //! Always true: one JSON object per line, no line above [`LINE_BYTES_MAX`]; the runner speaks only when asked,
 //! but for Hello; of several connections the last one wins and unread commands of the others are dropped.
 
@@ -15,8 +17,8 @@ use serde::{Deserialize, Serialize};
 /// The version of this protocol. A node refuses a runner that speaks another, by name.
 pub const HANDOFF_VERSION: u16 = 1;
 
-/// Longest line, in bytes. The largest is a saved state in hexadecimal ([`STATE_BYTES_MAX`]).
-pub const LINE_BYTES_MAX: usize = 4 << 20;
+/// Longest line, in bytes.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// Largest device state that a runner may save, in bytes. QEMU's is 0.3-0.7 MB; three times that is room enough.
 pub const STATE_BYTES_MAX: usize = 2 << 20;
@@ -104,8 +106,8 @@ pub enum Command {
     Load {
         /// The epoch that was sealed when it was saved.
         epoch: Epoch,
-        /// The bytes in hexadecimal, at most [`STATE_BYTES_MAX`] of them.
-        state: Hex,
+        /// Its size, at most [`STATE_BYTES_MAX`]. So many bytes follow the line.
+        bytes: u32,
     },
     /// Run under this epoch, which must be above every epoch this runner ran under or sealed. To a running
     /// guest: note the new epoch and run on.
@@ -120,6 +122,10 @@ pub enum Command {
     },
     /// Compare every page with what it must hold. The guest stands still meanwhile.
     Verify,
+    /// Leave the guest's process running at `stop`. Of a QEMU that was adopted alone.
+    Release,
+    /// Press the power button of a guest that runs. Of a virtual machine alone: what it does about it is for the guest to say.
+    PowerButton,
     /// Say how things stand.
     Stats,
     /// End the process; the guest's memory is gone.
@@ -164,8 +170,8 @@ pub enum Answer {
     Done,
     /// To [`Command::Save`].
     State {
-        /// The device state in hexadecimal.
-        state: Hex,
+        /// The device state's size, at most [`STATE_BYTES_MAX`]. So many bytes follow the line.
+        bytes: u32,
     },
     /// To [`Command::Verify`].
     Verified(Verified),
@@ -207,39 +213,6 @@ pub struct Stats {
     pub throttle_percent: u8,
 }
 
-/// Bytes that stand in JSON as hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Hex(pub Vec<u8>);
-
-/// A text is no hexadecimal.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not an even number of hexadecimal digits")]
-pub struct NotHex;
-
-impl TryFrom<String> for Hex {
-    type Error = NotHex;
-    fn try_from(text: String) -> Result<Self, NotHex> {
-        let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok()).ok_or(NotHex);
-        let pairs = text.as_bytes().chunks(2);
-        pairs
-            .map(|pair| match pair {
-                [high, low] => Ok(digit(*high)? << 4 | digit(*low)?),
-                _ => Err(NotHex),
-            })
-            .collect::<Result<_, _>>()
-            .map(Self)
-    }
-}
-
-impl From<Hex> for String {
-    fn from(hex: Hex) -> Self {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble & 15)]);
-        hex.0.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,14 +233,5 @@ mod tests {
         let text = serde_json::to_string(&reply).expect("serialises");
         assert_eq!(text, r#"{"id":2,"error":{"rule":"epoch","message":"epoch 3 is sealed"}}"#);
         assert_eq!(serde_json::from_str::<Reply>(&text).expect("parses"), reply);
-    }
-
-    #[test]
-    fn hexadecimal_reads_back() {
-        let all: Vec<u8> = (0..=255).collect();
-        let text = String::from(Hex(all.clone()));
-        assert_eq!(Hex::try_from(text), Ok(Hex(all)));
-        assert_eq!(Hex::try_from("abc".to_owned()), Err(NotHex));
-        assert_eq!(Hex::try_from("zz".to_owned()), Err(NotHex));
     }
 }

@@ -6,6 +6,7 @@
 //!   batch       source ─▶ target   pages on the page streams            docs/protocol.md
 //!   session     node ⇄ leader      frames on QUIC streams               docs/protocol.md
 //!   log         the group's log    versioned entries and snapshots
+//!   backup      what a group has agreed on, as a file
 //!   admin       operator ⇄ node    JSON lines                           docs/protocol.md
 //!   manifest    KubeVirt's YAML, in and out
 //!   codec       the one place that knows bincode
@@ -15,6 +16,7 @@
 //! decoding never panics; nothing here reads a clock, a socket or a file.
 
 pub mod admin;
+pub mod backup;
 pub mod batch;
 pub mod codec;
 pub mod handoff;

@@ -192,7 +192,7 @@ pub enum SourceFrame {
     Required {
         /// The segment.
         segment: u32,
-        /// Two bytes a page.
+        /// Two bytes a page, as one block of LZ4: most stamps are alike, and the guest stands still meanwhile.
         stamps: Blob,
     },
     /// Digests of pages as they stood when the guest stopped here, one a page, from `first` on: at most

@@ -46,12 +46,19 @@ pub struct Hello {
     pub group: Option<GroupId>,
     /// As a peer: the caller's number in that group.
     pub voter: Option<u64>,
+    /// As a peer: what the caller's log is known by. One that was begun anew under the same number is another.
+    pub log: u64,
     /// In a session: what the node is.
     pub node: Option<Node>,
+    /// In a session: the term of a leader of which the caller hears nothing any more. Whoever is asked answers when it knows
+    /// a leader of a later term, or after a few seconds.
+    pub after: Option<u64>,
 }
 
 /// Members of a control group that are told, at most.
 pub const MEMBERS_MAX: usize = 16;
+/// Groups whose places one has taken, at most: each is a disaster.
+pub const SUCCEEDS_MAX: usize = 64;
 
 /// Who is in the control group, as a node is told that may be asked to be in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +71,12 @@ pub struct Membership {
     pub index: u64,
     /// Who is in it, by number.
     pub members: BTreeMap<u64, Seated>,
+    /// Groups whose places it has taken, one after another, the oldest first: they were given up, and nodes that knew one of
+    /// them follow.
+    pub succeeds: Vec<GroupId>,
+    /// Those of them whose voters the one who tells this has heard: whoever is among them and has an empty disk was robbed
+    /// of it, and does not found the group again.
+    pub heard: BTreeSet<u64>,
 }
 
 /// One member.
@@ -112,6 +125,8 @@ pub struct Push {
     pub guests: Vec<GuestView>,
     /// Everything that concerns the node has been pushed at least once since the session began.
     pub complete: bool,
+    /// The group was founded anew, and waits for this node to say which runners it has.
+    pub asked: bool,
 }
 
 /// What a node is told of one guest.
@@ -187,6 +202,12 @@ pub enum NodeAsk {
     Show,
     /// Say why a guest's runner was not made, if that was tried.
     WhyNot(GuestUid),
+    /// Leave an adopted guest's process running when its runner is stopped next.
+    Release(GuestUid),
+    /// Press a guest's power button.
+    PowerButton(GuestUid),
+    /// Say why a runner that is here does not run its guest, or why one that was here has ended, if it said so.
+    WhyEnded(InstanceId),
 }
 
 /// A node's answer.
@@ -203,13 +224,17 @@ pub enum NodeAnswer {
     },
     /// To [`NodeAsk::Show`].
     Here(Vec<Here>),
-    /// To [`NodeAsk::WhyNot`].
+    /// To [`NodeAsk::WhyNot`] and [`NodeAsk::WhyEnded`].
     Why(Option<String>),
+    /// To [`NodeAsk::Release`].
+    Released,
     /// It could not be done.
     Failed {
         /// Why, for people.
         message: String,
     },
+    /// To [`NodeAsk::PowerButton`].
+    Pressed,
 }
 
 /// A runner on a node.

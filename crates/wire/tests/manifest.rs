@@ -269,6 +269,7 @@ fn the_projects_guests_have_these_values() {
         // The machine's, where the template says nothing.
         seed: 7,
         tick_interval_ms: 5,
+        qemu: None,
     };
     assert_eq!(body.spec, spec);
     assert_eq!(body.node_selector, labels([("accelerator", "gpu-enabled23")]));

@@ -10,9 +10,9 @@ use std::fmt::Debug;
 use godwit_domain::registry::Stamped;
 use godwit_domain::{Epoch, PAGE_SIZE, PageRun, Round};
 use godwit_wire::batch::{Batch, Class, ClassedRun, HEAD_BYTES, Head};
-use godwit_wire::handoff::{self, Answer, Command, Hex, Outcome, Region, Reply, Request};
+use godwit_wire::handoff::{self, Answer, Command, Outcome, Region, Reply, Request};
 use godwit_wire::migration::{self, GREETING_BYTES, Role, SessionId};
-use godwit_wire::{codec, log, session};
+use godwit_wire::{backup, codec, log, session};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -41,6 +41,15 @@ fn snapshots_are_read() {
         "snapshot",
         |registry| log::encode_snapshot(registry).expect("fits"),
         log::decode_snapshot,
+    );
+}
+
+#[test]
+fn backups_are_read() {
+    releases::check::<backup::Head, _>(
+        "backup",
+        |head| backup::encode(head, b"a state").expect("fits"),
+        |bytes| backup::decode(bytes).map(|(head, _)| head),
     );
 }
 
@@ -88,12 +97,13 @@ fn runners_are_understood() {
     let commands = [
         Command::Pause { epoch },
         Command::Save,
-        Command::Load { epoch, state: Hex(vec![0, 255]) },
+        Command::Load { epoch, bytes: 70_000 },
         Command::Resume { epoch },
         Command::Throttle { percent: 99 },
         Command::Verify,
         Command::Stats,
         Command::Stop,
+        Command::PowerButton,
     ];
     lines("handoff-request", (1..).zip(commands).map(|(id, command)| Request { id, command }).collect());
     let verified = handoff::Verified { pages: 9, wrong: 1, first_wrong: vec![3], took_ms: 2 };
@@ -110,7 +120,7 @@ fn runners_are_understood() {
     let refusal = handoff::Refusal { rule: "epoch".into(), message: "no".into() };
     let outcomes = [
         Outcome::Ok(Answer::Done),
-        Outcome::Ok(Answer::State { state: Hex(vec![0, 255]) }),
+        Outcome::Ok(Answer::State { bytes: 70_000 }),
         Outcome::Ok(Answer::Verified(verified)),
         Outcome::Ok(Answer::Stats(stats)),
         Outcome::Error(refusal),

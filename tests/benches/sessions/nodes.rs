@@ -23,6 +23,7 @@ use godwit_node::ca;
 use godwit_node::config::IdentityFiles;
 use godwit_node::fabric::frames;
 use godwit_node::identity::Identity;
+use godwit_node::session::silence;
 use godwit_wire::codec;
 use godwit_wire::handoff::{RunState, Standing, Stats};
 use godwit_wire::migration::Role;
@@ -171,8 +172,15 @@ struct One {
     leaving: Mutex<BTreeSet<GuestUid>>,
 }
 
+struct Session {
+    leader: NodeName,
+    term: u64,
+    connection: Connection,
+    pushes: RecvStream,
+}
+
 enum Called {
-    Leads(Connection, RecvStream),
+    Leads(Session),
     Elsewhere(Option<NodeName>),
 }
 
@@ -189,11 +197,10 @@ impl One {
             let others = me.voters.keys().filter(|voter| lost.as_ref() != Some(*voter)).cloned();
             let order = hint.take().into_iter().chain(others).chain(lost.clone());
             for voter in order.collect::<Vec<_>>() {
-                match me.call(&voter, lost.as_ref() == Some(&voter)).await {
-                    Ok(Called::Leads(connection, pushes)) => {
+                match me.call(&voter, lost.as_ref() == Some(&voter), None).await {
+                    Ok(Called::Leads(session)) => {
                         pause = RETRY_MIN;
-                        me.hold(connection, pushes).await;
-                        last = Some((voter, Instant::now()));
+                        last = Some((me.keep(session).await, Instant::now()));
                         break;
                     }
                     Ok(Called::Elsewhere(leader)) => {
@@ -210,7 +217,56 @@ impl One {
         }
     }
 
-    async fn call(&self, voter: &NodeName, was_lost: bool) -> Result<Called, Failure> {
+    /// A session, and the next one if another leader is found while this one is silent. Returns whose was lost.
+    async fn keep(self: &Arc<Self>, mut session: Session) -> NodeName {
+        loop {
+            let Session { leader, term, connection, pushes } = session;
+            self.seen.began.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            self.seen.sessions.fetch_add(1, Relaxed);
+            let next = tokio::select! {
+                () = self.hold(connection.clone(), pushes) => None,
+                next = self.successor(&leader, term, &connection) => Some(next),
+            };
+            self.seen.sessions.fetch_sub(1, Relaxed);
+            connection.close(0_u32.into(), b"the session is over");
+            match next {
+                Some(next) => session = next,
+                None => return leader,
+            }
+        }
+    }
+
+    async fn successor(&self, silent: &NodeName, term: u64, connection: &Connection) -> Session {
+        loop {
+            silence::falls_silent(connection).await;
+            tokio::select! {
+                found = self.find_later(silent, term) => if let Some(found) = found { return found },
+                () = silence::is_heard_again(connection) => {}
+            }
+        }
+    }
+
+    async fn find_later(&self, silent: &NodeName, term: u64) -> Option<Session> {
+        let mut order: Vec<NodeName> = self.voters.keys().filter(|voter| *voter != silent).cloned().collect();
+        let first = usize::try_from(self.number).unwrap_or_default().checked_rem(order.len())?;
+        order.rotate_left(first);
+        let mut asked = Vec::new();
+        while let Some(voter) = order.first().cloned() {
+            order.retain(|other| *other != voter);
+            match self.call(&voter, true, Some(term)).await {
+                Ok(Called::Leads(session)) if session.term > term => return Some(session),
+                Ok(Called::Leads(older)) => older.connection.close(0_u32.into(), b"an earlier leader"),
+                Ok(Called::Elsewhere(Some(leader))) if leader != *silent && !asked.contains(&leader) => {
+                    order.insert(0, leader);
+                }
+                Ok(Called::Elsewhere(_)) | Err(_) => {}
+            }
+            asked.push(voter);
+        }
+        None
+    }
+
+    async fn call(&self, voter: &NodeName, in_haste: bool, after: Option<u64>) -> Result<Called, Failure> {
         let address = *self.voters.get(voter).ok_or("no such voter")?;
         let here = SocketAddr::from(([127, 0, 0, 1], 9));
         let mut node = Node::new(here, here, BootId(1), 64 * GIB);
@@ -220,9 +276,11 @@ impl One {
             name: self.name.clone(),
             group: None,
             voter: None,
+            log: 0,
             node: Some(node),
+            after,
         };
-        let limit = if was_lost { LOST_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
+        let limit = if in_haste { LOST_DIAL_TIMEOUT } else { DIAL_TIMEOUT };
         let dial = async {
             let name = voter.certificate_name();
             let connection = self.socket.connect_with(self.client.clone(), address, &name)?.await?;
@@ -234,7 +292,10 @@ impl One {
         let (connection, _send, mut receive) = tokio::time::timeout(limit, dial).await??;
         let welcome = frames::read::<Welcome>(&mut receive, "welcome", ASK_BYTES_MAX);
         match tokio::time::timeout(WELCOME_TIMEOUT, welcome).await?? {
-            Some(Welcome::Leads { .. }) => Ok(Called::Leads(connection, receive)),
+            Some(Welcome::Leads { term, .. }) => {
+                let leader = voter.clone();
+                Ok(Called::Leads(Session { leader, term, connection, pushes: receive }))
+            }
             Some(Welcome::Elsewhere { leader, .. }) => {
                 connection.close(0_u32.into(), b"on to the leader");
                 Ok(Called::Elsewhere(leader))
@@ -246,8 +307,6 @@ impl One {
 
     /// A session, until it breaks.
     async fn hold(self: &Arc<Self>, connection: Connection, mut pushes: RecvStream) {
-        self.seen.began.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-        self.seen.sessions.fetch_add(1, Relaxed);
         let mut tasks = JoinSet::new();
         let (asking, me) = (connection.clone(), Arc::clone(self));
         tasks.spawn(async move {
@@ -274,8 +333,6 @@ impl One {
             }
             while tasks.try_join_next().is_some() {}
         }
-        self.seen.sessions.fetch_sub(1, Relaxed);
-        connection.close(0_u32.into(), b"the session is over");
         tasks.shutdown().await;
     }
 
@@ -349,9 +406,11 @@ impl One {
         let is_born = |uid| self.born.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid);
         let answer = match asked {
             NodeAsk::Stats(uid) if is_born(uid) => NodeAnswer::Stats { stats: runs(), dir: String::new() },
-            NodeAsk::WhyNot(_) => NodeAnswer::Why(None),
+            NodeAsk::WhyNot(_) | NodeAsk::WhyEnded(_) => NodeAnswer::Why(None),
             NodeAsk::Show => NodeAnswer::Here(Vec::new()),
-            NodeAsk::Stats(_) | NodeAsk::Verify(_) => NodeAnswer::Failed { message: "not here".to_owned() },
+            NodeAsk::Stats(_) | NodeAsk::Verify(_) | NodeAsk::Release(_) | NodeAsk::PowerButton(_) => {
+                NodeAnswer::Failed { message: "not here".to_owned() }
+            }
         };
         if frames::write(&mut send, "answer", &answer, PUSH_BYTES_MAX).await.is_ok() {
             let _ = send.finish();

@@ -91,7 +91,7 @@ async fn five(world: &mut World) -> Result<Field, Box<dyn Error>> {
     let dir = world.cluster.node_dir(&node("a"));
     let field = Field::new(dir.parent().ok_or("no folder")?, &["a", "b", "c", "d", "e"], 3, 1)?;
     // The network goes before the nodes do.
-    world.announce(&["stepped down", "sendmsg error"]);
+    world.announce(&["sendmsg error"]);
     world.start_as(field.specs()).await?;
     Ok(field)
 }

@@ -93,7 +93,8 @@ impl Field {
         let hosts = || (1_u8..).zip(&self.names);
         let spec = |(host, name): (u8, &NodeName)| {
             let voters = hosts().take(self.voters);
-            let voters = voters.map(|(voter, name)| (name.clone(), self.relays.voter(host, voter))).collect();
+            let address = |voter| (Net::Control.address(voter), CONTROL_PORT).into();
+            let voters = voters.map(|(voter, name)| (name.clone(), address(voter))).collect();
             NodeSpec {
                 control: (Net::Control.address(host), CONTROL_PORT).into(),
                 migration: (Net::Pages.address(host), PAGES_PORT).into(),

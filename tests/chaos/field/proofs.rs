@@ -155,8 +155,21 @@ async fn cut_one_way() -> Outcome {
     Ok(())
 }
 
-/// Bytes in a second that arrive, of as many as can be sent.
-fn rate(from: &UdpSocket, to: &UdpSocket, datagram: usize) -> Result<usize, Box<dyn Error>> {
+/// Bytes in a second that arrive: at least so many in one of five looks, for a busy host carries less.
+fn rate(from: &UdpSocket, to: &UdpSocket, datagram: usize, least: usize) -> Result<usize, Box<dyn Error>> {
+    let mut bytes = 0;
+    for _ in 0..5 {
+        bytes = rate_once(from, to, datagram)?;
+        if bytes > least {
+            break;
+        }
+    }
+    assert!(bytes > least, "{bytes} bytes in a second");
+    Ok(bytes)
+}
+
+/// Of as many as can be sent.
+fn rate_once(from: &UdpSocket, to: &UdpSocket, datagram: usize) -> Result<usize, Box<dyn Error>> {
     let (words, address) = (vec![b'w'; datagram], to.local_addr()?);
     let flood_until = Instant::now() + FLOOD + FLOOD / 4;
     std::thread::scope(|scope| {
@@ -191,14 +204,13 @@ async fn slow() -> Outcome {
             yard.field.slow(&node("b"), net, 2_000_000)?;
         }
         for (from, to) in [(&a, &b), (&b, &a)] {
-            let bytes = rate(from, to, datagram)?;
-            assert!((RATE / 2..RATE * 13 / 10).contains(&bytes), "{bytes} bytes on slow {net:?}");
+            let bytes = rate(from, to, datagram, RATE / 2)?;
+            assert!(bytes < RATE * 13 / 10, "{bytes} bytes on slow {net:?}");
         }
-        let bytes = rate(&a, &c, datagram)?;
-        assert!(bytes > 4 * RATE, "{bytes} bytes between others on {net:?}");
+        // Between others, and where it is fast again.
+        rate(&a, &c, datagram, 4 * RATE)?;
         yard.field.fast(&node("b"), net)?;
-        let bytes = rate(&a, &b, datagram)?;
-        assert!(bytes > 4 * RATE, "{bytes} bytes on {net:?} that is fast again");
+        rate(&a, &b, datagram, 4 * RATE)?;
     }
     Ok(())
 }
@@ -420,8 +432,7 @@ async fn healed() -> Outcome {
         assert_eq!(arriving(&from, &to)?, MANY, "{net:?} loses nothing");
         assert_eq!(arriving(&to, &from)?, MANY, "{net:?} loses nothing");
         for (from, to) in [(&from, &to), (&to, &from)] {
-            let bytes = rate(from, to, datagram)?;
-            assert!(bytes > 1_000_000, "{bytes} bytes in a second on {net:?}");
+            rate(from, to, datagram, 1_000_000)?;
         }
         assert!(yard.takes("e", "control")? && yard.takes("e", "records")?);
     }

@@ -2,18 +2,18 @@
 //! and goes in the middle of a connection.
 //!
 //! ```text
-//!   control   a node ──▶ relay at 127.0.0.1 of its own host ──▶ voter's address     one for each caller and voter;
-//!                                                                                   the caller's config names it
-//!   pages     others ──▶ host: redirected to its relay ──▶ the node's own address   one for each host: a node tells
-//!                                                                                   others the address that it has
+//!   control   a caller ──▶ voter's host: redirected to that caller's relay ──▶ the node's own address
+//!   pages     others ───▶ host: redirected to its relay ────────────────────▶ the node's own address
 //! ```
+//!
+//! Redirected, and not named in anybody's config: nodes tell each other the addresses that they have, and call those.
 //!
 //! Always true: a delay of a host's cable is added to each datagram, each way. On `pages` that is so for those who call
 //! it, the sources of what moves there, and for its answers; what moves away from it is delayed by the other host.
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 #[allow(dead_code, reason = "a field needs a part of it; its own tests need all")]
@@ -33,6 +33,8 @@ pub(super) const CONTROL_PORT: u16 = 7300;
 pub(super) const PAGES_PORT: u16 = 7400;
 /// Where what is sent to the migration port arrives.
 const PAGES_RELAY_PORT: u16 = 7401;
+/// Where what a caller sends to the control port arrives: so much and the caller's number.
+const CONTROL_RELAY_PORT: u16 = 7310;
 
 /// A host's number, from 1.
 type Host = u8;
@@ -57,24 +59,22 @@ impl Relays {
             let seed = seeds.next().unwrap_or(seed);
             inside(namespace, || Relay::start_at(front, target, seed, Plan::PERFECT, Plan::PERFECT))
         };
-        for (host, namespace) in (1..).zip(&rack.hosts) {
-            for voter in (1..).take(voters).filter(|voter| *voter != host) {
-                let target = (Net::Control.address(voter), CONTROL_PORT).into();
-                let front = (Ipv4Addr::LOCALHOST, 0).into();
-                control.insert((host, voter), start(namespace, front, target)?);
-            }
+        let hosts = || (1..).zip(&rack.hosts);
+        for (host, namespace) in hosts() {
+            let mut rules = vec![redirection(Net::Pages, None, PAGES_PORT, PAGES_RELAY_PORT)];
             let address = Net::Pages.address(host);
             let relay = start(namespace, (address, PAGES_RELAY_PORT).into(), (address, PAGES_PORT).into())?;
             pages.insert(host, relay);
-            rack.nft(namespace, &redirection())?;
+            let is_voter = usize::from(host) <= voters;
+            for (caller, _) in hosts().filter(|(caller, _)| is_voter && *caller != host) {
+                let (address, port) = (Net::Control.address(host), CONTROL_RELAY_PORT + u16::from(caller));
+                rules.push(redirection(Net::Control, Some(caller), CONTROL_PORT, port));
+                let relay = start(namespace, (address, port).into(), (address, CONTROL_PORT).into())?;
+                control.insert((caller, host), relay);
+            }
+            rack.nft(namespace, &table(&rules))?;
         }
         Ok(Self { control, pages })
-    }
-
-    /// Where a host finds a voter.
-    pub(super) fn voter(&self, caller: Host, voter: Host) -> SocketAddr {
-        let relay = self.control.get(&(caller, voter)).map(Relay::address);
-        relay.unwrap_or_else(|| (Net::Control.address(voter), CONTROL_PORT).into())
     }
 
     /// Gives all relays the delays that hold now.
@@ -94,11 +94,16 @@ fn change(relay: &Relay, (delay, jitter): Delay) {
 }
 
 /// What comes in on the cable is redirected; what the relay sends on to the node does not come in on it.
-fn redirection() -> String {
+fn table(rules: &[String]) -> String {
     format!(
         "table ip field\ndelete table ip field\ntable ip field {{\n  chain prerouting {{\n    \
-         type nat hook prerouting priority dstnat; policy accept;\n    \
-         iifname \"{}\" udp dport {PAGES_PORT} redirect to :{PAGES_RELAY_PORT}\n  }}\n}}\n",
-        Net::Pages.name()
+         type nat hook prerouting priority dstnat; policy accept;\n    {}\n  }}\n}}\n",
+        rules.join("\n    ")
     )
+}
+
+/// What a caller, or anybody, sends to this port.
+fn redirection(net: Net, caller: Option<Host>, port: u16, relay_port: u16) -> String {
+    let of = caller.map_or_else(String::new, |caller| format!(" ip saddr {}", net.address(caller)));
+    format!("iifname \"{}\"{of} udp dport {port} redirect to :{relay_port}", net.name())
 }

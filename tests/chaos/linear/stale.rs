@@ -52,7 +52,7 @@ async fn judged_under_cuts(
     bug: Option<&str>,
     cuts: usize,
 ) -> Result<(usize, Judgement), Box<dyn std::error::Error>> {
-    world.announce(&["giving up", "stepped down", "sendmsg error", "handshake: timed out"]);
+    world.announce(&["giving up", "sendmsg error", "handshake: timed out"]);
     let network = Network::new()?;
     let mut specs = network.nodes();
     for spec in &mut specs {

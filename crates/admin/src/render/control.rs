@@ -1,6 +1,7 @@
 //! The control group and the whole cluster for people.
 
 use godwit_wire::admin::{ControlStatus, MemberDetail, MemberRow, Status};
+use godwit_wire::backup::Head;
 
 use super::migrations::migrations_or;
 use super::nodes::nodes;
@@ -69,6 +70,24 @@ pub fn member(detail: &MemberDetail) -> String {
     format!("{node}{done}: {state}. Voters: {}", joined(voters))
 }
 
+/// What is in a backup, or in what a voter has left.
+pub fn backup(head: &Head) -> String {
+    let Head { cluster, group, succeeds, node, voters, index, term, made_ms, nodes, guests, migrations } =
+        head;
+    let succeeds = succeeds.iter().map(ToString::to_string);
+    facts([
+        ("cluster", cluster.clone()),
+        ("group", group.to_string()),
+        ("groups before it", joined(succeeds)),
+        ("made", format!("{} on {node}", utc(*made_ms))),
+        ("last entry", format!("{index}, of term {term}")),
+        ("voters", joined(voters)),
+        ("nodes", nodes.to_string()),
+        ("guests", guests.to_string()),
+        ("migrations that are not over", migrations.to_string()),
+    ])
+}
+
 /// `status`.
 pub fn status(status: &Status) -> String {
     let Status {
@@ -82,6 +101,7 @@ pub fn status(status: &Status) -> String {
         nodes: rows,
         guests,
         migrations,
+        unheard,
     } = status;
     let current = if *stale {
         "NO: nobody leads; this is what the answering node has seen, maybe not the latest"
@@ -98,9 +118,14 @@ pub fn status(status: &Status) -> String {
         ("time", utc(*time_ms)),
         ("guests", joined(guests.iter().map(|(state, count)| format!("{count} {state}")))),
     ]);
+    let waits = match unheard.is_empty() {
+        true => String::new(),
+        false => format!("{}; one that is gone for good: godwit node fence NODE", joined(unheard)),
+    };
     sections(
         first,
         [
+            ("founded anew: not heard yet what these have", waits),
             ("nodes", nodes(rows, true)),
             ("migrations that are not over", migrations_or("none", migrations, true)),
         ],

@@ -1,6 +1,6 @@
 //! Guests for people.
 
-use godwit_domain::{GuestName, GuestSpec};
+use godwit_domain::{GuestName, GuestSpec, Qemu};
 use godwit_wire::admin::{CopyRow, GuestDetail, GuestRow, GuestStats};
 use godwit_wire::handoff::{RunState, Standing, Stats, Verified};
 
@@ -35,6 +35,8 @@ pub fn guest(detail: &GuestDetail) -> String {
         uid,
         instance,
         copies,
+        ended,
+        not_run,
         rollbacks,
         spec,
         labels: own_labels,
@@ -43,9 +45,15 @@ pub fn guest(detail: &GuestDetail) -> String {
         migrations,
     } = detail;
     let GuestRow { name, state, node, epoch, memory_bytes, migration } = row;
+    // One that is lost says at once why, where that is known, and so does one that does not run.
+    let state = match (ended, not_run) {
+        (Some(why), _) => format!("{state}: {why}"),
+        (None, Some(why)) => format!("{state}, and does not run: {why}"),
+        (None, None) => state.clone(),
+    };
     let first = facts([
         ("guest", name.to_string()),
-        ("state", state.clone()),
+        ("state", state),
         ("node", maybe(node.as_ref())),
         ("epoch", epoch.to_string()),
         ("memory", bytes(*memory_bytes)),
@@ -82,7 +90,13 @@ fn workload(spec: &GuestSpec) -> String {
         threads,
         seed,
         tick_interval_ms,
+        qemu,
     } = spec;
+    if let Some(Qemu { program, arguments, ram_id: _, adopted: _ }) = qemu {
+        // An option a line: all in one would be wider than any screen.
+        let words = arguments.join(" ").replace(" -", "\n  -");
+        return format!("{} of RAM\n{program}\n  {words}", bytes(*memory_bytes));
+    }
     format!(
         "{} of RAM, {} of it written at {}, {pattern}, by {threads} threads\n{zero_percent} % zero, \
          {compressible_percent} % compressible, seed {seed}, a tick every {}",

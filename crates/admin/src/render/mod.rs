@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use godwit_wire::admin::Done;
 
-pub use control::{control, member, status};
+pub use control::{backup, control, member, status};
 pub use guests::{guest, guests, stats, verified};
 pub use migrations::{migration, migration_explained, migration_line, migrations};
 pub use nodes::{drain_line, fenced, node, nodes, stuck};

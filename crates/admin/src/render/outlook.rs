@@ -18,21 +18,18 @@ pub fn expected(prediction: &Prediction) -> String {
         confidence,
     } = prediction;
     let allowed = millis(*downtime_max_ms);
-    let text = match (fits, needed_bandwidth) {
-        (Fits::Yes { in_ms, round }, _) => {
+    let text = match fits {
+        Fits::Yes { in_ms, round } => {
             let (when, pause) = (millis(*in_ms), millis(*downtime_ms));
             format!("will fit {allowed} in about {when}, after round {round}, with a pause of about {pause}")
         }
-        (Fits::No, Some(needed)) => format!(
+        Fits::No => format!(
             "will not fit {allowed}: about {} stay, a pause of {}; needs {} (has {})",
             bytes(*left_bytes),
             millis(*downtime_ms),
-            rate(*needed),
+            rate(*needed_bandwidth),
             rate(*send_rate)
         ),
-        (Fits::No, None) => {
-            format!("will not fit {allowed} at any bandwidth: a switchover takes longer without any page")
-        }
     };
     match confidence {
         Confidence::Firm => text,
@@ -99,7 +96,7 @@ mod tests {
         fits: Fits::No,
         downtime_ms: 1500,
         left_bytes: 96 * MIB,
-        needed_bandwidth: Some(180 * MIB),
+        needed_bandwidth: 180 * MIB,
         send_rate: 64 * MIB,
         downtime_max_ms: 300,
         confidence: Confidence::Firm,
@@ -108,7 +105,6 @@ mod tests {
     #[test]
     fn what_is_expected_reads_well() {
         let yes = Prediction { fits: Fits::Yes { in_ms: 12_000, round: 4 }, downtime_ms: 80, ..NO };
-        let none = Prediction { needed_bandwidth: None, ..NO };
         let early = Prediction { confidence: Confidence::Early, ..yes };
         let varies = Prediction { confidence: Confidence::Varies, ..NO };
         let no =
@@ -117,7 +113,6 @@ mod tests {
         assert_eq!(expected(&NO), no);
         assert_eq!(expected(&yes), fits);
         assert_eq!(expected(&early), format!("{fits}; an early guess"));
-        assert!(expected(&none).starts_with("will not fit 300 ms at any bandwidth"));
         assert!(
             expected(&varies).starts_with(no) && expected(&varies).ends_with("a quiet moment may end it")
         );

@@ -2,6 +2,7 @@
 
 use godwit_domain::PAGE_BYTES;
 use godwit_domain::progress::{AuditReport, Course, Measured, PostCopyReport, Progress, SourceReport};
+use godwit_wire::admin::COUNT_MAX;
 
 use super::outlook::{expected, hindsight};
 use super::units::{bytes, micros, millis, rate};
@@ -131,7 +132,7 @@ pub(super) fn measured_of(measured: &Measured) -> String {
             ("pause", micros(*pause_us)),
             ("state", micros(*state_us)),
             ("commit", micros(*commit_us)),
-            ("predicted downtime", micros(*predicted_downtime_us)),
+            ("predicted downtime", foreseen(*predicted_downtime_us)),
             ("rounds", rounds.to_string()),
             ("bytes on the wire", bytes(*wire_bytes)),
             ("pages sent as they are", raw_pages.to_string()),
@@ -150,6 +151,11 @@ pub(super) fn measured_of(measured: &Measured) -> String {
     all.extend(post_copy.as_ref().map(post_copy_facts).into_iter().flatten());
     all.extend(audit.as_ref().map(audit_facts).into_iter().flatten());
     if all.is_empty() { String::new() } else { facts(all) }
+}
+
+/// A prediction; without an end it was made before anything had arrived, and says nothing.
+fn foreseen(us: u64) -> String {
+    if us < COUNT_MAX { micros(us) } else { NOTHING.to_owned() }
 }
 
 /// Pages that were packed, and what is left of them.

@@ -25,8 +25,8 @@ pub(super) struct Hands<S: StateMachine> {
     pub(super) applied: u64,
     /// Who is in the group, after what is applied.
     pub(super) members: Arc<Members>,
-    /// This voter's own removal is applied.
-    pub(super) removed: bool,
+    /// The entry by which this voter was removed, if it has applied that.
+    pub(super) removed: Option<u64>,
     pub(super) promises: Promises<Caller<S::Reply>>,
     pub(super) proofs: Proofs<Prover>,
     pub(super) outbox: Arc<dyn Outbox>,
@@ -95,7 +95,9 @@ impl<S: StateMachine> Sink for Hands<S> {
     fn changed(&mut self, position: Position, members: &Arc<Members>, entry: &[u8]) {
         let was_in = self.members.get(self.me).is_some();
         self.members = Arc::clone(members);
-        self.removed |= was_in && members.get(self.me).is_none();
+        if was_in && members.get(self.me).is_none() {
+            self.removed = Some(position.index);
+        }
         self.apply(position, Some(entry));
     }
 

@@ -4,12 +4,18 @@
 
 use std::sync::Arc;
 
+use godwit_domain::planted;
 use raft::StateRole;
-use raft::eraftpb::Entry;
+use raft::eraftpb::{Entry, EntryType};
 
 use super::{Engine, NotProposed, Position, Sink};
 use crate::group::NodeId;
 use crate::members::{self, ChangeError, Members, Standing, Wanted};
+
+/// Whether an entry changes the group.
+pub(super) fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
+}
 
 impl Engine {
     /// Puts a change of the group at the end of the log, if this voter leads and a rule does not forbid it. The entry is
@@ -67,6 +73,25 @@ impl Engine {
         }
     }
 
+    /// Whether this voter is about to tell others that a change is agreed, and its disk does not say so yet.
+    pub(super) fn tells_change(&self) -> bool {
+        let raft = &self.node.raft;
+        let news = self.node.store().hard().commit + 1..=raft.raft_log.committed;
+        raft.state == StateRole::Leader && news.contains(&raft.pending_conf_index)
+    }
+
+    /// Whether those who are in the group now know, without this voter, that the log is agreed up to this entry: as it leads,
+    /// more than half of them have said so; else another one has.
+    pub fn is_known(&self, index: u64) -> bool {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader {
+            return self.told >= index;
+        }
+        let knows = |id: &NodeId| raft.prs().get(id.get()).is_some_and(|it| it.committed_index >= index);
+        let voters = self.members.voters();
+        voters.filter(|id| *id != self.id).filter(knows).count() * 2 > self.members.voters().count()
+    }
+
     /// From here on the group is another.
     pub(super) fn apply_change(&mut self, position: Position, entry: &Entry, sink: &mut dyn Sink) {
         let (change, carried, raw) = match members::read(entry.get_data()) {
@@ -75,7 +100,14 @@ impl Engine {
             Err(error) => panic!("entry {} can not be read by this version: {error}", position.index),
         };
         if let Some(members) = self.members.changed(position.index, &change) {
-            match self.node.apply_conf_change(&raw) {
+            let counts_on =
+                planted::is_on("removed-still-counted") && matches!(change, members::Change::Remove { .. });
+            let conf = if counts_on {
+                Ok(self.node.store().conf().clone())
+            } else {
+                self.node.apply_conf_change(&raw)
+            };
+            match conf {
                 Ok(conf) => self.node.mut_store().set_conf(conf),
                 Err(error) => panic!("entry {} is no change of this group: {error}", position.index),
             }

@@ -38,6 +38,8 @@ pub(crate) struct Group {
     pub(crate) cut_off: BTreeSet<u64>,
     /// Messages that were carried, by sender.
     pub(crate) carried: BTreeMap<u64, usize>,
+    /// Those messages, by sender and to whom.
+    pub(crate) kept: Vec<(NodeId, NodeId, Vec<u8>)>,
     config: fn(&mut Config),
     sent: Sent,
     starts: u64,
@@ -50,6 +52,7 @@ impl Group {
             drivers: BTreeMap::new(),
             cut_off: BTreeSet::new(),
             carried: BTreeMap::new(),
+            kept: Vec::new(),
             config,
             sent: Sent::default(),
             starts: 0,
@@ -97,6 +100,7 @@ impl Group {
                 continue;
             }
             *self.carried.entry(from.get()).or_default() += 1;
+            self.kept.push((from, to, bytes.clone()));
             if let Some(driver) = self.drivers.get_mut(&to.get()) {
                 driver.receive(from, &bytes).expect("a voter's message is taken");
             }

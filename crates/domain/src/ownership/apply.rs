@@ -5,12 +5,15 @@ use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 use crate::ownership::Mode;
 use crate::planted;
 
-type Outcome = Result<(), Refused>;
+pub(super) type Outcome = Result<(), Refused>;
 
 impl Ownership {
     /// Applies one entry, or refuses it and changes nothing.
     pub fn apply(&mut self, entry: Entry) -> Outcome {
         let name = entry.name();
+        if let (Life::Unsure(_), false) = (&self.life, entry.fits_doubt()) {
+            return Err(life(name, "settled", self.life.name()));
+        }
         match entry {
             Entry::Born { instance } => self.born(instance),
             Entry::Request { migration } => self.request(migration),
@@ -29,6 +32,10 @@ impl Ownership {
             Entry::Recover { instance } => self.recover(instance),
             Entry::Delete => self.delete(),
             Entry::Purged { node } => self.purged(&node),
+            Entry::Found => self.found(),
+            Entry::Unclaimed { node } => self.unclaimed(&node),
+            Entry::Claimed { instance, claim } => self.claimed(instance, claim),
+            Entry::Settle { all } => self.settle(all),
         }
     }
 
@@ -41,7 +48,7 @@ impl Ownership {
             }
             // Said again.
             Life::Alive(owner) if owner.instance == instance && self.epoch == Epoch::FIRST => Ok(()),
-            Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+            Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => {
                 Err(life("Born", "Creating", self.life.name()))
             }
         }
@@ -243,6 +250,9 @@ impl Ownership {
     // ---- loss and end --------------------------------------------------------------------------------------
 
     fn vouch(&mut self, node: &NodeName, instances: &[InstanceId]) -> Outcome {
+        if let Life::Unsure(_) = self.life {
+            return self.disclaimed(instances);
+        }
         let mut touched = false;
         for instance in instances {
             touched |= self.without("Vouch", *instance, &format!("node {node} is vouched to be off")).is_ok();
@@ -327,6 +337,9 @@ impl Ownership {
     }
 
     fn recover(&mut self, instance: InstanceId) -> Outcome {
+        if let Life::Unsure(_) = self.life {
+            return self.choose(instance);
+        }
         let Life::Lost { last, kept } = &self.life else {
             return Err(life("Recover", "Lost", self.life.name()));
         };
@@ -344,6 +357,9 @@ impl Ownership {
         }
         if let Some(attempt) = self.attempt.as_mut().filter(|attempt| !attempt.phase.is_over()) {
             attempt.phase = Phase::Failed { reason: "the guest was deleted".into() };
+        }
+        if let Life::Unsure(doubt) = &self.life {
+            self.epoch = doubt.highest(self.epoch);
         }
         self.life = Life::Deleting(self.holders.clone());
         self.epoch = self.epoch.next();
@@ -395,6 +411,7 @@ impl Life {
             Self::Lost { .. } => "Lost",
             Self::Deleting(_) => "Deleting",
             Self::Purged => "Purged",
+            Self::Unsure(_) => "Unsure",
         }
     }
 }
@@ -403,6 +420,6 @@ fn refuse(entry: &'static str, phase: &Phase) -> Refused {
     Refused::Phase { entry: entry.into(), phase: phase.name().into() }
 }
 
-fn life(entry: &'static str, needs: &'static str, is: &'static str) -> Refused {
+pub(super) fn life(entry: &'static str, needs: &'static str, is: &'static str) -> Refused {
     Refused::Life { entry: entry.into(), needs: needs.into(), is: is.into() }
 }

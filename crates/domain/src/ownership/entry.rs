@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::doubt::Claim;
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 
 /// How the missing pages come after a hand-over.
@@ -153,9 +154,55 @@ pub enum Entry {
         /// The node.
         node: NodeName,
     },
+    /// The control group was founded anew: what is agreed may be old.
+    Found,
+    /// This node says anew which runners it has.
+    Unclaimed {
+        /// The node.
+        node: NodeName,
+    },
+    /// A runner is there, or a tombstone of it.
+    Claimed {
+        /// The runner.
+        instance: InstanceId,
+        /// How it stands, and where.
+        claim: Claim,
+    },
+    /// What was claimed is looked at.
+    Settle {
+        /// Every node was heard.
+        all: bool,
+    },
 }
 
 impl Entry {
+    /// Whether it may be agreed while it is not known who runs the guest.
+    pub(super) fn fits_doubt(&self) -> bool {
+        match self {
+            Self::Vouch { .. }
+            | Self::Recover { .. }
+            | Self::Delete
+            | Self::Found
+            | Self::Unclaimed { .. }
+            | Self::Claimed { .. }
+            | Self::Settle { .. } => true,
+            Self::Born { .. }
+            | Self::Request { .. }
+            | Self::Start { .. }
+            | Self::Decline { .. }
+            | Self::Accept { .. }
+            | Self::HandOver { .. }
+            | Self::CallOff { .. }
+            | Self::End { .. }
+            | Self::Dropped { .. }
+            | Self::Running { .. }
+            | Self::AllPages { .. }
+            | Self::HandBack { .. }
+            | Self::Gone { .. }
+            | Self::Purged { .. } => false,
+        }
+    }
+
     /// Its name, as in messages.
     pub fn name(&self) -> &'static str {
         match self {
@@ -176,6 +223,10 @@ impl Entry {
             Self::Recover { .. } => "Recover",
             Self::Delete => "Delete",
             Self::Purged { .. } => "Purged",
+            Self::Found => "Found",
+            Self::Unclaimed { .. } => "Unclaimed",
+            Self::Claimed { .. } => "Claimed",
+            Self::Settle { .. } => "Settle",
         }
     }
 }

@@ -14,16 +14,19 @@
 //!   the phase and add 1 all the same. So exactly one of them wins an epoch, and a proposal that was delayed is
 //!   refused, never obeyed;
 //! - an epoch that is over never comes back: who sealed it stays sealed;
-//! - the owner changes in `Born`, `HandOver`, `HandBack`, `Recover`, `Delete` and by loss alone; ended phases take no further entry of
-//!   their migration but the one that gives held permits back;
+//! - the owner changes in `Born`, `HandOver`, `HandBack`, `Recover`, `Delete` and by loss alone, and in a group that was
+//!   founded anew in `Found`, `Claimed` and `Settle` (`doubt`); ended phases take no further entry of their migration but
+//!   the one that gives held permits back;
 //! - permits are taken in `Start` and given back once: in `Decline`, in the entry that ends the migration, or in the
 //!   one `Dropped` or `Vouch` after it;
+//! - while it is Unsure who runs a guest, nothing is agreed about it but what may settle that, and its deletion;
 //! - a refused entry changes nothing.
 //!
 //! The rows come from a model that was searched exhaustively. Never here: who may ask, how an entry is agreed on,
 //! when, and which target is eligible. That is for the registry and whoever keeps the log.
 
 mod apply;
+mod doubt;
 mod entry;
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, InstanceId, MigrationId, NodeName};
 
+pub use doubt::{Believed, Claim, Doubt, Stands};
 pub use entry::{Entry, Mode, Refused, Side, Testimony};
 
 /// How often one migration may be called off; then it ends. Each costs the guest a pause.
@@ -81,6 +85,8 @@ pub enum Life {
     Deleting(BTreeSet<NodeName>),
     /// It is gone everywhere; its name may be used again.
     Purged,
+    /// The control group was founded anew, and it is not known yet who runs it. Whoever does goes on.
+    Unsure(Doubt),
 }
 
 /// One migration as far as ownership goes.
@@ -269,7 +275,9 @@ impl Ownership {
     pub fn owner(&self) -> Option<&Licence> {
         match &self.life {
             Life::Alive(owner) => Some(owner),
-            Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+            Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => {
+                None
+            }
         }
     }
 
@@ -308,6 +316,7 @@ impl Ownership {
             Life::Lost { last, kept } => {
                 last.instance == instance || kept.as_ref().is_some_and(|kept| kept.instance == instance)
             }
+            Life::Unsure(doubt) => doubt.claims.contains_key(&instance),
             Life::Creating(_) | Life::Deleting(_) | Life::Purged => false,
         };
         in_phase || in_life

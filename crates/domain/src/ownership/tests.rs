@@ -109,6 +109,8 @@ fn row(entry: &Entry) -> [bool; 8] {
         Entry::Recover { .. } => [F; 8],
         Entry::Delete => [T; 8],
         Entry::Purged { .. } => [F; 8],
+        Entry::Found => [T; 8],
+        Entry::Unclaimed { .. } | Entry::Claimed { .. } | Entry::Settle { .. } => [F; 8],
     }
 }
 
@@ -131,6 +133,13 @@ fn every_entry(epoch: Epoch) -> Vec<Entry> {
         Entry::Recover { instance: id(2) },
         Entry::Delete,
         Entry::Purged { node: node("b") },
+        Entry::Found,
+        Entry::Unclaimed { node: node("b") },
+        Entry::Claimed {
+            instance: id(2),
+            claim: Claim { node: node("b"), stands: Stands::Running(epoch), arriving: None },
+        },
+        Entry::Settle { all: true },
     ]
 }
 
@@ -282,7 +291,7 @@ fn a_deleted_guest_is_purged_by_all_that_ever_held_it() {
 /// Any entry about two migrations, three epochs, a few runners.
 fn any_entry() -> impl Strategy<Value = Entry> {
     let names = prop::sample::select(vec!["a", "b", "c"]);
-    (0_u8..16, 1_u8..3, 1_u64..10, 1_u8..5, names, any::<bool>()).prop_map(
+    (0_u8..22, 1_u8..3, 1_u64..10, 1_u8..5, names, any::<bool>()).prop_map(
         |(kind, migration, epoch, instance, name, flag)| {
             let (migration, epoch, instance) = (m(migration), Epoch(epoch), id(instance));
             let reason = "asked".to_owned();
@@ -304,8 +313,22 @@ fn any_entry() -> impl Strategy<Value = Entry> {
                 12 => Entry::Gone { instance },
                 13 => Entry::Vouch { node: node(name), instances: vec![instance] },
                 14 => Entry::Recover { instance },
-                _ if flag => Entry::Delete,
-                _ => Entry::Purged { node: node(name) },
+                15 if flag => Entry::Delete,
+                15 => Entry::Purged { node: node(name) },
+                16 => Entry::Found,
+                17 => Entry::Unclaimed { node: node(name) },
+                18 => Entry::Settle { all: flag },
+                _ => {
+                    let stands = match (kind, flag) {
+                        (19, true) => Stands::Running(epoch),
+                        (19, false) | (20, true) => Stands::Paused { sealed: epoch, withheld: flag },
+                        (20, false) => Stands::Incoming { made: epoch, arrived: None },
+                        (_, true) => Stands::Incoming { made: epoch, arrived: Some(epoch) },
+                        (_, false) => Stands::Buried,
+                    };
+                    let claim = Claim { node: node(name), stands, arriving: flag.then_some(migration) };
+                    Entry::Claimed { instance, claim }
+                }
             }
         },
     )
@@ -323,9 +346,20 @@ proptest! {
                 entry,
                 Entry::HandOver { .. } | Entry::HandBack { .. } | Entry::Recover { .. } | Entry::Delete
                     | Entry::Gone { .. } | Entry::Vouch { .. }
+                    | Entry::Found | Entry::Claimed { .. } | Entry::Settle { .. }
             );
             let gives_a_licence =
-                matches!(entry, Entry::HandOver { .. } | Entry::HandBack { .. } | Entry::Recover { .. });
+matches!(
+                    entry,
+                    Entry::HandOver { .. } | Entry::HandBack { .. } | Entry::Recover { .. }
+                        | Entry::Claimed { .. } | Entry::Settle { .. }
+                );
+            // In post-copy the one that runs goes on under the licence that it has.
+            let confirms = |before: &Ownership, after: &Ownership| {
+                let Life::Unsure(doubt) = &before.life else { return false };
+                let claim = after.owner().and_then(|owner| doubt.claims.get(&owner.instance));
+                claim.is_some_and(|claim| claim.stands == Stands::Running(after.epoch))
+            };
             if guest.apply(entry).is_err() {
                 prop_assert_eq!(&guest, &before, "a refused entry changes nothing");
                 continue;
@@ -334,12 +368,15 @@ proptest! {
             if guest.owner() != before.owner() {
                 prop_assert!(changes_owner, "only these change the owner");
                 if guest.owner().is_some() {
-                    prop_assert!(gives_a_licence && guest.epoch > before.epoch, "a licence is of a new epoch");
+                    let is_new = guest.epoch > before.epoch || confirms(&before, &guest);
+                    prop_assert!(gives_a_licence && is_new, "a licence is of a new epoch");
                 }
             }
             let over = |o: &Ownership| o.attempt.as_ref().filter(|a| a.phase.is_over()).map(|a| a.phase.clone());
             if let Some(ended) = over(&before) {
-                let replaced = guest.attempt.as_ref().is_some_and(|a| a.phase == Phase::Pending);
+                let name = |o: &Ownership| o.attempt.as_ref().map(|a| a.migration.clone());
+                let replaced = name(&guest) != name(&before)
+                    || guest.attempt.as_ref().is_some_and(|a| a.phase == Phase::Pending);
                 prop_assert!(replaced || over(&guest) == Some(ended), "what has ended stays ended");
             }
             let attempt = guest.attempt.as_ref();

@@ -65,6 +65,12 @@ impl Limits {
         }
     }
 
+    /// How long what is left may take to send, where a switchover takes `fixed` beside it. Half of what is allowed, in any case: what a
+    /// switchover takes by itself (a commit, on a slow disk) no further round makes shorter, and a copy would go on for ever.
+    pub fn for_the_rest(&self, fixed: Duration) -> Duration {
+        self.downtime_max - fixed.min(self.downtime_max / 2)
+    }
+
     /// The deadline of a guest of so many bytes, at so many seconds per GiB. No floor.
     pub fn completion_timeout(seconds_per_gib: u64, memory_bytes: u64) -> Duration {
         let timeout_ms = u128::from(memory_bytes) * u128::from(seconds_per_gib) * 1000 / (1 << 30);
@@ -93,9 +99,9 @@ impl Standing {
         time_for(self.left_bytes, self.send_rate).saturating_add(self.fixed)
     }
 
-    /// Whether a switchover now would take no longer than it may.
+    /// Whether a switchover now would take no longer than it may, see [`Limits::for_the_rest`].
     pub fn fits(&self, limits: &Limits) -> bool {
-        self.predicted_downtime() <= limits.downtime_max
+        time_for(self.left_bytes, self.send_rate) <= limits.for_the_rest(self.fixed)
     }
 
     /// Whether the round has brought the rest down to half, or less, of what it was.
@@ -115,8 +121,8 @@ pub enum Verdict {
     GiveUp(GaveUp),
 }
 
-/// A downtime this short is not worth another round: the guest would feel the round's page faults longer.
-const SHORT_ENOUGH: Duration = Duration::from_millis(30);
+/// What is sent within this time is not worth another round: a scan takes as long, and the guest feels it.
+const SHORT_ENOUGH: Duration = Duration::from_millis(5);
 
 /// At the end of a round. A switchover that fits is put off only while the rest still halves each round, since
 /// such a round costs less than the downtime it saves.
@@ -228,11 +234,21 @@ mod tests {
             (30, 31, Verdict::AnotherRound, "310 ms do not fit"),
             (29, 31, Verdict::SwitchOver, "300 ms fit, and it no longer halves"),
             (20, 100, Verdict::AnotherRound, "fits, but each round still halves it"),
-            (3, 100, Verdict::SwitchOver, "30 ms are short enough"),
+            (1, 100, Verdict::AnotherRound, "10 ms of sending are more than a round costs"),
             (0, 0, Verdict::SwitchOver, "an idle guest"),
         ] {
             assert_eq!(judge_round(&limits, &standing(left, before)), verdict, "{why}");
         }
+        let little = Standing { left_bytes: MIB / 2, ..standing(0, 100) };
+        assert_eq!(judge_round(&limits, &little), Verdict::SwitchOver, "5 ms are short enough");
+    }
+
+    #[test]
+    fn a_commit_that_takes_longer_than_is_allowed_does_not_keep_a_copy_going() {
+        let limits = Limits { downtime_max: Duration::from_millis(20), ..Limits::defaults_for(1 << 30) };
+        let slow = |left_bytes| Standing { left_bytes, fixed: Duration::from_millis(40), ..standing(0, 1) };
+        assert_eq!(judge_round(&limits, &slow(MIB)), Verdict::SwitchOver, "10 ms of sending");
+        assert_eq!(judge_round(&limits, &slow(MIB + MIB / 8)), Verdict::AnotherRound);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::met::{Labelled, Met};
 use super::requests::RequestKey;
-use super::{Node, WaitReason, Wish};
+use super::{Founding, Node, Testified, WaitReason, Wish};
 use crate::ids::{GuestName, InstanceId, MigrationId, NodeName};
 use crate::labels::{LabelError, Labels};
 use crate::machine::{Body, Machine};
@@ -248,6 +248,7 @@ pub enum Command {
         /// What.
         met: Met,
         /// The change; it has no condition of its own.
+        #[serde(deserialize_with = "super::met::without_condition")]
         command: Box<Command>,
     },
     /// Labels of one object, changed one by one.
@@ -266,6 +267,22 @@ pub enum Command {
         node: NodeName,
         /// What becomes of it.
         change: MemberChange,
+    },
+    /// The group was founded anew, in the place of another one. Its first entry.
+    Found {
+        /// How.
+        founding: Founding,
+    },
+    /// A node says which runners it has, in a group that was founded anew.
+    Testify {
+        /// The node.
+        node: NodeName,
+        /// What it has said before is void.
+        first: bool,
+        /// Some of them.
+        runners: Vec<Testified>,
+        /// There are no more.
+        last: bool,
     },
 }
 

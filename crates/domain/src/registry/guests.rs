@@ -122,6 +122,9 @@ impl Registry {
                 body.spec.pattern.len()
             )));
         }
+        if let Some(qemu) = &body.spec.qemu {
+            qemu.check().map_err(Refusal::Invalid)?;
+        }
         if self.guests.contains_key(&uid) {
             return Err(Refusal::UidTaken(uid));
         }
@@ -143,8 +146,14 @@ impl Registry {
     }
 
     pub(super) fn guest_entry(&mut self, uid: GuestUid, entry: Entry) -> Applied {
-        // Admission alone starts, and asking alone requests: both look at more than one guest.
-        if let Entry::Start { .. } | Entry::Request { .. } = entry {
+        // Admission alone starts, and asking alone requests: both look at more than one guest. So does whoever settles a doubt.
+        if let Entry::Start { .. }
+        | Entry::Request { .. }
+        | Entry::Found
+        | Entry::Unclaimed { .. }
+        | Entry::Claimed { .. }
+        | Entry::Settle { .. } = entry
+        {
             return Err(Refusal::NotByEntry(entry.name().into()));
         }
         self.entry(uid, entry)
@@ -255,9 +264,13 @@ fn changeable(name: &GuestName, is: &Body, shall: &Body) -> Result<(), Refusal> 
 /// The runners that a guest's ownership speaks of.
 pub(super) fn licences_of(ownership: &Ownership) -> Vec<Licence> {
     let mut licences: Vec<Licence> = ownership.owner().cloned().into_iter().collect();
-    if let Life::Lost { last, kept } = &ownership.life {
-        licences.push(last.clone());
-        licences.extend(kept.clone());
+    match &ownership.life {
+        Life::Lost { last, kept } => {
+            licences.push(last.clone());
+            licences.extend(kept.clone());
+        }
+        Life::Unsure(doubt) => licences.extend(doubt.licences()),
+        Life::Creating(_) | Life::Alive(_) | Life::Deleting(_) | Life::Purged => {}
     }
     match ownership.attempt.as_ref().map(|attempt| &attempt.phase) {
         Some(
@@ -285,7 +298,7 @@ pub(super) fn concerned(ownership: &Ownership) -> BTreeSet<NodeName> {
     match &ownership.life {
         Life::Deleting(left) => nodes.extend(left.iter().cloned()),
         Life::Creating(node) => nodes.extend([node.clone()]),
-        Life::Alive(_) | Life::Lost { .. } | Life::Purged => {}
+        Life::Alive(_) | Life::Lost { .. } | Life::Purged | Life::Unsure(_) => {}
     }
     nodes
 }
@@ -300,7 +313,7 @@ pub(super) fn takes_memory_on(ownership: &Ownership) -> BTreeSet<NodeName> {
     match &ownership.life {
         Life::Creating(at) => nodes.extend([at.clone()]),
         Life::Deleting(left) => nodes.extend(left.iter().cloned()),
-        Life::Alive(_) | Life::Lost { .. } | Life::Purged => {}
+        Life::Alive(_) | Life::Lost { .. } | Life::Purged | Life::Unsure(_) => {}
     }
     nodes
 }

@@ -32,6 +32,8 @@ pub(super) struct Index {
     pub(super) places: Places,
     /// Guests with a migration that is not over.
     pub(super) open: BTreeSet<GuestUid>,
+    /// Guests of which it is not known who runs them.
+    pub(super) unsure: BTreeSet<GuestUid>,
     /// Guests whose migration holds permits: source and target.
     pub(super) granted: BTreeMap<GuestUid, (NodeName, NodeName)>,
     /// Earlier migrations that are kept, by the order of asking.
@@ -96,6 +98,9 @@ impl Index {
         if ownership.life != Life::Purged {
             self.by_name.insert(guest.name.clone(), uid);
         }
+        if let Life::Unsure(_) = ownership.life {
+            self.unsure.insert(uid);
+        }
         for finished in &guest.finished {
             self.by_migration.insert(finished.attempt.migration.clone(), uid);
             self.kept.insert(finished.record.sequence, uid);
@@ -136,6 +141,7 @@ impl Index {
             self.by_migration.remove(&attempt.migration);
         }
         self.open.remove(&uid);
+        self.unsure.remove(&uid);
         if let Some((source, target)) = self.granted.remove(&uid) {
             let twice = planted::is_on("permit-released-twice");
             self.with(&source, |node| release(&mut node.leaving, uid, twice));

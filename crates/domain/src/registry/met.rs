@@ -10,9 +10,11 @@
 //! Always true: a change that meets something else has no effect and is not remembered as an answer; one that meets what
 //! it would make has no effect either, and is remembered.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::guests::is_ending;
 use super::{Applied, Command, Guest, GuestUid, NodeChange, Refusal, Registry};
@@ -90,7 +92,9 @@ impl Registry {
             | Command::RemoveNode { .. }
             | Command::Member { .. }
             | Command::If { .. }
-            | Command::Label { .. } => known(Some(false)),
+            | Command::Label { .. }
+            | Command::Found { .. }
+            | Command::Testify { .. } => known(Some(false)),
         }
     }
 
@@ -208,4 +212,18 @@ fn relabelled(
         }
     }
     Ok(changed)
+}
+
+/// Reads a command that has no condition. One in another in another, ten thousand deep, fits into a frame, and whoever read it would
+/// run out of stack: so the second is refused before it is read.
+pub(super) fn without_condition<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Command>, D::Error> {
+    thread_local! {
+        static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+    if IS_INSIDE.replace(true) {
+        return Err(D::Error::custom("a condition within a condition"));
+    }
+    let command = Box::deserialize(from);
+    IS_INSIDE.set(false);
+    command
 }

@@ -20,6 +20,7 @@
 mod admission;
 mod command;
 mod drain;
+mod founding;
 mod guests;
 mod index;
 mod layers;
@@ -51,6 +52,7 @@ use crate::settings::ClusterSettings;
 pub use admission::Waiting;
 pub use command::{BootId, Command, GuestUid, Home, MemberChange, Milestone, NodeChange, Refusal, Stamped};
 pub use drain::{Drain, Due, Tries, retry_after_ms};
+pub use founding::{Founding, TESTIFIED_MAX, Testified};
 pub use layers::InForce;
 pub use met::{Found, Labelled, Met};
 pub use reasons::{Obstacle, WaitReason};
@@ -82,6 +84,8 @@ impl Default for ParallelLimits {
 pub struct Node {
     /// Where other nodes reach it for sessions and the log.
     pub control: core::net::SocketAddr,
+    /// Its config says so, with a port: it will be there after its next start, too.
+    pub control_stays: bool,
     /// Where pages come in.
     pub migration: core::net::SocketAddr,
     /// Its present boot, as it said when it joined.
@@ -97,7 +101,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// One without labels and named networks.
+    /// One without labels and named networks, whose control address stays.
     pub fn new(
         control: core::net::SocketAddr,
         migration: core::net::SocketAddr,
@@ -105,7 +109,8 @@ impl Node {
         memory_bytes: u64,
     ) -> Self {
         let (labels, networks) = (Labels::new(), BTreeMap::new());
-        Self { control, migration, boot, memory_bytes, labels, networks, fenced: None }
+        let (control_stays, fenced) = (true, None);
+        Self { control, control_stays, migration, boot, memory_bytes, labels, networks, fenced }
     }
 }
 
@@ -190,6 +195,10 @@ pub struct State {
     pub asked: u64,
     /// Requests that were answered.
     pub requests: Requests,
+    /// How this group took another's place, if it did.
+    pub founding: Option<Founding>,
+    /// Nodes that have not said since what they have.
+    pub unheard: BTreeSet<NodeName>,
 }
 
 /// See the module.
@@ -276,6 +285,8 @@ impl Registry {
             Command::Member { .. } => Ok(BTreeSet::new()),
             Command::If { met, command } => self.change_if(met, *command),
             Command::Label { of, change, overwrite } => self.label(of, &change, overwrite),
+            Command::Found { founding } => self.found(founding),
+            Command::Testify { node, first, runners, last } => self.testify(node, first, runners, last),
         }
     }
 

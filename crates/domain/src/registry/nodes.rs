@@ -18,6 +18,10 @@ impl Registry {
         let owed = self.touched_by(&name);
         let owed = owed.filter(|(_, guest)| guest.ownership.holders.contains(&name));
         let effects = owed.map(|(uid, _)| Effect { node: name.clone(), guest: uid }).collect();
+        if self.founding.is_some() && !self.nodes.contains_key(&name) {
+            // It may have come after what the group was founded from.
+            self.state.unheard.insert(name.clone());
+        }
         self.change_facts(&name.clone(), |state| state.nodes.insert(name, node));
         Ok(effects)
     }
@@ -111,12 +115,18 @@ impl Registry {
                 effects.extend(touched);
             }
         }
+        self.state.unheard.remove(name);
+        effects.extend(self.clear_doubts());
         Ok(effects)
     }
 
     pub(super) fn fence_seen(&mut self, name: &NodeName) -> Applied {
         let node = self.state.nodes.get_mut(name).ok_or_else(|| Refusal::NoNode(name.clone()))?;
         node.fenced = None;
+        if self.founding.is_some() {
+            // It may have more than the fence has named.
+            self.state.unheard.insert(name.clone());
+        }
         self.index.refresh(&self.state, name);
         Ok(BTreeSet::new())
     }
@@ -141,8 +151,9 @@ impl Registry {
             state.nodes.remove(name);
             state.node_wishes.remove(name);
             state.drains.remove(name);
+            state.unheard.remove(name);
         });
-        Ok(BTreeSet::new())
+        Ok(self.clear_doubts())
     }
 
     pub(super) fn usable(&self, name: &NodeName) -> Result<&Node, Refusal> {

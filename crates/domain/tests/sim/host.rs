@@ -13,6 +13,8 @@ pub(crate) struct Process {
     pub(crate) age: u64,
     /// The highest epoch that it ran under or sealed, as its own memory has it.
     pub(crate) highest: Epoch,
+    /// The migration for which it was made.
+    pub(crate) arriving: Option<MigrationId>,
 }
 
 /// What a node asks of a runner, on its way through the runner's socket.
@@ -49,6 +51,10 @@ pub(crate) struct Host {
     pub(crate) withheld: BTreeSet<(InstanceId, Epoch)>,
     /// How much of the log the node process has seen.
     pub(crate) view: usize,
+    /// Where the log of its group begins.
+    pub(crate) begins: usize,
+    /// Where it has ended, if its group was lost and this host knows of no other.
+    pub(crate) ends: Option<usize>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) outbound: Outbound,
     /// In post-copy, whether the mode of the hand-over under way is known to be that.
@@ -64,6 +70,8 @@ impl Host {
             tombstones: BTreeSet::new(),
             withheld: BTreeSet::new(),
             view: 0,
+            begins: 0,
+            ends: None,
             commands: VecDeque::new(),
             outbound: Outbound::None,
             mode: Mode::StopAndCopy,
@@ -72,7 +80,7 @@ impl Host {
 
     /// The node process dies and starts again: it knows the oldest view, and unread commands are dropped.
     pub(crate) fn restart_node(&mut self) {
-        self.view = 0;
+        self.view = self.begins;
         self.commands.clear();
         self.outbound = Outbound::None;
         if planted::is_on("testimony-in-memory") {
@@ -128,7 +136,7 @@ impl Host {
 impl Process {
     pub(crate) fn incoming(instance: InstanceId, made: Epoch, arrived: Option<Arrived>, whole: bool) -> Self {
         let state = RunnerState::Incoming { arrived };
-        Self { runner: Runner { instance, state, made, whole }, age: 0, highest: Epoch(0) }
+        Self { runner: Runner { instance, state, made, whole }, age: 0, highest: Epoch(0), arriving: None }
     }
 
     /// The runner's own rule: never under an epoch that is not above all it knows.

@@ -39,6 +39,17 @@ fn run(seed: u64) -> Summary {
     Summary { events: world.events, hand_overs: world.hand_overs, faults_inside: world.faults_inside, fate }
 }
 
+fn run_with_disasters(seed: u64) -> (usize, &'static str) {
+    let mut world = World::with_disasters(seed);
+    let steps = world.steps_planned();
+    for _ in 0..steps {
+        world.step();
+        world.check();
+    }
+    let fate = world.settle();
+    (world.disasters, fate)
+}
+
 fn seeds() -> std::ops::Range<u64> {
     match std::env::var("GODWIT_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
@@ -73,6 +84,22 @@ fn one_owner_in_every_history() {
         assert!(with_fault_inside * 2 > histories as u64, "most have a fault inside a hand-over");
         assert!(fates.len() >= 3, "every kind of end was met");
     }
+}
+
+#[test]
+fn one_owner_whatever_a_group_that_was_founded_anew_believes() {
+    let mut fates = BTreeMap::<_, u64>::new();
+    let mut disasters = 0;
+    for seed in seeds() {
+        let Ok((lost, fate)) = std::panic::catch_unwind(|| run_with_disasters(seed)) else {
+            panic!(
+                "replay: GODWIT_SEED={seed} cargo test -p godwit-domain --test sim -- --nocapture founded_anew"
+            );
+        };
+        disasters += lost;
+        *fates.entry(fate).or_default() += 1;
+    }
+    println!("{disasters} groups lost and founded anew, ends: {fates:?}");
 }
 
 #[test]

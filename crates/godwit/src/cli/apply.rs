@@ -5,6 +5,8 @@
 //!                                        └─ refused: told, and the next one is asked for
 //! ```
 //!
+//! A virtual machine that goes by it shuts itself down before (`stop`).
+//!
 //! Always true: one that is refused does not stop the others; the exit code is the worst of all; notes go to stderr.
 
 use std::collections::BTreeMap;
@@ -13,19 +15,28 @@ use std::path::PathBuf;
 
 use clap::Args;
 use godwit_admin::render;
-use godwit_domain::labels;
+use godwit_domain::{GuestName, labels};
 use godwit_wire::admin::{Act, Applied, Code, Problem};
-use godwit_wire::manifest;
+use godwit_wire::manifest::{self, Kind, Manifest};
 
 use super::asking::{Changing, RequestIds};
 use super::failure::Failure;
 use super::object::{InNamespace, Object, Trying};
 use super::sources::{Source, Sources};
+use super::stop::{Gently, stopped_by};
 use super::{print, talk};
+
+#[derive(Debug, Args)]
+pub(super) struct Apply {
+    #[command(flatten)]
+    all: Manifests,
+    #[command(flatten)]
+    gently: Gently,
+}
 
 /// Manifests, and where they are asked for.
 #[derive(Debug, Args)]
-pub(super) struct Apply {
+struct Manifests {
     /// A file, a folder of *.yaml, *.yml and *.json, or - for standard input
     #[arg(short, long = "filename", value_name = "PATH", required = true)]
     files: Vec<PathBuf>,
@@ -40,7 +51,7 @@ pub(super) struct Apply {
 #[derive(Debug, Args)]
 pub(super) struct Create {
     #[command(flatten)]
-    all: Apply,
+    all: Manifests,
 }
 
 #[derive(Debug, Args)]
@@ -53,6 +64,8 @@ pub(super) struct Delete {
     files: Vec<PathBuf>,
     #[command(flatten)]
     at: InNamespace,
+    #[command(flatten)]
+    gently: Gently,
     #[command(flatten)]
     trying: Trying,
     #[command(flatten)]
@@ -84,47 +97,62 @@ struct Batch<'a> {
 
 impl Apply {
     pub(super) fn run(self) -> Result<(), Failure> {
-        self.all(false)
-    }
-
-    fn all(self, create: bool) -> Result<(), Failure> {
-        let Self { files, at, trying, changing } = self;
-        let dry_run = trying.is_dry();
-        let mut batch = Batch::start(&changing)?;
-        for Source { place, document } in batch.read(&files) {
-            let act = Act::Apply { object: document, namespace: at.namespace.clone(), create, dry_run };
-            batch.ask(Some(&place), act)?;
-        }
-        batch.end()
+        self.all.ask(Some(&self.gently))
     }
 }
 
 impl Create {
     pub(super) fn run(self) -> Result<(), Failure> {
-        self.all.all(true)
+        self.all.ask(None)
+    }
+}
+
+impl Manifests {
+    /// `gently`: they are applied, and how what they stop is stopped; `None`: they are created.
+    fn ask(self, gently: Option<&Gently>) -> Result<(), Failure> {
+        let Self { files, at, trying, changing } = self;
+        let (create, dry_run) = (gently.is_none(), trying.is_dry());
+        let mut batch = Batch::start(&changing)?;
+        for Source { place, document } in batch.read(&files) {
+            let stopped = stopped_by(&document, at.namespace.as_deref());
+            let namespace = at.namespace.clone();
+            let act = |dry_run| Act::Apply { object: document, namespace, create, dry_run };
+            match gently.zip(stopped).filter(|_| !dry_run) {
+                Some((gently, guest)) => batch.ask_gently(gently, &guest, Some(&place), act)?,
+                None => batch.ask(Some(&place), act(dry_run))?,
+            }
+        }
+        batch.end()
     }
 }
 
 impl Delete {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Self { objects, files, at, trying, changing } = self;
+        let Self { objects, files, at, gently, trying, changing } = self;
         let dry_run = trying.is_dry();
         let mut batch = Batch::start(&changing)?;
+        let remove = |batch: &mut Batch<'_>, place: Option<&str>, (kind, name, namespace): Named| {
+            let is_guest = matches!(kind, Kind::VirtualMachine | Kind::VirtualMachineInstance);
+            let guest = guest(&name, namespace.as_deref()).filter(|_| is_guest && !dry_run);
+            let act = |dry_run| Act::Delete { kind: kind.to_string(), name, namespace, dry_run };
+            match guest {
+                Some(guest) => batch.ask_gently(&gently, &guest, place, act),
+                None => batch.ask(place, act(dry_run)),
+            }
+        };
         if files.is_empty() {
             let objects = Object::all(&objects, at.namespace.as_deref())?;
             // All of them are looked at before the first is removed.
-            let acts: Vec<Act> =
-                objects.into_iter().map(|object| removal(object, dry_run)).collect::<Result<_, _>>()?;
-            for act in acts {
-                batch.ask(None, act)?;
+            let all: Vec<Named> = objects.into_iter().map(removed).collect::<Result<_, _>>()?;
+            for one in all {
+                remove(&mut batch, None, one)?;
             }
         }
         for Source { place, document } in batch.read(&files) {
             let namespace = at.namespace.as_deref().unwrap_or(manifest::DEFAULT_NAMESPACE);
             match manifest::read_in(&document, namespace) {
                 Ok((found, _)) if named(&found) => {
-                    let (kind, name, namespace) = (found.kind().to_string(), found.name(), found.namespace());
-                    batch.ask(Some(&place), Act::Delete { kind, name, namespace, dry_run })?;
+                    remove(&mut batch, Some(&place), (found.kind(), found.name(), found.namespace()))?;
                 }
                 Ok(_) => batch.refused(flaw(&place, "a name that is made anew names no object to remove")),
                 Err(error) => batch.refused(flaw(&place, &error.to_string())),
@@ -174,19 +202,27 @@ fn change(word: &str) -> Result<(String, Option<String>), Failure> {
     Ok((key.to_owned(), value.map(str::to_owned)))
 }
 
-fn removal(object: Object, dry_run: bool) -> Result<Act, Failure> {
+/// An object to remove: kind, name, namespace.
+type Named = (Kind, String, Option<String>);
+
+fn removed(object: Object) -> Result<Named, Failure> {
     let Object { kind, name: Some(name), namespace } = object else {
         let kind = object.kind;
         return Err(Failure::usage(format!("name the {kind} to remove: all of a kind at once is not done")));
     };
-    Ok(Act::Delete { kind: kind.to_string(), name, namespace, dry_run })
+    Ok((kind, name, namespace))
+}
+
+/// The guest of that object; `None`: there can be none of that name.
+fn guest(name: &str, namespace: Option<&str>) -> Option<GuestName> {
+    format!("{}/{name}", namespace.unwrap_or(manifest::DEFAULT_NAMESPACE)).parse().ok()
 }
 
 /// Whether it is one object, and not one that is made anew each time.
-fn named(found: &manifest::Manifest) -> bool {
+fn named(found: &Manifest) -> bool {
     !matches!(
         found,
-        manifest::Manifest::Migration(manifest::MigrationWish { name: manifest::NameWish::Generated(_), .. })
+        Manifest::Migration(manifest::MigrationWish { name: manifest::NameWish::Generated(_), .. })
     )
 }
 
@@ -206,6 +242,29 @@ impl<'a> Batch<'a> {
             self.refused(flaw);
         }
         objects
+    }
+
+    /// As [`Self::ask`], of something by which a virtual machine goes: it shuts itself down before, if that is granted at all
+    /// (asked as a dry run). One whose button can not be pressed stays as it is, and the others are asked for.
+    fn ask_gently(
+        &mut self,
+        gently: &Gently,
+        guest: &GuestName,
+        place: Option<&str>,
+        act: impl FnOnce(bool) -> Act + Clone,
+    ) -> Result<(), Failure> {
+        let asking = &self.changing.asking;
+        let dry = act.clone();
+        match gently.shut_down(asking, guest, || asking.try_ask(None, dry(true)).is_ok()) {
+            Ok(Some(how)) => talk(&format!("{guest}: {how}")),
+            Ok(None) => {}
+            Err(problem) => {
+                let nobody = problem.code == Code::Unavailable;
+                let failure = asking.refuse(problem);
+                return if nobody { Err(failure) } else { self.tell(failure) };
+            }
+        }
+        self.ask(place, act(false))
     }
 
     /// Asks for one, and says what was done, or why not. That nobody reads it any more is no reason to stop half-way.

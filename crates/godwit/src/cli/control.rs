@@ -3,9 +3,13 @@
 //! ```text
 //!   add ─▶ it learns ─ progress on stderr ─▶ it votes: 0
 //!                                         └▶ it was removed again: 1
+//!   backup            asked of a node; the pieces become a file
+//!   restore, recover  done by this process, on the folder of a node that does not run
 //! ```
 //!
 //! Always true: whoever stops waiting leaves the change going; added again it is looked at, and nothing is done twice.
+
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use godwit_admin::render;
@@ -16,7 +20,7 @@ use tokio::time::Instant;
 use super::asking::{Asking, Changing, block_on};
 use super::failure::Failure;
 use super::follow::Sight;
-use super::talk;
+use super::{disaster, talk};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Control {
@@ -39,6 +43,30 @@ pub(super) enum Control {
         #[command(flatten)]
         changing: Changing,
     },
+    /// Write what is agreed into a file, from which the group can be founded anew
+    Backup {
+        /// The file; one that is there is replaced as a whole
+        file: PathBuf,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Found the group anew from a backup, with this node as its only voter. The node does not run, and has no log
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// The node's config
+        #[arg(short, long)]
+        config: PathBuf,
+    },
+    /// Found the group anew from what this voter has, when more than half of the voters are lost for good. The node does not run
+    Recover {
+        /// The node's config
+        #[arg(short, long)]
+        config: PathBuf,
+        /// The cluster's name, for whoever has read before what is lost by it; it is asked for if not said
+        #[arg(long, value_name = "CLUSTER")]
+        yes_really: Option<String>,
+    },
 }
 
 impl Control {
@@ -50,6 +78,9 @@ impl Control {
                 changing.show(Act::ControlAdd { node }, render::member)
             }
             Self::Add { node, no_wait: false, changing } => add(&changing, node),
+            Self::Backup { file, asking } => disaster::backup(&asking, &file),
+            Self::Restore { file, config } => disaster::restore(&config, &file),
+            Self::Recover { config, yes_really } => disaster::recover(&config, yes_really),
         }
     }
 }

@@ -5,6 +5,8 @@
 //!      unchanged: nothing is done         changed meanwhile by somebody else, or refused: the text is kept, and where is told
 //! ```
 //!
+//! A virtual machine that is not to run any more shuts itself down before (`stop`).
+//!
 //! Always true: what was typed is never lost: the file goes only once the node has said yes, or nothing was typed.
 
 use std::ffi::OsString;
@@ -25,6 +27,7 @@ use super::failure::Failure;
 use super::get;
 use super::object::{InNamespace, Object};
 use super::sources::{Source, Sources};
+use super::stop::{Gently, stopped_by};
 use super::talk;
 
 /// Where editors are named, the first that is set counts.
@@ -40,12 +43,14 @@ pub(super) struct Edit {
     #[command(flatten)]
     at: InNamespace,
     #[command(flatten)]
+    gently: Gently,
+    #[command(flatten)]
     changing: Changing,
 }
 
 impl Edit {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let Self { object, at, changing } = self;
+        let Self { object, at, gently, changing } = self;
         let object = get::one(&object, &at)?;
         let before = fetch(&changing.asking, &object)?;
         let alone = Permissions::from_mode(0o700);
@@ -58,7 +63,7 @@ impl Edit {
             talk("edit cancelled, no change");
             return Ok(());
         }
-        match send(&changing, &object, &before, &file) {
+        match send(&changing, &gently, &object, &before, &file) {
             Ok(Some((answer, done))) => tell(&changing.asking, &answer, &done),
             Ok(None) => {
                 talk("edit cancelled, no change");
@@ -125,6 +130,7 @@ type Sent = Option<(Value, Applied)>;
 /// Reads what was typed and asks for it. `None`: it says the same as before. An error has the id of its request.
 fn send(
     changing: &Changing,
+    gently: &Gently,
     object: &Object,
     before: &Value,
     file: &Path,
@@ -136,19 +142,19 @@ fn send(
         return Ok(None);
     }
     let asking = &changing.asking;
-    let found = asking.try_ask(None, get::act(object, false, false)).map_err(with_id)?;
-    let found = serde_json::from_value::<Objects>(found).ok();
-    let now = without_status(found.and_then(|found| found.items.into_iter().next()));
-    if now.as_ref() != Some(before) {
-        let message = format!("the {} was changed by somebody else meanwhile", object.kind);
-        return Err(with_id(refused(
-            message,
-            "look at it with `godwit get -o yaml`, and mend what you wrote",
-        )));
-    }
+    is_unchanged(asking, object, before).map_err(with_id)?;
     let namespace = object.namespace_or_default();
-    let act = Act::Apply { object: after, namespace, create: false, dry_run: false };
-    let answer = asking.try_ask(Some(id.clone()), act).map_err(with_id)?;
+    let stopped = stopped_by(&after, namespace.as_deref());
+    let act = |dry_run| Act::Apply { object: after, namespace, create: false, dry_run };
+    if let Some(guest) = stopped {
+        let dry = act.clone();
+        let how = gently.shut_down(asking, &guest, || asking.try_ask(None, dry(true)).is_ok());
+        if let Some(how) = how.map_err(with_id)? {
+            talk(&format!("{guest}: {how}"));
+            is_unchanged(asking, object, before).map_err(with_id)?;
+        }
+    }
+    let answer = asking.try_ask(Some(id.clone()), act(false)).map_err(with_id)?;
     let done = serde_json::from_value::<Applied>(answer.clone()).map_err(|error| {
         let message = format!("the node's answer can not be read: {error}");
         with_id(Problem::new(
@@ -159,6 +165,18 @@ fn send(
         ))
     })?;
     Ok(Some((answer, done)))
+}
+
+/// Nobody else has changed it since.
+fn is_unchanged(asking: &Asking, object: &Object, before: &Value) -> Result<(), Problem> {
+    let found = asking.try_ask(None, get::act(object, false, false))?;
+    let found = serde_json::from_value::<Objects>(found).ok();
+    let now = without_status(found.and_then(|found| found.items.into_iter().next()));
+    if now.as_ref() == Some(before) {
+        return Ok(());
+    }
+    let message = format!("the {} was changed by somebody else meanwhile", object.kind);
+    Err(refused(message, "look at it with `godwit get -o yaml`, and mend what you wrote"))
 }
 
 fn no_id() -> Problem {

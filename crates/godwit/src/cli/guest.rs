@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use godwit_admin::render;
 use godwit_domain::{GuestName, InstanceId, NodeName, labels};
+use godwit_guest::qemu::{self, KeeperConfig, KeeperTask};
 use godwit_guest::runner::{self, Role, RunnerConfig, Workload};
 use godwit_node::config::LogFormat;
 use godwit_node::telemetry;
@@ -14,14 +15,25 @@ use godwit_wire::handoff::Verified;
 
 use super::asking::{Asking, Changing};
 use super::failure::Failure;
+use super::machines::{GuestAdopt, GuestConsole, MachineArgs, RunnerKind};
+use super::stop::GuestStop;
 use super::workload::WorkloadArgs;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Guest {
     /// Run the built-in guest: a process whose memory is really written. It listens on DIR/runner.sock
     Run(Box<GuestRun>),
-    /// Make a guest with the built-in runner; answered when it runs
+    /// Keep a QEMU, as machine.json in its folder says. It listens on DIR/runner.sock
+    #[command(hide = true)]
+    Keep(GuestKeep),
+    /// Make a guest, with the built-in runner or as a virtual machine; answered when it runs
     Create(Box<GuestCreate>),
+    /// Take over a QEMU that runs on this host already. It runs on
+    Adopt(GuestAdopt),
+    /// Forget a guest whose QEMU was adopted, and leave that running
+    Unadopt(ChangedGuest),
+    /// Type at a virtual machine's serial line, on the node where it runs
+    Console(GuestConsole),
     /// List all guests
     List(Asking),
     /// Show a guest
@@ -30,8 +42,8 @@ pub(super) enum Guest {
     Stats(OneGuest),
     /// Compare a guest's memory with what it must hold. The guest stands still meanwhile
     Verify(OneGuest),
-    /// End a guest for good
-    Stop(ChangedGuest),
+    /// End a guest for good. A virtual machine is asked to shut itself down first
+    Stop(GuestStop),
     /// Run a lost guest again from a copy that is kept
     Recover {
         #[command(flatten)]
@@ -70,9 +82,49 @@ pub(super) struct GuestRun {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct GuestKeep {
+    /// The runner's own folder
+    #[arg(long)]
+    dir: PathBuf,
+    /// The guest's name, NAMESPACE/NAME
+    #[arg(long)]
+    guest: GuestName,
+    /// The node's name
+    #[arg(long)]
+    node: NodeName,
+    /// This runner's id
+    #[arg(long)]
+    instance: InstanceId,
+    /// Wait for a guest to arrive
+    #[arg(long)]
+    incoming: bool,
+    /// Take over from a keeper that has died, or end
+    #[arg(long, conflicts_with = "incoming")]
+    again: bool,
+}
+
+impl GuestKeep {
+    fn run(self) -> Result<(), Failure> {
+        telemetry::init(LogFormat::Text, "info").map_err(Failure::failed)?;
+        let Self { dir, guest, node, instance, incoming, again } = self;
+        let task = match (incoming, again) {
+            (_, true) => KeeperTask::TakeOver,
+            (true, false) => KeeperTask::Await,
+            (false, false) => KeeperTask::Begin,
+        };
+        qemu::keep(KeeperConfig { guest, instance, node, dir, task }).map_err(Failure::failed)
+    }
+}
+
+#[derive(Debug, Args)]
 pub(super) struct GuestCreate {
     #[command(flatten)]
     named: Named,
+    /// What runs it
+    #[arg(long, value_enum, default_value = "builtin")]
+    runner: RunnerKind,
+    #[command(flatten)]
+    machine: MachineArgs,
     /// Where it is to run [default: the node with most free memory]
     #[arg(long, value_name = "NODE")]
     on: Option<NodeName>,
@@ -147,7 +199,15 @@ impl Guest {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
             Self::Run(arguments) => arguments.run(),
+            Self::Keep(arguments) => arguments.run(),
             Self::Create(arguments) => arguments.run(),
+            Self::Adopt(arguments) => arguments.run(),
+            Self::Console(arguments) => arguments.run(),
+            Self::Unadopt(ChangedGuest { named, changing }) => {
+                let guest = named.name()?;
+                let what = format!("{guest} is forgotten here, and its QEMU runs on");
+                changing.show(Act::GuestRelease { guest }, |done| render::done(&what, done))
+            }
             Self::List(asking) => asking.show(Act::GuestList, |rows: &Vec<GuestRow>| render::guests(rows)),
             Self::Show(OneGuest { named, asking }) => {
                 asking.show(Act::GuestShow { guest: named.name()? }, render::guest)
@@ -157,11 +217,7 @@ impl Guest {
                 asking.show(Act::GuestStats { guest: guest.clone() }, |stats| render::stats(&guest, stats))
             }
             Self::Verify(one) => one.verify(),
-            Self::Stop(ChangedGuest { named, changing }) => {
-                let guest = named.name()?;
-                let what = format!("{guest} is stopped");
-                changing.show(Act::GuestStop { guest }, |done| render::done(&what, done))
-            }
+            Self::Stop(arguments) => arguments.run(),
             Self::Recover { one: ChangedGuest { named, changing }, accept_rollback, instance } => {
                 let act = Act::GuestRecover { guest: named.name()?, accept_rollback, instance };
                 changing.show(act, render::guest)
@@ -187,13 +243,22 @@ impl OneGuest {
 
 impl GuestCreate {
     fn run(self) -> Result<(), Failure> {
-        let Self { named, on, workload, tick_interval_ms, labels, changing } = self;
+        let Self { named, runner, machine, on, workload, tick_interval_ms, labels, changing } = self;
         let guest = named.name()?;
-        // The runner would refuse the same, after a node was chosen and a process started.
-        let options = workload.options().map_err(Failure::usage)?;
-        Workload::new(options).map_err(Failure::usage)?;
         let labels = labels.into_iter().collect();
-        let act = Act::GuestCreate { guest, node: on, spec: workload.spec(tick_interval_ms), labels };
+        let spec = match runner {
+            RunnerKind::Qemu => {
+                workload.memory_pages().map_err(Failure::usage)?;
+                machine.spec(workload.memory.bytes()).map_err(Failure::failed)?
+            }
+            RunnerKind::Builtin => {
+                // The runner would refuse the same, after a node was chosen and a process started.
+                let options = workload.options().map_err(Failure::usage)?;
+                Workload::new(options).map_err(Failure::usage)?;
+                workload.spec(tick_interval_ms)
+            }
+        };
+        let act = Act::GuestCreate { guest, node: on, spec, labels };
         changing.show(act, render::guest)
     }
 }

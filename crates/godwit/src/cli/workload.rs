@@ -75,6 +75,7 @@ impl WorkloadArgs {
             threads: self.threads,
             seed: self.seed,
             tick_interval_ms,
+            qemu: None,
         }
     }
 }

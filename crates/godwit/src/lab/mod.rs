@@ -10,6 +10,7 @@
 //! if asked to keep it.
 
 pub mod cluster;
+mod machine;
 pub mod render;
 mod scenes;
 mod seen;
@@ -29,8 +30,9 @@ use godwit_transfer::drive::chain;
 use godwit_wire::handoff::{Stats, Verified};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{self, Output, WorkloadArgs};
+use crate::cli::{self, MachineArgs, Output, RunnerKind, WorkloadArgs};
 use cluster::{Cluster, ClusterError, Moved, STEP_TIMEOUT};
+use machine::MachineScene;
 use render::{LabReport, Live, Move};
 use scenes::Scene;
 use seen::{Measured, judge};
@@ -54,6 +56,11 @@ pub struct LabArgs {
     /// three ways
     #[arg(long)]
     moves: Option<u32>,
+    /// What runs the guest. A virtual machine needs --kernel or --disk, and goes round in three ways
+    #[arg(long, value_enum, default_value = "builtin")]
+    runner: RunnerKind,
+    #[command(flatten)]
+    machine: MachineArgs,
     #[command(flatten)]
     workload: WorkloadArgs,
     /// Bytes per second that a migration may send; 0 for no limit
@@ -125,6 +132,7 @@ pub fn main(arguments: LabArgs) -> ExitCode {
         term: 0,
         node_rss_bytes_max: 0,
         migrations: Vec::new(),
+        machine: Vec::new(),
         error: None,
         kept: None,
     };
@@ -146,6 +154,7 @@ pub fn main(arguments: LabArgs) -> ExitCode {
 fn print_report(report: &LabReport, output: Output) {
     let text = match output {
         Output::Json => serde_json::to_string(report).unwrap_or_default(),
+        Output::Table if !report.machine.is_empty() => machine::table(&report.machine),
         Output::Table if report.migrations.is_empty() => return,
         Output::Table => {
             let rss = render::bytes(report.node_rss_bytes_max);
@@ -197,10 +206,14 @@ fn talk(text: &str) {
 struct Lab {
     nodes: Vec<NodeName>,
     scenes: Vec<Scene>,
+    /// Instead of the scenes.
+    machine: Option<MachineScene>,
 }
 
 /// Moves of one guest, where a limit is given and not how many.
 const MOVES: u32 = 2;
+/// Moves of a virtual machine: each way once.
+const MACHINE_MOVES: u32 = 3;
 
 impl Lab {
     fn check(arguments: &LabArgs) -> Result<Self, LabError> {
@@ -226,8 +239,19 @@ impl Lab {
             threads: workload.threads,
             seed: workload.seed,
             tick_interval_ms: 1,
+            qemu: None,
+        };
+        let machine = match arguments.runner {
+            RunnerKind::Builtin => None,
+            RunnerKind::Qemu => {
+                let spec = arguments.machine.clone().spec(workload.memory.bytes());
+                let spec = spec.map_err(LabError::Option)?;
+                let moves = usize::try_from(arguments.moves.unwrap_or(MACHINE_MOVES)).unwrap_or(usize::MAX);
+                Some(MachineScene { guest: guest("default/lab")?, spec, overrides, moves })
+            }
         };
         let scenes = match (arguments.moves, arguments.bandwidth) {
+            _ if machine.is_some() => Vec::new(),
             (None, None) => {
                 let names =
                     [guest("default/lab")?, guest("default/lab-limited")?, guest("default/lab-busy")?];
@@ -238,7 +262,7 @@ impl Lab {
                 vec![scenes::round_trip(guest("default/lab")?, spec, overrides, moves)?]
             }
         };
-        Ok(Self { nodes, scenes })
+        Ok(Self { nodes, scenes, machine })
     }
 
     async fn moves(
@@ -264,7 +288,10 @@ impl Lab {
             talk(&format!("{node}: process {pid}, {part}"));
         }
         (report.leader, report.term) = (Some(leader.to_string()), term);
-        let outcome = self.play_all(&mut cluster, report).await;
+        let outcome = match &self.machine {
+            Some(scene) => scene.play(&mut cluster, &self.nodes, &mut report.machine).await,
+            None => self.play_all(&mut cluster, report).await,
+        };
         cluster.shut_down().await;
         outcome
     }

@@ -8,6 +8,8 @@ use godwit_domain::progress::{LATENCY_BUCKETS, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::machine::MachineMove;
+
 /// One move, as it is reported.
 #[derive(Debug, Clone, Serialize)]
 pub struct Move {
@@ -37,8 +39,8 @@ pub struct Move {
     pub commit_ms: f64,
     /// From "complete and licensed" to "runs".
     pub resume_ms: f64,
-    /// Downtime as it was predicted when the guest was stopped.
-    pub predicted_downtime_ms: f64,
+    /// Downtime as it was predicted when the guest was stopped; null: nothing had arrived by then.
+    pub predicted_downtime_ms: Option<f64>,
     /// What was expected after the first round, if anything was.
     pub prediction: Option<Prediction>,
     /// How long the whole move was expected to take then; null: it was not expected to end.
@@ -114,6 +116,9 @@ pub struct LabReport {
     pub node_rss_bytes_max: u64,
     /// The moves, in order.
     pub migrations: Vec<Move>,
+    /// Those of a virtual machine.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub machine: Vec<MachineMove>,
     /// What went wrong, if something did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

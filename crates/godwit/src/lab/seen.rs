@@ -5,6 +5,7 @@ use std::time::Duration;
 use godwit_domain::progress::{AuditReport, PostCopyReport, SourceReport};
 use godwit_domain::units::rate_of;
 use godwit_domain::{NodeName, PAGE_BYTES};
+use godwit_wire::admin::COUNT_MAX;
 use godwit_wire::handoff::{Stats, Verified};
 
 use super::render::{self, Move, millis, millis_apart};
@@ -49,7 +50,9 @@ impl Scene {
             state_ms: millis(measured.state_us),
             commit_ms: millis(measured.commit_us),
             resume_ms: millis(*resume_us),
-            predicted_downtime_ms: millis(measured.predicted_downtime_us),
+            predicted_downtime_ms: Some(measured.predicted_downtime_us)
+                .filter(|us| *us < COUNT_MAX)
+                .map(millis),
             prediction: measured.forecast.as_ref().map(|forecast| forecast.prediction),
             predicted_total_ms: measured
                 .forecast

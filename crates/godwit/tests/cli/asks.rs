@@ -107,6 +107,7 @@ async fn what_is_asked_is_what_was_written() {
         threads: 3,
         seed: 7,
         tick_interval_ms: 5,
+        qemu: None,
     };
     let name = |text: &str| text.parse::<GuestName>().expect("a name");
     let at = |text: &str| text.parse::<NodeName>().expect("a name");
@@ -136,7 +137,7 @@ async fn what_is_asked_is_what_was_written() {
         ("guest show lab/vm1", Act::GuestShow { guest: guest.clone() }),
         ("guest stats vm1 -n lab", Act::GuestStats { guest: guest.clone() }),
         ("guest verify vm1 -n lab", Act::GuestVerify { guest: guest.clone() }),
-        ("guest stop vm1 -n lab", Act::GuestStop { guest: guest.clone() }),
+        ("guest stop vm1 -n lab --now", Act::GuestStop { guest: guest.clone() }),
         (
             "guest recover vm1 -n lab",
             Act::GuestRecover { guest: guest.clone(), accept_rollback: false, instance: None },
@@ -269,13 +270,13 @@ async fn a_change_whose_outcome_is_not_known_can_be_asked_for_again() {
         "drain node-a --cancel",
         "drain node-a --wait",
         "guest create vm1",
-        "guest stop vm1",
+        "guest stop vm1 --now",
         "guest recover vm1",
         "migrate vm1",
         "migrate vm1 --wait",
         "migration set move-1 maxDowntimeMs=50",
         "migration cancel move-1",
-        "delete vm vm1",
+        "delete vm vm1 --now",
         "label vm vm1 a=b",
     ] {
         let ran = node.run(&format!("{line} --request-id mine")).await;

@@ -19,7 +19,7 @@ fn editor(script: &str) -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-async fn edit(node: &Node, words: &str, script: &str) -> Ran {
+pub(crate) async fn edit(node: &Node, words: &str, script: &str) -> Ran {
     let (dir, path) = editor(script);
     let temporary = dir.path().join("tmp");
     fs::create_dir(&temporary).expect("room");

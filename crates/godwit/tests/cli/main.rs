@@ -5,7 +5,7 @@
 //!
 //!   desk       the node             asks, waits        questions, and what is waited for
 //!   objects    kubectl's words      edits              one object in an editor
-//!   explains   policies without a node
+//!   explains   policies without a node              stops        a guest's power button
 //! ```
 //!
 //! Always true: a test waits for states, each with a deadline.
@@ -15,4 +15,5 @@ mod desk;
 mod edits;
 mod explains;
 mod objects;
+mod stops;
 mod waits;

@@ -7,7 +7,7 @@
 //!   Running e' e = e': seal, stop  no: state      e > e': relabel    no      yes
 //!   Paused e'  e >= e': sealed     no: state      e > e': run on     yes     yes
 //!
-//!   throttle, stats, stop: always (throttle 0 to 99).
+//!   throttle, release, stats, stop: always (throttle 0 to 99). power-button: Running.
 //! ```
 //!
 //! Always true: an epoch that was sealed, and one that was run under, is never run under again; a guest that has
@@ -23,15 +23,15 @@ const MESSAGE_CHARS_MAX: usize = 300;
 
 /// What to do about a command that is in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Action<'a> {
+pub(crate) enum Action {
     /// Seal the epoch and pause the running guest.
     Pause(Epoch),
     /// Paused already: the seal is this epoch now (the same or a later one).
     Seal(Epoch),
     /// Give the device state.
     Save,
-    /// Take this device state, saved under this sealed epoch.
-    Load(Epoch, &'a [u8]),
+    /// Take the device state that came along, saved under this sealed epoch.
+    Load(Epoch),
     /// Run the loaded state for the first time.
     Start(Epoch),
     /// Note the epoch; the guest runs on.
@@ -42,6 +42,10 @@ pub(super) enum Action<'a> {
     Throttle(u8),
     /// Compare every page.
     Verify,
+    /// At the end, leave alone what is not ours.
+    Release,
+    /// Press the power button.
+    PowerButton,
     /// Tell how things stand.
     Stats,
     /// End.
@@ -49,15 +53,15 @@ pub(super) enum Action<'a> {
 }
 
 /// A refusal by one of the rules.
-pub(super) fn refusal(rule: &str, message: impl AsRef<str>) -> Refusal {
+pub(crate) fn refusal(rule: &str, message: impl AsRef<str>) -> Refusal {
     Refusal { rule: rule.to_owned(), message: message.as_ref().chars().take(MESSAGE_CHARS_MAX).collect() }
 }
 
 /// The decision; see the table above.
-pub(super) fn decide<'a>(standing: &Standing, command: &'a Command) -> Result<Action<'a>, Refusal> {
+pub(crate) fn decide(standing: &Standing, command: &Command) -> Result<Action, Refusal> {
     match command {
         Command::Pause { epoch } => pause(standing, *epoch),
-        Command::Load { epoch, state } => load(standing, *epoch, &state.0),
+        Command::Load { epoch, bytes: _ } => load(standing, *epoch),
         Command::Resume { epoch } => resume(standing, *epoch),
         Command::Save => match standing.state {
             RunState::Paused => Ok(Action::Save),
@@ -79,12 +83,19 @@ pub(super) fn decide<'a>(standing: &Standing, command: &'a Command) -> Result<Ac
             }
             (RunState::Incoming, Some(_)) | (RunState::Running | RunState::Paused, _) => Ok(Action::Verify),
         },
+        Command::Release => Ok(Action::Release),
+        Command::PowerButton => match standing.state {
+            RunState::Running => Ok(Action::PowerButton),
+            RunState::Incoming | RunState::Paused => {
+                Err(refusal("state", "the guest does not run here: nobody in it would see its power button"))
+            }
+        },
         Command::Stats => Ok(Action::Stats),
         Command::Stop => Ok(Action::Stop),
     }
 }
 
-fn pause(standing: &Standing, epoch: Epoch) -> Result<Action<'static>, Refusal> {
+fn pause(standing: &Standing, epoch: Epoch) -> Result<Action, Refusal> {
     match standing.state {
         RunState::Incoming => Err(refusal("state", "the guest has not run here; there is nothing to pause")),
         RunState::Running if epoch == standing.epoch => Ok(Action::Pause(epoch)),
@@ -100,20 +111,20 @@ fn pause(standing: &Standing, epoch: Epoch) -> Result<Action<'static>, Refusal> 
     }
 }
 
-fn load<'a>(standing: &Standing, epoch: Epoch, state: &'a [u8]) -> Result<Action<'a>, Refusal> {
+fn load(standing: &Standing, epoch: Epoch) -> Result<Action, Refusal> {
     match (standing.state, standing.loaded) {
         (RunState::Incoming, Some(loaded)) if epoch < loaded => {
             let message = format!("state of epoch {epoch}, but that of {loaded} is loaded already");
             Err(refusal("epoch", message))
         }
-        (RunState::Incoming, _) => Ok(Action::Load(epoch, state)),
+        (RunState::Incoming, _) => Ok(Action::Load(epoch)),
         (RunState::Running | RunState::Paused, _) => {
             Err(refusal("state", "the guest has run here; a state is loaded by a new runner only"))
         }
     }
 }
 
-fn resume(standing: &Standing, epoch: Epoch) -> Result<Action<'static>, Refusal> {
+fn resume(standing: &Standing, epoch: Epoch) -> Result<Action, Refusal> {
     // A loaded state was sealed under its epoch elsewhere: running here under the same would be the second run.
     let over = standing.loaded.map_or(standing.epoch, |loaded| loaded.max(standing.epoch));
     let action = match (standing.state, standing.loaded) {
@@ -133,7 +144,6 @@ fn resume(standing: &Standing, epoch: Epoch) -> Result<Action<'static>, Refusal>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use godwit_wire::handoff::Hex;
 
     const INCOMING: Standing = Standing { state: RunState::Incoming, epoch: Epoch(0), loaded: None };
     const LOADED: Standing = Standing { state: RunState::Incoming, epoch: Epoch(0), loaded: Some(Epoch(5)) };
@@ -142,27 +152,27 @@ mod tests {
     /// In this order in the rows below.
     const STANDINGS: [Standing; 4] = [INCOMING, LOADED, RUNNING, PAUSED];
 
-    type Row = (Command, [Result<Action<'static>, &'static str>; 4]);
+    type Row = (Command, [Result<Action, &'static str>; 4]);
 
-    fn same(command: Command, action: Action<'static>) -> Row {
+    fn same(command: Command, action: Action) -> Row {
         (command, [Ok(action); 4])
     }
 
     #[test]
     fn every_command_in_every_standing() {
         use Action::*;
-        let load = |e| Command::Load { epoch: Epoch(e), state: Hex(vec![9]) };
+        let load = |e| Command::Load { epoch: Epoch(e), bytes: 1 };
         let (pause, resume) =
             (|e| Command::Pause { epoch: Epoch(e) }, |e| Command::Resume { epoch: Epoch(e) });
-        const STATE: Result<Action<'static>, &str> = Err("state");
-        const EPOCH: Result<Action<'static>, &str> = Err("epoch");
+        const STATE: Result<Action, &str> = Err("state");
+        const EPOCH: Result<Action, &str> = Err("epoch");
         let rows: Vec<Row> = vec![
             (pause(4), [STATE, STATE, EPOCH, EPOCH]),
             (pause(5), [STATE, STATE, Ok(Pause(Epoch(5))), Ok(Seal(Epoch(5)))]),
             (pause(6), [STATE, STATE, EPOCH, Ok(Seal(Epoch(6)))]),
-            (load(4), [Ok(Load(Epoch(4), &[9])), EPOCH, STATE, STATE]),
-            (load(5), [Ok(Load(Epoch(5), &[9])), Ok(Load(Epoch(5), &[9])), STATE, STATE]),
-            (load(6), [Ok(Load(Epoch(6), &[9])), Ok(Load(Epoch(6), &[9])), STATE, STATE]),
+            (load(4), [Ok(Load(Epoch(4))), EPOCH, STATE, STATE]),
+            (load(5), [Ok(Load(Epoch(5))), Ok(Load(Epoch(5))), STATE, STATE]),
+            (load(6), [Ok(Load(Epoch(6))), Ok(Load(Epoch(6))), STATE, STATE]),
             (resume(0), [STATE, EPOCH, EPOCH, EPOCH]),
             (resume(5), [STATE, EPOCH, EPOCH, EPOCH]),
             (resume(6), [STATE, Ok(Start(Epoch(6))), Ok(Relabel(Epoch(6))), Ok(RunOn(Epoch(6)))]),
@@ -171,6 +181,8 @@ mod tests {
             (Command::Throttle { percent: 100 }, [Err("range"); 4]),
             same(Command::Throttle { percent: 99 }, Throttle(99)),
             same(Command::Throttle { percent: 0 }, Throttle(0)),
+            same(Command::Release, Release),
+            (Command::PowerButton, [STATE, STATE, Ok(PowerButton), STATE]),
             same(Command::Stats, Stats),
             same(Command::Stop, Stop),
         ];

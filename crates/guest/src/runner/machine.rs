@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_memory::{Memfd, Userfaultfd};
 use godwit_wire::handoff::{
-    Answer, Command, HANDOFF_VERSION, Hello, Hex, Outcome, Refusal, Region, RunState, Standing, Stats,
+    Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Standing, Stats,
 };
 
 use super::decide::{Action, decide, refusal};
@@ -32,6 +32,7 @@ use super::program::Program;
 use super::state::DeviceState;
 use super::threads::{self, Host};
 use super::verify::verify;
+use crate::server::Attachment;
 
 /// How long a new connection's Hello waits for a pause that is under way, so that it can say `Paused`. Threads
 /// stand still within a page's time unless one is stuck in a fault.
@@ -73,10 +74,6 @@ struct Core {
     stream: Option<Arc<UnixStream>>,
 }
 
-/// A connection's number. The greatest is the newest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Attachment(u64);
-
 impl Machine {
     /// A runner that waits for a guest.
     pub(super) fn new(identity: Identity, descriptors: Descriptors, host: Host) -> Self {
@@ -87,28 +84,6 @@ impl Machine {
     /// Holds a new guest, whose RAM is filled. It is as if it had been loaded: no epoch was sealed before it.
     pub(super) fn hold_fresh(&self, program: Program) {
         self.lock().life = Life::Incoming(Some(Stint { epoch: Epoch(0), program: Arc::new(program) }));
-    }
-
-    /// Makes a connection the newest: the older one is shut and nothing more that it said is carried out.
-    /// `None`: the runner has ended.
-    pub(super) fn attach(&self, stream: Arc<UnixStream>) -> Option<(Attachment, Hello)> {
-        let mut core = self.lock();
-        let standing = self.standing(&mut core)?;
-        let attachment = Attachment(self.attached.fetch_add(1, Ordering::Relaxed) + 1);
-        if let Some(older) = core.stream.replace(stream) {
-            // It fails where the other end has gone already, which is as good.
-            let _ = older.shutdown(Shutdown::Both);
-        }
-        let standing = match &core.life {
-            Life::Pausing(stint) => {
-                let (program, deadline) = (Arc::clone(&stint.program), Instant::now() + HELLO_PATIENCE);
-                drop(core);
-                program.gate().wait_still(|| Instant::now() >= deadline);
-                self.standing(&mut self.lock())?
-            }
-            Life::Incoming(_) | Life::Running(_) | Life::Paused(_) | Life::Ended => standing,
-        };
-        Some((attachment, self.hello(standing)))
     }
 
     fn hello(&self, standing: Standing) -> Hello {
@@ -125,36 +100,18 @@ impl Machine {
         }
     }
 
-    /// The descriptors that travel with Hello, in the order that the protocol names.
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        let Descriptors { memory, uffd, pagemap } = &self.descriptors;
-        [memory.as_fd(), uffd.as_fd(), pagemap.as_fd()]
-    }
-
-    /// Carries out a command. `None`: not carried out, or nobody is left to hear the answer, because a newer
-    /// connection is attached or the runner has ended.
-    pub(super) fn execute(&self, attachment: Attachment, command: &Command) -> Option<Outcome> {
-        let mut core = self.lock();
-        if self.superseded(attachment) {
-            return None;
-        }
-        let standing = self.standing(&mut core)?;
-        let answer = match decide(&standing, command) {
-            Err(refused) => Err(refused),
-            Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
-            Ok(Action::Verify) => return self.verify(core, attachment),
-            Ok(Action::Stop) => return Some(stop(core)),
-            Ok(action) => self.carry_out(&mut core, standing, action),
-        };
-        Some(answer.map_or_else(Outcome::Error, Outcome::Ok))
-    }
-
     /// What is done at once.
-    fn carry_out(&self, core: &mut Core, standing: Standing, action: Action<'_>) -> Result<Answer, Refusal> {
+    fn carry_out(
+        &self,
+        core: &mut Core,
+        standing: Standing,
+        action: Action,
+        state: &mut Vec<u8>,
+    ) -> Result<Answer, Refusal> {
         match action {
             Action::Seal(epoch) => self.enter(core, epoch, Life::Paused, "sealed"),
-            Action::Save => return save(core),
-            Action::Load(epoch, bytes) => self.load(core, epoch, bytes)?,
+            Action::Save => return save(core, state),
+            Action::Load(epoch) => self.load(core, epoch, state)?,
             Action::Start(epoch) => self.start(core, epoch)?,
             Action::Relabel(epoch) | Action::RunOn(epoch) => {
                 self.enter(core, epoch, Life::Running, "runs under a new epoch");
@@ -163,6 +120,15 @@ impl Machine {
                 }
             }
             Action::Throttle(percent) => self.host.throttle_percent.store(percent, Ordering::Relaxed),
+            Action::Release => {
+                return Err(refusal(
+                    "state",
+                    "a built-in guest is nothing without its runner; it can not be left running",
+                ));
+            }
+            Action::PowerButton => {
+                return Err(refusal("state", "a built-in guest has no power button; stop ends it"));
+            }
             Action::Stats => return Ok(Answer::Stats(self.stats(core, standing))),
             Action::Pause(_) | Action::Verify | Action::Stop => {
                 unreachable!("carried out by `execute`, which may wait")
@@ -249,11 +215,6 @@ impl Machine {
         core.life.standing()
     }
 
-    /// Whether the runner was stopped.
-    pub(super) fn has_ended(&self) -> bool {
-        matches!(self.lock().life, Life::Ended)
-    }
-
     fn superseded(&self, attachment: Attachment) -> bool {
         self.attached.load(Ordering::Relaxed) != attachment.0
     }
@@ -263,10 +224,60 @@ impl Machine {
     }
 }
 
-fn save(core: &Core) -> Result<Answer, Refusal> {
+impl crate::server::Machine for Machine {
+    fn attach(&self, stream: Arc<UnixStream>) -> Option<(Attachment, Hello)> {
+        let mut core = self.lock();
+        let standing = self.standing(&mut core)?;
+        let attachment = Attachment(self.attached.fetch_add(1, Ordering::Relaxed) + 1);
+        if let Some(older) = core.stream.replace(stream) {
+            // It fails where the other end has gone already, which is as good.
+            let _ = older.shutdown(Shutdown::Both);
+        }
+        let standing = match &core.life {
+            Life::Pausing(stint) => {
+                let (program, deadline) = (Arc::clone(&stint.program), Instant::now() + HELLO_PATIENCE);
+                drop(core);
+                program.gate().wait_still(|| Instant::now() >= deadline);
+                self.standing(&mut self.lock())?
+            }
+            Life::Incoming(_) | Life::Running(_) | Life::Paused(_) | Life::Ended => standing,
+        };
+        Some((attachment, self.hello(standing)))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let Descriptors { memory, uffd, pagemap } = &self.descriptors;
+        vec![memory.as_fd(), uffd.as_fd(), pagemap.as_fd()]
+    }
+
+    fn execute(&self, attachment: Attachment, command: &Command, state: &mut Vec<u8>) -> Option<Outcome> {
+        let mut core = self.lock();
+        if self.superseded(attachment) {
+            return None;
+        }
+        let standing = self.standing(&mut core)?;
+        let answer = match decide(&standing, command) {
+            Err(refused) => Err(refused),
+            Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
+            Ok(Action::Verify) => return self.verify(core, attachment),
+            Ok(Action::Stop) => return Some(stop(core)),
+            Ok(action) => self.carry_out(&mut core, standing, action, state),
+        };
+        Some(answer.map_or_else(Outcome::Error, Outcome::Ok))
+    }
+
+    fn has_ended(&self) -> bool {
+        matches!(self.lock().life, Life::Ended)
+    }
+}
+
+fn save(core: &Core, state: &mut Vec<u8>) -> Result<Answer, Refusal> {
     let Some(stint) = core.life.stint() else { return Err(refusal("state", "there is no guest")) };
     match stint.program.state().encode() {
-        Ok(bytes) => Ok(Answer::State { state: Hex(bytes) }),
+        Ok(bytes) => {
+            *state = bytes;
+            Ok(Answer::State { bytes: u32::try_from(state.len()).unwrap_or(u32::MAX) })
+        }
         Err(error) => Err(refusal("format", format!("the state can not be written: {error}"))),
     }
 }
@@ -290,6 +301,7 @@ mod tests {
     use super::*;
     use crate::runner::ticks::TickFile;
     use crate::runner::workload::{Pattern, Workload, WorkloadOptions};
+    use crate::server::Machine as _;
     use godwit_domain::PageCount;
     use godwit_memory::{Ram, uffd};
 
@@ -336,6 +348,10 @@ mod tests {
         Standing { state, epoch: Epoch(epoch), loaded: None }
     }
 
+    fn ask(machine: &Machine, attachment: Attachment, command: &Command) -> Option<Outcome> {
+        machine.execute(attachment, command, &mut Vec::new())
+    }
+
     const PAUSE: Command = Command::Pause { epoch: Epoch(1) };
     const DONE: Option<Outcome> = Some(Outcome::Ok(Answer::Done));
 
@@ -346,16 +362,16 @@ mod tests {
         let stuck = program.gate().enter().expect("it runs");
         let (first, _) = attach(&machine);
         std::thread::scope(|scope| {
-            let pause = scope.spawn(|| machine.execute(first, &PAUSE));
+            let pause = scope.spawn(|| ask(&machine, first, &PAUSE));
             while !stuck.must_leave() {
                 std::thread::yield_now();
             }
             let (second, seen) = attach(&machine);
             assert_eq!(seen, standing(RunState::Running, 1), "its memory may still change");
             assert_eq!(pause.join().expect("ends"), None, "nobody is left to hear the answer");
-            assert_eq!(machine.execute(first, &Command::Resume { epoch: Epoch(9) }), None, "nor to ask");
+            assert_eq!(ask(&machine, first, &Command::Resume { epoch: Epoch(9) }), None, "nor to ask");
             drop(stuck);
-            assert_eq!(machine.execute(second, &PAUSE), DONE);
+            assert_eq!(ask(&machine, second, &PAUSE), DONE);
             assert_eq!(attach(&machine).1, standing(RunState::Paused, 1));
         });
         program.gate().end();
@@ -368,14 +384,14 @@ mod tests {
         let stuck = program.gate().enter().expect("it runs");
         let (first, _) = attach(&machine);
         std::thread::scope(|scope| {
-            let pause = scope.spawn(|| machine.execute(first, &PAUSE));
+            let pause = scope.spawn(|| ask(&machine, first, &PAUSE));
             while !stuck.must_leave() {
                 std::thread::yield_now();
             }
             let (second, _) = attach(&machine);
-            let refused = machine.execute(second, &Command::Resume { epoch: Epoch(1) });
+            let refused = ask(&machine, second, &Command::Resume { epoch: Epoch(1) });
             assert!(matches!(refused, Some(Outcome::Error(r)) if r.rule == "epoch"), "epoch 1 is sealed");
-            assert_eq!(machine.execute(second, &Command::Resume { epoch: Epoch(2) }), DONE);
+            assert_eq!(ask(&machine, second, &Command::Resume { epoch: Epoch(2) }), DONE);
             assert_eq!(pause.join().expect("ends"), None);
             assert_eq!(attach(&machine).1, standing(RunState::Running, 2));
         });
@@ -391,7 +407,7 @@ mod tests {
         let stuck = program.gate().enter().expect("it runs");
         let (first, _) = attach(&machine);
         std::thread::scope(|scope| {
-            let verify = scope.spawn(|| machine.execute(first, &Command::Verify));
+            let verify = scope.spawn(|| ask(&machine, first, &Command::Verify));
             while !stuck.must_leave() {
                 std::thread::yield_now();
             }
@@ -408,9 +424,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("folder");
         let (machine, program) = running(dir.path());
         let (only, _) = attach(&machine);
-        assert_eq!(machine.execute(only, &Command::Stop), DONE);
+        assert_eq!(ask(&machine, only, &Command::Stop), DONE);
         assert!(machine.has_ended() && program.gate().enter().is_none());
-        assert_eq!(machine.execute(only, &Command::Stats), None);
+        assert_eq!(ask(&machine, only, &Command::Stats), None);
         assert!(machine.attach(Arc::new(UnixStream::pair().expect("sockets").0)).is_none());
     }
 }

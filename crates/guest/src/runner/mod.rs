@@ -19,7 +19,7 @@
 //! - no thread writes guest memory or a tick between the answer to `pause` and a `resume`.
 
 mod content;
-mod decide;
+pub(crate) mod decide;
 mod gate;
 mod life;
 mod machine;
@@ -27,7 +27,6 @@ mod pace;
 mod permutation;
 mod program;
 mod sequence;
-mod server;
 mod state;
 mod sweep;
 mod threads;
@@ -53,9 +52,9 @@ pub use self::workload::{Pattern, THREADS_MAX, Workload, WorkloadError, Workload
 
 use self::machine::{Descriptors, Identity, Machine};
 use self::program::Program;
-use self::server::Server;
 use self::threads::Host;
 use self::ticks::TickFile;
+use crate::server::{self, Server};
 
 /// Shortest time between ticks. A shorter one would fill the disk and tell no more.
 const TICK_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -182,7 +181,7 @@ pub fn run(config: RunnerConfig) -> Result<(), RunnerError> {
         machine.hold_fresh(program);
     }
     let socket = |source| RunnerError::Socket { path: dir.join(server::SOCKET_NAME), source };
-    Server::bind(&dir, machine).map_err(socket)?.serve();
+    Arc::new(Server::bind(&dir, machine).map_err(socket)?).serve();
     tracing::info!(%guest, %instance, "stopped");
     Ok(())
 }
@@ -204,7 +203,7 @@ fn check(config: &RunnerConfig) -> Result<(), RunnerError> {
 }
 
 /// Makes the folder private and this process's own, as long as the file is open.
-fn claim_folder(dir: &Path) -> Result<File, RunnerError> {
+pub(crate) fn claim_folder(dir: &Path) -> Result<File, RunnerError> {
     let claim = || {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         std::fs::set_permissions(dir, Permissions::from_mode(0o700))?;

@@ -14,7 +14,7 @@ use godwit_guest::runner::{
 };
 use godwit_memory::{Memfd, Userfaultfd};
 use godwit_wire::handoff::{
-    Answer, Command, Hello, Hex, Outcome, Refusal, Reply, RunState, Standing, Stats, Verified,
+    Answer, Command, Hello, Outcome, Refusal, Reply, RunState, Standing, Stats, Verified,
 };
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -136,10 +136,16 @@ impl Node {
 
     /// Asks as `docs/handoff.md` writes it.
     pub(crate) fn ask(&mut self, command: Command) -> Result<Answer, Refusal> {
+        self.ask_with(command, &[])
+    }
+
+    /// The same, and these bytes after it.
+    pub(crate) fn ask_with(&mut self, command: Command, state: &[u8]) -> Result<Answer, Refusal> {
         self.id += 1;
         let mut request = serde_json::to_value(command).expect("serialises");
         request["id"] = self.id.into();
         self.say(format!("{request}\n").as_bytes());
+        self.say(state);
         let reply = self.hear();
         assert_eq!(reply.id, self.id);
         match reply.outcome {
@@ -158,6 +164,21 @@ impl Node {
         assert_eq!(refusal.rule, rule, "{refusal}");
     }
 
+    fn load(&mut self, epoch: u64, state: &[u8]) -> Result<Answer, Refusal> {
+        let bytes = u32::try_from(state.len()).expect("small");
+        self.ask_with(Command::Load { epoch: Epoch(epoch), bytes }, state)
+    }
+
+    pub(crate) fn loads(&mut self, epoch: u64, state: &[u8]) {
+        assert_eq!(self.load(epoch, state), Ok(Answer::Done));
+    }
+
+    #[track_caller]
+    pub(crate) fn refuses_load(&mut self, epoch: u64, state: &[u8], rule: &str) {
+        let refusal = self.load(epoch, state).expect_err("refused");
+        assert_eq!(refusal.rule, rule, "{refusal}");
+    }
+
     pub(crate) fn stats(&mut self) -> Stats {
         match self.ask(Command::Stats) {
             Ok(Answer::Stats(stats)) => stats,
@@ -165,9 +186,13 @@ impl Node {
         }
     }
 
-    pub(crate) fn save(&mut self) -> Hex {
+    pub(crate) fn save(&mut self) -> Vec<u8> {
         match self.ask(Command::Save) {
-            Ok(Answer::State { state }) => state,
+            Ok(Answer::State { bytes }) => {
+                let mut state = vec![0; bytes as usize];
+                self.stream.read_exact(&mut state).expect("the state follows");
+                state
+            }
             other => panic!("{other:?}"),
         }
     }

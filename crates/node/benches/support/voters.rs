@@ -105,7 +105,8 @@ impl Trio {
         if keeper.now().is_none() {
             keeper.begin(Book::founding(CLUSTER, &Voters::new(self.names.clone())?, Some(id)))?;
         }
-        let group = Group::new(name, CLUSTER.to_owned(), keeper, addr, view, bells);
+        let proposals = handle.proposals().clone();
+        let group = Group::new(name, CLUSTER.to_owned(), keeper, proposals, view, bells);
         self.voters.insert(id, Voter { handle, group });
         Ok(())
     }

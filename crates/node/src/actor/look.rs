@@ -59,6 +59,10 @@ impl NodeActor {
             return self.obey_fence(ctx);
         }
         let Some(view) = self.views.get(&uid).cloned() else { return };
+        if let Life::Unsure(_) = view.ownership.life {
+            // Nobody's: what its last migration would need is not done, and what was said of its runners stays so.
+            return;
+        }
         let has_transfer = self.transfers.values().any(|transfer| transfer.uid == uid);
         // Whatever a runner would answer, that of a guest which is deleted is ended.
         let ends = matches!(view.ownership.life, Life::Deleting(_) | Life::Purged);
@@ -311,7 +315,8 @@ impl NodeActor {
     pub(super) fn mourn(&mut self, ctx: &mut Context<Self>, instance: InstanceId) {
         let Some(here) = self.here.get(&instance) else { return };
         let (uid, state) = (here.about.uid, here.standing.state);
-        tracing::warn!(guest = %here.attached.hello.guest, %instance, ?state, "a runner has died");
+        let why = self.runners.why_ended(instance).unwrap_or_else(|| "without a word".to_owned());
+        tracing::warn!(guest = %here.attached.hello.guest, %instance, ?state, why, "a runner has died");
         let owns = self.views.get(&uid).is_some_and(|view| view.ownership.licenses(instance));
         if state == RunState::Incoming && !here.run_sent && !owns {
             let reason = "its runner has died before it ran".to_owned();

@@ -16,7 +16,7 @@ use godwit_wire::migration::Mismatch;
 use godwit_wire::session::{GuestView, Here as Shown, NodeAnswer, NodeAsk, Push};
 
 use super::look::Died;
-use super::{Here, NodeActor, rules};
+use super::{Here, MAKE_AGAIN_AFTER, NodeActor, Transfer, rules};
 use crate::fabric;
 use crate::local::{LocalError, Sought, until_ended};
 use crate::outbound::Reach;
@@ -65,20 +65,16 @@ pub(super) struct Started {
     pub(super) result: Result<Attached, LocalError>,
 }
 
+/// Another keeper has taken over a QEMU.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct KeptAgain(Attached);
+
 impl NodeActor {
     fn take_in(&mut self, ctx: &mut Context<Self>, about: About, attached: Attached) {
         let (uid, instance, standing) = (about.uid, attached.hello.instance, attached.hello.standing);
         tracing::info!(guest = %attached.hello.guest, %instance, ?standing, "runner is here");
-        match attached.process() {
-            Ok(process) => {
-                let home = ctx.address();
-                tokio::spawn(async move {
-                    until_ended(process).await;
-                    let _ = home.send(Died(instance)).await;
-                });
-            }
-            Err(error) => tracing::error!(%instance, %error, "the runner's end will not be seen"),
-        }
+        self.watch(ctx, &attached);
         let attached = Arc::new(attached);
         let here = Here {
             about,
@@ -92,6 +88,32 @@ impl NodeActor {
         };
         self.here.insert(instance, here);
         self.look(ctx, uid);
+    }
+
+    /// Hears of a runner's end. That of a keeper alone is none: another takes over its QEMU.
+    fn watch(&self, ctx: &mut Context<Self>, attached: &Attached) {
+        let (instance, dir) = (attached.hello.instance, attached.dir.clone());
+        let process = match attached.process() {
+            Ok(process) => process,
+            Err(error) => return tracing::error!(%instance, %error, "the runner's end will not be seen"),
+        };
+        let (home, runners) = (ctx.address(), self.runners.clone());
+        tokio::spawn(async move {
+            until_ended(process).await;
+            while let Some(again) = runners.keep_again(&dir).await {
+                match again {
+                    Ok(attached) => {
+                        let _ = home.send(KeptAgain(attached)).await;
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::error!(%instance, error = chain(&error), "nobody keeps a QEMU that lives; tried again");
+                        tokio::time::sleep(MAKE_AGAIN_AFTER).await;
+                    }
+                }
+            }
+            let _ = home.send(Died(instance)).await;
+        });
     }
 
     fn see(&mut self, view: GuestView) {
@@ -134,14 +156,18 @@ impl NodeActor {
             let transfer = self.transfers.iter().find(|(_, transfer)| transfer.instance == *instance);
             let side = |expected| if expected { "arrives by" } else { "leaves by" };
             let epoch = here.standing.epoch;
+            // Nothing is done about it: whose it is, an operator may know.
+            let unknown = self.complete && !self.asked && !self.views.contains_key(&here.about.uid);
+            let unknown = if unknown { "; the control group does not know it" } else { "" };
+            let state = match here.standing.state {
+                RunState::Incoming => "waits for its guest".to_owned(),
+                RunState::Running => format!("runs under epoch {epoch}"),
+                RunState::Paused => format!("paused, epoch {epoch} sealed"),
+            };
             Shown {
                 guest: here.attached.hello.guest.clone(),
                 instance: *instance,
-                state: match here.standing.state {
-                    RunState::Incoming => "waits for its guest".to_owned(),
-                    RunState::Running => format!("runs under epoch {epoch}"),
-                    RunState::Paused => format!("paused, epoch {epoch} sealed"),
-                },
+                state: format!("{state}{unknown}"),
                 dir: here.attached.dir.display().to_string(),
                 transfer: transfer.map(|(migration, transfer)| {
                     format!("{} {migration}", side(transfer.expected.is_some()))
@@ -163,9 +189,11 @@ impl Handler<Pushed> for NodeActor {
             self.fence_asked.clear();
         }
         self.fenced = push.fenced;
+        self.asked = push.asked;
         let seen: Vec<GuestUid> = push.guests.iter().map(|view| view.uid).collect();
         push.guests.into_iter().for_each(|view| self.see(view));
         self.proposals.forget_refusals();
+        self.say_what_is_here(ctx);
         if !was_complete || was_fenced {
             return self.look_at_all(ctx);
         }
@@ -215,6 +243,33 @@ impl Handler<Questioned> for NodeActor {
             NodeAsk::Show => at_once(NodeAnswer::Here(self.shown())),
             NodeAsk::WhyNot(uid) => {
                 at_once(NodeAnswer::Why(self.not_made.get(&uid).map(|(why, _)| why.clone())))
+            }
+            NodeAsk::Release(uid) => {
+                let Some(here) = self.runner(uid) else { return at_once(self.not_here(uid)) };
+                let attached = Arc::clone(&here.attached);
+                Box::pin(async move {
+                    let released = attached.runner.release().await;
+                    released.map_or_else(|error| failed(&error), |()| NodeAnswer::Released)
+                })
+            }
+            NodeAsk::PowerButton(uid) => {
+                let Some(here) = self.runner(uid) else { return at_once(self.not_here(uid)) };
+                let attached = Arc::clone(&here.attached);
+                Box::pin(async move {
+                    let pressed = attached.runner.power_button().await;
+                    pressed.map_or_else(|error| failed(&error), |()| NodeAnswer::Pressed)
+                })
+            }
+            NodeAsk::WhyEnded(instance) => {
+                let why = match self.here.get(&instance) {
+                    Some(here) => {
+                        let view = self.views.get(&here.about.uid);
+                        let may_run = view.is_some_and(|view| view.ownership.licenses(instance));
+                        here.attached.runner.why_not_run().filter(|_| may_run)
+                    }
+                    None => self.runners.why_ended(instance),
+                };
+                at_once(NodeAnswer::Why(why))
             }
             NodeAsk::Verify(uid) => {
                 let Some(here) = self.runner(uid) else { return at_once(self.not_here(uid)) };
@@ -266,6 +321,30 @@ impl Handler<Started> for NodeActor {
                 self.look(ctx, about.uid);
             }
         }
+    }
+}
+
+impl Handler<KeptAgain> for NodeActor {
+    type Result = ();
+
+    fn handle(&mut self, KeptAgain(mut attached): KeptAgain, ctx: &mut Self::Context) {
+        let instance = attached.hello.instance;
+        self.watch(ctx, &attached);
+        let arrives = |transfer: &Transfer| transfer.instance == instance && transfer.expected.is_some();
+        let arrives = self.transfers.values().any(arrives);
+        let Some(here) = self.here.get_mut(&instance) else { return };
+        let view = self.views.get(&here.about.uid);
+        if arrives && view.is_some_and(|view| view.ownership.licenses(instance)) {
+            // Its driver tells it to run until it does: nobody else may run the guest.
+            let known = here.attached.runner.clone();
+            let new = std::mem::replace(&mut attached.runner, known.clone());
+            tokio::spawn(async move { known.follow(new).await });
+        }
+        (here.standing, here.attached) = (attached.hello.standing, Arc::new(attached));
+        // A task that is at the old connection comes home with an error, and is followed by a question.
+        here.stale |= here.busy;
+        let uid = here.about.uid;
+        self.look(ctx, uid);
     }
 }
 

@@ -304,6 +304,7 @@ impl NodeActor {
             settings: view.settings,
             commit_estimate: self.proposals.commit_estimate(),
             session: SessionId(u64::from_ne_bytes(session)),
+            direct_io: view.spec.qemu.as_ref().is_some_and(godwit_domain::Qemu::has_direct_io),
             guest: Arc::clone(&here.attached),
             fabric: self.fabric.clone(),
         };

@@ -20,6 +20,7 @@ mod migrate;
 mod proposals;
 pub mod rules;
 mod sharing;
+mod testify;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -117,6 +118,10 @@ pub struct NodeActor {
     /// When the newest question was asked that a quorum has answered.
     quorum_asked: Option<Instant>,
     telling: BTreeSet<MigrationId>,
+    /// The group was founded anew, and waits to hear what is here.
+    asked: bool,
+    /// It is being told.
+    testifying: bool,
 }
 
 impl NodeActor {
@@ -142,6 +147,8 @@ impl NodeActor {
             proposals: Proposals::default(),
             quorum_asked: None,
             telling: BTreeSet::new(),
+            asked: false,
+            testifying: false,
         }
     }
 
@@ -192,6 +199,7 @@ impl Actor for NodeActor {
             actor.remind_transfers();
             actor.ask_the_silent(ctx);
             actor.seek_the_unreached(ctx);
+            actor.say_what_is_here(ctx);
             actor.look_at_all(ctx);
         });
     }

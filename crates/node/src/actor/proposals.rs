@@ -138,7 +138,7 @@ mod planted {
     pub(super) async fn hold(entry: &Entry) {
         if matches!(entry, Entry::HandOver { .. }) && godwit_transfer::planted::is_on("hold-hand-over") {
             tracing::info!("planted: the hand-over is held for a while");
-            tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+            tokio::time::sleep(std::time::Duration::from_secs(4)).await;
         }
         if matches!(entry, Entry::Running { .. }) && godwit_transfer::planted::is_on("never-report") {
             std::future::pending::<()>().await;

@@ -25,6 +25,8 @@ pub(super) enum Lines {
     Networks,
     /// Labels and their values.
     Labels,
+    /// Beginnings of paths and names, and what they are here.
+    Renames,
 }
 
 impl Lines {
@@ -33,6 +35,7 @@ impl Lines {
         match self {
             Self::Voters | Self::Networks => "it must be a table, NAME = \"IP:PORT\" for each",
             Self::Labels => "it must be a table, KEY = \"VALUE\" for each",
+            Self::Renames => "it must be a table, \"FROM\" = \"TO\" for each",
         }
     }
 
@@ -40,10 +43,10 @@ impl Lines {
     pub(super) fn text_rule(self, is_table: bool) -> &'static str {
         match self {
             // What makes a table of it is most often a dot in its name.
-            Self::Networks | Self::Labels if is_table => {
+            Self::Networks | Self::Labels | Self::Renames if is_table => {
                 "it must be text in quotes (what stands before the '=' needs quotes too where it has a '.' or '/')"
             }
-            Self::Voters | Self::Networks | Self::Labels => "it must be text in quotes",
+            Self::Voters | Self::Networks | Self::Labels | Self::Renames => "it must be text in quotes",
         }
     }
 }
@@ -89,11 +92,14 @@ pub(super) const VOTERS: Key = key(
     r#"{ node-a = "10.0.0.1:7300", node-b = "10.0.0.2:7300", node-c = "10.0.0.3:7300" }"#,
 );
 pub(super) const SOCKET: Key = key("admin", "socket", Kind::Text, r#""/run/godwit/admin.sock""#);
+/// By default there are none.
+pub(super) const RENAME: Key =
+    key("qemu", "rename", Kind::Table(Lines::Renames), r#"{ "/srv/images/" = "/mnt/images/" }"#);
 pub(super) const FORMAT: Key = key("log", "format", Kind::Text, r#""text""#);
 pub(super) const FILTER: Key = key("log", "filter", Kind::Text, r#""info""#);
 
 /// All of them, in the order of the example file.
-pub(super) const KEYS: [Key; 17] = [
+pub(super) const KEYS: [Key; 18] = [
     NAME,
     CLUSTER,
     STATE,
@@ -109,6 +115,7 @@ pub(super) const KEYS: [Key; 17] = [
     CONTROL_LISTEN,
     VOTERS,
     SOCKET,
+    RENAME,
     FORMAT,
     FILTER,
 ];

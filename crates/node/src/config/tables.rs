@@ -1,8 +1,9 @@
-//! The tables in which the operator chooses the names: this node's networks and labels.
+//! The tables in which the operator chooses the names: this node's networks and labels, and what is called otherwise here.
 //!
 //! ```text
 //!   NAME = "IP:PORT" ──▶ name, address, differs from every other ──▶ MigrationConfig::networks
 //!   KEY = "VALUE"    ──▶ as Kubernetes has them, not the node's own ──▶ NodeConfig::labels
+//!   "FROM" = "TO"    ──▶ not empty ──▶ NodeConfig::qemu_renamed
 //!        └──▶ Written::named(table, name, rule, a line that keeps it) ──▶ ConfigError
 //! ```
 //!
@@ -22,6 +23,8 @@ use super::written::Written;
 
 /// Most networks of one node. Each is a socket with its buffers; hosts have a handful of interfaces.
 const NETWORKS_MAX: usize = 16;
+/// Most names that are others on this host.
+const RENAMES_MAX: usize = 64;
 /// Longest name of a network, in bytes, as `is_network` has it.
 const NETWORK_BYTES_MAX: usize = 63;
 
@@ -103,6 +106,26 @@ fn tame_network(name: &str) -> Option<String> {
         name.to_lowercase().chars().map(|c| if may(c) { c } else { '-' }).take(NETWORK_BYTES_MAX).collect();
     let tame = tame.trim_matches('-');
     is_network(tame).then(|| tame.to_owned())
+}
+
+/// What is called otherwise on this host, the longest first: of two that begin alike the more exact one counts.
+pub(super) fn renames(
+    written: &Written<'_>,
+    raw: Option<BTreeMap<String, String>>,
+) -> Result<Vec<(String, String)>, ConfigError> {
+    let raw = raw.unwrap_or_default();
+    if raw.len() > RENAMES_MAX {
+        let rule =
+            format!("it must hold at most {RENAMES_MAX} names; rename the folder that they have in common");
+        return Err(written.count(&keys::RENAME, raw.len(), &rule));
+    }
+    if raw.contains_key("") {
+        let rule = "what is renamed must not be empty, as that stands everywhere".to_owned();
+        return Err(written.named(&keys::RENAME, "", rule, &written.without(&keys::RENAME, "")));
+    }
+    let mut renames: Vec<(String, String)> = raw.into_iter().collect();
+    renames.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+    Ok(renames)
 }
 
 /// The labels that the operator gives this node.

@@ -107,7 +107,8 @@ fn what_the_example_file_has_in_comments_is_accepted() {
     let config = parse(&text).expect("accepted");
     assert_eq!(config.memory_bytes, Some(57 << 30));
     assert_eq!((config.labels.len(), config.migration.networks.len()), (2, 2));
-    assert_eq!(commented.len(), 5, "{commented:?}");
+    assert_eq!(config.qemu_renamed, [("/srv/images/".to_owned(), "/mnt/images/".to_owned())]);
+    assert_eq!(commented.len(), 6, "{commented:?}");
 }
 
 #[test]
@@ -127,12 +128,14 @@ fn the_table_of_keys_and_the_raw_structs_agree() {
     for (text, fields) in [
         (
             "x = 1",
-            "`name`, `cluster`, `state`, `memory`, `labels`, `identity`, `migration`, `control`, `admin`, `log`",
+            "`name`, `cluster`, `state`, `memory`, `labels`, `identity`, `migration`, `control`, `admin`, `qemu`, \
+             `log`",
         ),
         ("[identity]\nx = 1", "`ca`, `certificate`, `key`"),
         ("[migration]\nx = 1", "`listen`, `udp_payload_bytes_max`, `socket_buffer_bytes`, `networks`"),
         ("[control]\nx = 1", "`listen` or `voters`"),
         ("[admin]\nx = 1", "`socket`"),
+        ("[qemu]\nx = 1", "`rename`"),
         ("[log]\nx = 1", "`format` or `filter`"),
     ] {
         let error = toml::from_str::<Raw>(text).err().expect("unknown").to_string();
@@ -199,17 +202,17 @@ fn unknown_sections_are_told_with_the_one_that_was_meant() {
     refused(
         &least("[metrics]\nlisten = 1"),
         "config /etc/godwit/node.toml, line 13: unknown section [metrics]; known sections are [labels], [identity], \
-         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [metrics]",
+         [migration], [control], [admin], [qemu], [log]; take it out together with its keys; corrected line:\n  # [metrics]",
     );
     refused(
         &least("[migration.tls]\nx = 1"),
         "config /etc/godwit/node.toml, line 13: unknown section [migration.tls]; known sections are [labels], [identity], \
-         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migration.tls]",
+         [migration], [control], [admin], [qemu], [log]; take it out together with its keys; corrected line:\n  # [migration.tls]",
     );
     refused(
         &least("[migrations]"),
         "config /etc/godwit/node.toml, line 13: unknown section [migrations]; known sections are [labels], [identity], \
-         [migration], [control], [admin], [log]; take it out together with its keys; corrected line:\n  # [migrations]",
+         [migration], [control], [admin], [qemu], [log]; take it out together with its keys; corrected line:\n  # [migrations]",
     );
     refused(
         "log = \"json\"",

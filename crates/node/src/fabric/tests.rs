@@ -117,7 +117,8 @@ impl Serving {
 }
 
 pub(crate) fn hello(node: &str, cluster: &str) -> Hello {
-    Hello { cluster: cluster.to_owned(), name: name(node), group: None, voter: None, node: None }
+    let cluster = cluster.to_owned();
+    Hello { cluster, name: name(node), group: None, voter: None, log: 0, node: None, after: None }
 }
 
 fn preamble(source: &str) -> Preamble {

@@ -5,12 +5,14 @@
 //!                                           ├─▶ next     the next admission
 //!                                           ├─▶ asked    targets that were asked to prepare
 //!                                           └─▶ judged   waiting migrations without a target
+//!   members, who of them answers and how far ─▶ promoted  a learner that may vote
 //! ```
 //!
 //! Always true: what comes out is checked again when it is applied, so an old look costs a refusal and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use godwit_control::{Members, Standing, Wanted};
 use godwit_domain::ownership::Phase;
 use godwit_domain::registry::{Due, GuestUid, Obstacle, Registry, WaitReason};
 use godwit_domain::{MigrationId, NodeName};
@@ -74,6 +76,8 @@ pub fn asked(registry: &Registry, now_ms: u64) -> Vec<Asked> {
         let Phase::Preparing { target, .. } = &attempt.phase else { return None };
         let fenced = registry.nodes.get(target).is_none_or(|node| node.fenced.is_some());
         let (guest, of) = registry.guest_of(&attempt.migration)?;
+        // While it is not known who runs the guest, nothing of it is ended.
+        of.ownership.owner()?;
         let since = of.record.as_ref()?.steps.last()?.time_ms;
         let late = now_ms.max(registry.time_ms) > since.saturating_add(PREPARED_WITHIN_MS);
         let (migration, target) = (attempt.migration.clone(), target.clone());
@@ -124,6 +128,13 @@ pub fn judged(registry: &Registry, reachable: &BTreeSet<NodeName>, now_ms: u64) 
         }
     });
     waiting.take(DUE_MAX).collect()
+}
+
+/// The promotion that can be made now: of a learner that lacks almost nothing, if enough voters answer.
+pub fn promoted(members: &Members, standing: &Standing) -> Option<Wanted> {
+    let (id, name) = members.learner()?;
+    let wanted = Wanted::Promote(name.clone());
+    members.change(&wanted, id, standing).is_ok().then_some(wanted)
 }
 
 fn obstacles(verdicts: BTreeMap<NodeName, Result<(), Obstacle>>) -> BTreeMap<NodeName, Obstacle> {

@@ -12,6 +12,7 @@
 
 mod acts;
 mod asked;
+mod backup;
 mod members;
 mod moves;
 mod objects;
@@ -22,7 +23,7 @@ mod shown;
 use std::time::Duration;
 
 use godwit_domain::machine::Body;
-use godwit_domain::ownership::Life;
+use godwit_domain::ownership::{Life, Phase};
 use godwit_domain::registry::{Guest, GuestUid, NodeChange, Registry};
 use godwit_domain::{GuestName, MigrationId, NodeName};
 use godwit_wire::admin::{Act, Body as ReplyBody, Done, NodeDetail, Problem, Reply, Request, Status};
@@ -35,10 +36,12 @@ use tokio::sync::mpsc;
 use super::rows::{self, Beside};
 use super::{Group, NotAgreed};
 use crate::fabric::frames;
+use acts::Still;
 use asked::Asked;
 use objects::Verb;
 use problem::{gone, no_guest, no_migration, no_node};
 
+pub(crate) use backup::counted;
 pub(crate) use moves::free_name;
 
 /// How often a migration that is watched is looked at though nothing was agreed: its progress is the leader's alone.
@@ -49,6 +52,8 @@ const WATCH_REST: Duration = Duration::from_millis(25);
 const MEASURED_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a node may take to answer something quick.
 const NODE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node may take for a word without which the answer goes out.
+const WORD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may take to compare all of a guest's memory.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -69,26 +74,39 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
     let (events, mut told) = mpsc::channel(16);
     let mut work: Work = Box::pin(async move { handle(&group, request, events).await });
     loop {
-        let (body, last) = tokio::select! {
-            Some(event) = told.recv() => (ReplyBody::Event(event), false),
-            answered = &mut work => (answered.map_or_else(ReplyBody::Error, ReplyBody::Ok), true),
-        };
-        let reply = Reply { id: id.clone(), body };
-        let Ok(mut line) = serde_json::to_string(&reply) else { return };
-        if line.len() > ANSWER_BYTES_MAX {
-            let body = ReplyBody::Error(problem::too_long(line.len()));
-            let Ok(short) = serde_json::to_string(&Reply { id: id.clone(), body }) else { return };
-            line = short;
+        let (mut bodies, mut last) = (Vec::new(), None);
+        tokio::select! {
+            biased;
+            Some(event) = told.recv() => bodies.push(ReplyBody::Event(event)),
+            answered = &mut work => {
+                // What was told before it was answered goes before the answer.
+                bodies.extend(std::iter::from_fn(|| told.try_recv().ok()).map(ReplyBody::Event));
+                last = Some(answered.map_or_else(ReplyBody::Error, ReplyBody::Ok));
+            }
         }
-        // Whoever has gone away hears nothing more, and what was begun for him alone ends here.
-        if frames::write(&mut send, "answer", &Answer::Line(line), PUSH_BYTES_MAX).await.is_err() {
-            return;
+        let is_last = last.is_some();
+        for body in bodies.into_iter().chain(last) {
+            let Some(line) = line_of(&id, body) else { return };
+            // Whoever has gone away hears nothing more, and what was begun for him alone ends here.
+            if frames::write(&mut send, "answer", &Answer::Line(line), PUSH_BYTES_MAX).await.is_err() {
+                return;
+            }
         }
-        if last {
+        if is_last {
             let _ = send.finish();
             return;
         }
     }
+}
+
+/// A line of an answer; one that is too long says that it is.
+fn line_of(id: &str, body: ReplyBody) -> Option<String> {
+    let line = serde_json::to_string(&Reply { id: id.to_owned(), body }).ok()?;
+    if line.len() <= ANSWER_BYTES_MAX {
+        return Some(line);
+    }
+    let body = ReplyBody::Error(problem::too_long(line.len()));
+    serde_json::to_string(&Reply { id: id.to_owned(), body }).ok()
 }
 
 /// Answers a request, at the leader.
@@ -108,6 +126,7 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
         Act::ControlAdd { node } => members::add(group, asked, node).await,
         Act::ControlRemove { node } => members::remove(group, asked, node).await,
         Act::ControlWatch { node } => members::watch(group, node, events).await,
+        Act::ControlBackup => backup::make(group, events).await,
         Act::NodeShow { node } => acts::node_show(group, node).await,
         Act::GuestShow { guest } => guest_detail(group, guest).await,
         Act::MigrationShow { migration } => migration_detail(group, migration).await,
@@ -129,6 +148,8 @@ pub async fn handle(group: &Group, request: Request, events: mpsc::Sender<Value>
         Act::GuestVerify { guest } => acts::verify(group, guest).await,
         Act::GuestStats { guest } => acts::stats(group, guest).await,
         Act::GuestStop { guest } => acts::stop(group, asked, guest).await,
+        Act::GuestPowerButton { guest } => acts::power_button(group, guest).await,
+        Act::GuestRelease { guest } => acts::release(group, asked, guest).await,
         Act::GuestRecover { guest, accept_rollback, instance } => {
             acts::recover(group, asked, guest, accept_rollback, instance).await
         }
@@ -297,6 +318,7 @@ fn status(registry: &Registry, beside: &Beside, (cluster, answered_by, view, sta
         nodes: nodes.map(|(name, node)| rows::node_row(registry, beside, name, node)).collect(),
         guests,
         migrations: migrations(registry, beside).into_iter().filter(open).collect(),
+        unheard: registry.unheard.iter().cloned().collect(),
     }
 }
 
@@ -310,12 +332,33 @@ fn detail_of(registry: &Registry, beside: &Beside, migration: &MigrationId) -> A
     }
 }
 
+/// With why it is lost or does not run, if its node knows.
 async fn guest_detail(group: &Group, guest: GuestName) -> Answered {
-    look_now(group, Act::GuestShow { guest }).await
+    let mut detail = look_now(group, Act::GuestShow { guest: guest.clone() }).await?;
+    let why = acts::why_still(group, &guest).await;
+    if let (Some((still, why)), Some(fields)) = (why, detail.as_object_mut()) {
+        let name = if still == Still::Lost { "ended" } else { "not_run" };
+        fields.insert(name.to_owned(), Value::String(why));
+    }
+    Ok(detail)
 }
 
+/// With why a guest that was handed over does not run at its target, if that node knows.
 async fn migration_detail(group: &Group, migration: MigrationId) -> Answered {
-    look_now(group, Act::MigrationShow { migration }).await
+    let mut detail = look_now(group, Act::MigrationShow { migration: migration.clone() }).await?;
+    let arrives = move |registry: &Registry| {
+        let (_, guest) = registry.guest_of(&migration)?;
+        let attempt = guest.ownership.attempt.as_ref().filter(|attempt| attempt.migration == migration)?;
+        matches!(attempt.phase, Phase::HandedOver { .. } | Phase::PostCopy { .. }).then(|| guest.name.clone())
+    };
+    if let Some(Some(guest)) = group.read(arrives).await
+        && let Some((_, why)) = acts::why_still(group, &guest).await
+        && let Some(fields) = detail.as_object_mut()
+    {
+        fields
+            .insert("waits_for".to_owned(), Value::String(format!("the guest to run at its target: {why}")));
+    }
+    Ok(detail)
 }
 
 /// A node as it is agreed on; `None` within: it is not known. `None`: the voter has stopped.
@@ -374,7 +417,12 @@ fn is_measured(detail: &Value) -> bool {
 async fn ask_node(group: &Group, node: &NodeName, ask: NodeAsk) -> Result<NodeAnswer, Problem> {
     let limit = match ask {
         NodeAsk::Verify(_) => VERIFY_TIMEOUT,
-        NodeAsk::Stats(_) | NodeAsk::Show | NodeAsk::WhyNot(_) => NODE_TIMEOUT,
+        NodeAsk::WhyEnded(_) => WORD_TIMEOUT,
+        NodeAsk::Stats(_)
+        | NodeAsk::Show
+        | NodeAsk::WhyNot(_)
+        | NodeAsk::Release(_)
+        | NodeAsk::PowerButton(_) => NODE_TIMEOUT,
     };
     let Some(connection) = group.floor().session(node) else { return Err(problem::unreachable(node)) };
     let exchange = async {

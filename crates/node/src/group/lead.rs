@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use godwit_control::Wanted;
 use godwit_domain::MigrationId;
 use godwit_domain::ownership::{Entry, Side};
 use godwit_domain::registry::{Command, Due, GuestUid, MemberChange, Wish};
@@ -60,15 +59,12 @@ pub async fn lead(group: Group) {
     }
 }
 
-/// Lets a learner vote that lacks almost nothing, if enough voters answer.
+/// Lets a learner vote that has learnt.
 async fn promote(group: &Group) {
     let members = group.members();
-    let Some((id, name)) = members.learner() else { return };
+    let Some((_, name)) = members.learner() else { return };
     let Some(status) = group.status().await else { return };
-    let wanted = Wanted::Promote(name.clone());
-    if members.change(&wanted, id, &status.standing).is_err() {
-        return;
-    }
+    let Some(wanted) = decide::promoted(&members, &status.standing) else { return };
     match group.change_for(None, wanted, MemberChange::Promoted).await {
         Ok(()) => tracing::info!(node = %name, "votes in the control group"),
         Err(error) => tracing::info!(node = %name, %error, "does not vote yet"),

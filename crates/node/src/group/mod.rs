@@ -9,6 +9,7 @@
 //! Always true: what decides is in the log; the floor is the leader's own, and gone with its leadership. Nothing that is
 //! read here is told as present unless this voter leads.
 
+mod copies;
 pub mod decide;
 pub mod desk;
 mod enroll;
@@ -21,10 +22,10 @@ pub mod told;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use actix::{Addr, MailboxError};
+use actix::Addr;
 use godwit_control::{
-    ChangeError, ChangeMembers, Condition, ControlActor, HandOn, Members, NodeId, Propose, ProposeError,
-    Prove, Query, QuorumAge, Role, Status, StatusNow, View, Wanted,
+    ChangeError, ChangeMembers, Condition, ControlActor, HandOn, Image, ImageNow, Members, NodeId, Proposals,
+    ProposeError, Prove, Query, QuorumAge, Role, Status, StatusNow, View, Wanted,
 };
 use godwit_domain::NodeName;
 use godwit_domain::registry::{Command, MemberChange, Refusal, Registry, RequestKey, Stamped};
@@ -35,7 +36,7 @@ pub use floor::Floor;
 pub use lead::lead;
 pub use serve::serve;
 
-use crate::book::Keeper;
+use crate::book::{self, Keeper};
 use crate::replica::{Bells, Replica};
 
 /// This node's voter. Clones are the same one.
@@ -47,7 +48,7 @@ struct Inner {
     me: NodeName,
     cluster: String,
     keeper: Keeper,
-    control: Addr<ControlActor<Replica>>,
+    proposals: Proposals<Replica>,
     view: watch::Receiver<View>,
     bells: Arc<Bells>,
     floor: Floor,
@@ -91,11 +92,11 @@ impl Group {
         me: NodeName,
         cluster: String,
         keeper: Keeper,
-        control: Addr<ControlActor<Replica>>,
+        proposals: Proposals<Replica>,
         view: watch::Receiver<View>,
         bells: Arc<Bells>,
     ) -> Self {
-        Self(Arc::new(Inner { me, cluster, keeper, control, view, bells, floor: Floor::default() }))
+        Self(Arc::new(Inner { me, cluster, keeper, proposals, view, bells, floor: Floor::default() }))
     }
 
     /// This node.
@@ -115,7 +116,7 @@ impl Group {
 
     /// Where the group's messages go.
     pub fn control(&self) -> &Addr<ControlActor<Replica>> {
-        &self.0.control
+        self.0.proposals.addr()
     }
 
     /// Who is in the group, as far as this voter has applied it.
@@ -134,13 +135,7 @@ impl Group {
 
     /// Whether a node with this number is in the group, by what this voter has applied or by what was told.
     pub fn is_in(&self, id: NodeId, name: &NodeName) -> bool {
-        let names = |members: &Members| members.get(id).is_some_and(|member| member.name == *name);
-        let members = self.members();
-        // Of two the later one is right.
-        match self.0.keeper.now().filter(|book| book.members.index() > members.index()) {
-            Some(book) => names(&book.members),
-            None => names(&members),
-        }
+        book::is_in(&self.members(), self.0.keeper.now().as_ref(), id, name)
     }
 
     /// Waits until this voter was removed from the group; `false`: it has ended without that.
@@ -180,12 +175,14 @@ impl Group {
         let (Wanted::Add(node) | Wanted::Promote(node) | Wanted::Remove(node)) = &wanted;
         let command = Command::Member { node: node.clone(), change };
         let entry = self.entry(request, command)?;
-        self.agreed(self.0.control.send(ChangeMembers::<Result<(), Refusal>>::new(wanted, entry))).await
+        let change = ChangeMembers::<Result<(), Refusal>>::new(wanted, entry);
+        // A voter that stops now may have proposed it before: closed is not the same as not taken.
+        agreed(self.control().send(change).await.unwrap_or(Err(ProposeError::Unknown)))
     }
 
     /// Asks that another voter leads.
     pub async fn hand_on(&self) {
-        let _ = self.0.control.send(HandOn).await;
+        let _ = self.control().send(HandOn).await;
     }
 
     /// Agrees on a command, with this leader's time.
@@ -196,30 +193,15 @@ impl Group {
     /// The same, as the answer to an operator's request: a repeated one gets the first answer.
     pub async fn propose_for(&self, request: Option<RequestKey>, command: Command) -> Result<(), NotAgreed> {
         let entry = self.entry(request, command)?;
-        self.agreed(self.0.control.send(Propose::<Result<(), Refusal>>::new(entry))).await
+        agreed(self.0.proposals.propose(entry).await)
     }
 
     fn entry(&self, request: Option<RequestKey>, command: Command) -> Result<Vec<u8>, NotAgreed> {
-        if !self.0.control.connected() {
+        if !self.control().connected() {
             return Err(NotAgreed::NotTaken("this voter has stopped".to_owned()));
         }
         log::encode_entry(&Stamped { time_ms: now_ms(), request, command })
             .map_err(|error| NotAgreed::NotTaken(error.to_string()))
-    }
-
-    async fn agreed(
-        &self,
-        proposed: impl Future<Output = Result<Result<Result<(), Refusal>, ProposeError>, MailboxError>>,
-    ) -> Result<(), NotAgreed> {
-        match proposed.await {
-            Ok(Ok(applied)) => Ok(applied?),
-            // A voter that stops now may have proposed it before: closed is not the same as not taken.
-            Ok(Err(ProposeError::Unknown)) | Err(MailboxError::Timeout | MailboxError::Closed) => {
-                Err(NotAgreed::Unknown)
-            }
-            Ok(Err(ProposeError::Forbidden(rule))) => Err(NotAgreed::Forbidden(rule)),
-            Ok(Err(refused)) => Err(NotAgreed::NotTaken(refused.to_string())),
-        }
     }
 
     /// Looks at what is agreed, as far as this voter has applied it. `None`: it has stopped.
@@ -227,23 +209,28 @@ impl Group {
         &self,
         look: impl FnOnce(&Registry) -> R + Send + 'static,
     ) -> Option<R> {
-        self.0.control.send(Query::new(|replica: &Replica| look(replica.registry()))).await.ok()
+        self.control().send(Query::new(|replica: &Replica| look(replica.registry()))).await.ok()
     }
 
     /// Proof that what is read here after the answer holds everything that was agreed before this was asked. `false`: this
     /// voter does not lead, or no quorum answers.
     pub async fn is_present(&self) -> bool {
-        self.0.control.send(Prove).await.unwrap_or(false)
+        self.control().send(Prove).await.unwrap_or(false)
     }
 
     /// How long ago a quorum was asked that has answered since.
     pub async fn quorum_age(&self) -> Option<Duration> {
-        self.0.control.send(QuorumAge).await.ok().flatten()
+        self.control().send(QuorumAge).await.ok().flatten()
+    }
+
+    /// All that is agreed, as far as this voter has applied it.
+    pub async fn image(&self) -> Option<Image> {
+        self.control().send(ImageNow).await.ok().flatten()
     }
 
     /// Everything about the voter.
     pub async fn status(&self) -> Option<Status> {
-        self.0.control.send(StatusNow).await.ok()
+        self.control().send(StatusNow).await.ok()
     }
 
     /// The leader's floor.
@@ -253,5 +240,15 @@ impl Group {
 
     fn bells(&self) -> &Bells {
         &self.0.bells
+    }
+}
+
+/// What a voter's answer comes to.
+fn agreed(answer: Result<Result<(), Refusal>, ProposeError>) -> Result<(), NotAgreed> {
+    match answer {
+        Ok(applied) => Ok(applied?),
+        Err(ProposeError::Unknown) => Err(NotAgreed::Unknown),
+        Err(ProposeError::Forbidden(rule)) => Err(NotAgreed::Forbidden(rule)),
+        Err(refused) => Err(NotAgreed::NotTaken(refused.to_string())),
     }
 }

@@ -14,11 +14,11 @@ use godwit_domain::registry::{
 use godwit_domain::{MigrationId, NodeName};
 pub(super) use godwit_wire::admin::rows as settings_rows;
 use godwit_wire::admin::{
-    ChangeRow, CopyRow, DrainDetail, DrainGuest, GuestDetail, GuestRow, MigrationDetail, MigrationRow,
-    NodeDetail, NodeRow, StepRow,
+    ChangeRow, DrainDetail, DrainGuest, GuestDetail, GuestRow, MigrationDetail, MigrationRow, NodeDetail,
+    NodeRow, StepRow,
 };
 
-use super::Group;
+use super::{Group, copies};
 
 /// Waiting migrations of which a list says why each node can not take them. Of one that is asked for it is always said.
 const EXPLAINED_MAX: usize = 64;
@@ -219,7 +219,12 @@ fn drain_guest(
         Life::Lost { last, .. } if last.node == *node => {
             return row(true, "it is lost: recover or stop it".to_owned(), None);
         }
-        Life::Alive(_) | Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+        Life::Alive(_)
+        | Life::Creating(_)
+        | Life::Lost { .. }
+        | Life::Deleting(_)
+        | Life::Purged
+        | Life::Unsure(_) => {
             return None;
         }
     }
@@ -257,7 +262,7 @@ pub(super) fn guest_row(beside: &Beside, guest: &Guest) -> GuestRow {
     let node = match &guest.ownership.life {
         Life::Alive(owner) => Some(owner.node.clone()),
         Life::Creating(node) => Some(node.clone()),
-        Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+        Life::Lost { .. } | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => None,
     };
     let state = match &guest.ownership.life {
         Life::Creating(_) => "creating",
@@ -267,6 +272,8 @@ pub(super) fn guest_row(beside: &Beside, guest: &Guest) -> GuestRow {
         Life::Lost { .. } => "lost",
         Life::Deleting(_) => "stopping",
         Life::Purged => "gone",
+        Life::Unsure(doubt) if doubt.open => "disputed",
+        Life::Unsure(_) => "unsure",
     };
     GuestRow {
         name: guest.name.clone(),
@@ -285,16 +292,7 @@ pub(super) fn guest_detail(
     uid: GuestUid,
     guest: &Guest,
 ) -> GuestDetail {
-    let mut copies = Vec::new();
-    if let Life::Lost { last, kept } = &guest.ownership.life {
-        let copy = |licence: &godwit_domain::ownership::Licence, what: &str| CopyRow {
-            node: licence.node.clone(),
-            instance: licence.instance,
-            what: what.to_owned(),
-        };
-        copies.push(copy(last, "last owner"));
-        copies.extend(kept.iter().map(|kept| copy(kept, "kept source")));
-    }
+    let copies = copies::of(&guest.ownership.life);
     let names = guest.finished.iter().map(|finished| &finished.attempt.migration);
     let names = names.chain(guest.ownership.attempt.iter().map(|attempt| &attempt.migration));
     GuestDetail {
@@ -302,6 +300,9 @@ pub(super) fn guest_detail(
         uid: uid.to_string(),
         instance: guest.ownership.owner().map(|owner| owner.instance),
         copies,
+        // The desk asks the node that has it or had it.
+        ended: None,
+        not_run: None,
         rollbacks: guest.ownership.rollbacks,
         spec: guest.spec().clone(),
         labels: registry.subject(guest).guest.clone(),

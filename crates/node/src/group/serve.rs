@@ -1,13 +1,15 @@
 //! The leader's end of a node's session.
 //!
 //! ```text
-//!   Hello ─▶ leads? ─no─▶ Elsewhere
+//!   Hello ─▶ leads? ─no─▶ Elsewhere            of one that has lost its leader: when there is a later one
 //!              └─yes─▶ Join agreed ─▶ Leads ─▶ pushes, as the bell rings
 //!                                       └────▶ questions, each on a stream of its own
 //! ```
 //!
 //! Always true: a node of another group is refused by name; a node proposes for itself and about guests, nothing else; a fenced node's proposals wait until it has
 //! said that it has stopped what it must; a session ends with the leadership.
+
+use std::time::Duration;
 
 use godwit_domain::registry::{Command, GuestUid, Node};
 use godwit_domain::{GroupId, NodeName};
@@ -19,10 +21,20 @@ use super::enroll::{self, Told};
 use super::{Group, NotAgreed, desk, told};
 use crate::fabric::{ControlCall, frames};
 
+/// How long a node that hears nothing of its leader waits here for another: two elections of which the first is split.
+const LATER_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Serves a session until it ends.
 pub async fn serve(group: Group, call: ControlCall) {
     let ControlCall { connection, stream: (mut send, _receive), hello, .. } = call;
     let node = hello.name;
+    if let Some(term) = hello.after {
+        tokio::select! {
+            () = knows_later(&group, term) => {}
+            // It hears its leader again.
+            _ = connection.closed() => return,
+        }
+    }
     let welcome = greet(&group, &node, hello.group, hello.node).await;
     let told = match &welcome {
         Welcome::Leads { membership, .. } => Some(Told::new(&group, membership)),
@@ -57,6 +69,13 @@ pub async fn serve(group: Group, call: ControlCall) {
     tracing::info!(%node, session = number, reason = %closed(&connection), "session ends");
 }
 
+/// Waits until there is a leader of a later term, as far as this voter knows, or until that takes too long.
+async fn knows_later(group: &Group, term: u64) {
+    let mut view = group.watch();
+    let later = view.wait_for(|view| view.term > term && view.leader.is_some());
+    let _ = tokio::time::timeout(LATER_TIMEOUT, later).await;
+}
+
 fn closed(connection: &Connection) -> String {
     connection.close_reason().map(|reason| reason.to_string()).unwrap_or_default()
 }
@@ -66,6 +85,11 @@ async fn greet(group: &Group, name: &NodeName, theirs: Option<GroupId>, node: Op
     let Some(membership) = enroll::membership(group).await else {
         return Welcome::Elsewhere { leader: None, membership: None };
     };
+    let elsewhere = |membership| Welcome::Elsewhere { leader: group.leader(), membership: Some(membership) };
+    if theirs.is_some_and(|theirs| membership.succeeds.contains(&theirs)) {
+        // It follows, if it may, and comes again.
+        return elsewhere(membership);
+    }
     if let Some(theirs) = theirs.filter(|theirs| *theirs != membership.group) {
         let ours = membership.group;
         let message = format!(
@@ -75,7 +99,6 @@ async fn greet(group: &Group, name: &NodeName, theirs: Option<GroupId>, node: Op
         );
         return Welcome::Refused { message };
     }
-    let elsewhere = |membership| Welcome::Elsewhere { leader: group.leader(), membership: Some(membership) };
     if !group.leads() {
         return elsewhere(membership);
     }

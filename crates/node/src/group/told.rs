@@ -25,7 +25,8 @@ pub fn all_for(registry: &Registry, name: &NodeName) -> Vec<GuestUid> {
 pub fn pushed(registry: &Registry, node: &NodeName, guests: Vec<GuestUid>, complete: bool) -> Push {
     let fenced = registry.nodes.get(node).and_then(|node| node.fenced.clone());
     let views = guests.into_iter().filter_map(|uid| view_of(registry, uid));
-    Push { fenced, membership: None, guests: views.collect(), complete }
+    let asked = registry.unheard.contains(node);
+    Push { fenced, membership: None, guests: views.collect(), complete, asked }
 }
 
 fn view_of(registry: &Registry, uid: GuestUid) -> Option<GuestView> {
@@ -62,11 +63,15 @@ fn address_in(node: &Node, network: Option<&str>) -> Option<SocketAddr> {
 pub fn may_say(registry: &Registry, node: &NodeName, command: &Command) -> Result<(), Answer> {
     match command {
         Command::FenceSeen { node: of } if of == node => Ok(()),
-        Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
-            if registry.nodes.get(node).is_some_and(|node| node.fenced.is_some()) {
-                let why = format!("node {node} is fenced and has not said that its guests are stopped");
-                return Err(Answer::Unknown { why });
+        Command::Testify { node: of, .. } if of == node => {
+            not_fenced(registry, node)?;
+            match registry.unheard.contains(node) {
+                true => Ok(()),
+                false => Err(Answer::Refused { why: format!("node {node} is not asked what it has") }),
             }
+        }
+        Command::Guest { .. } | Command::Measured { .. } | Command::Reached { .. } => {
+            not_fenced(registry, node)?;
             if !is_for(registry, node, command) {
                 let why = format!("node {node} plays no part in what it proposes: {command:?}");
                 return Err(Answer::Refused { why });
@@ -75,6 +80,15 @@ pub fn may_say(registry: &Registry, node: &NodeName, command: &Command) -> Resul
         }
         other => Err(Answer::Refused { why: format!("a node does not propose {other:?}") }),
     }
+}
+
+/// A fenced node says nothing else before it has said that it has stopped what it must.
+fn not_fenced(registry: &Registry, node: &NodeName) -> Result<(), Answer> {
+    if registry.nodes.get(node).is_some_and(|node| node.fenced.is_some()) {
+        let why = format!("node {node} is fenced and has not said that its guests are stopped");
+        return Err(Answer::Unknown { why });
+    }
+    Ok(())
 }
 
 /// Whether a node may say this: it is about a guest that it plays a part in, and no operator's word.
@@ -108,7 +122,11 @@ fn is_a_nodes(entry: &Entry) -> bool {
         | Entry::End { side: Side::Control | Side::Operator, .. }
         | Entry::Vouch { .. }
         | Entry::Recover { .. }
-        | Entry::Delete => false,
+        | Entry::Delete
+        | Entry::Found
+        | Entry::Unclaimed { .. }
+        | Entry::Claimed { .. }
+        | Entry::Settle { .. } => false,
     }
 }
 

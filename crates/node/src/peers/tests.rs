@@ -83,7 +83,7 @@ impl Receiver {
 fn peers(fabric: &Fabric, receiver: SocketAddr) -> Arc<Peers> {
     let met = |of: &str, address| Met { name: name(of), addresses: vec![address] };
     let me = met("a", fabric.control_address().expect("address"));
-    let peers = Peers::start(fabric.clone(), name("a"), "one".to_owned(), (GroupId(1), SENDER));
+    let peers = Peers::start(fabric.clone(), name("a"), "one".to_owned(), (GroupId(1), SENDER, 5));
     peers.set([(SENDER, me), (RECEIVER, met("b", receiver))].into());
     peers
 }

@@ -95,8 +95,8 @@ impl World {
     // ---- the session ---------------------------------------------------------------------------------------
 
     pub(crate) fn seek(&mut self, who: Who) {
-        let voters = self.voters.count();
         let attempt = self.number();
+        let order = self.whom_to_ask(who.at);
         let Some(agent) = self.machines[who.at].agent.as_mut() else { return };
         if agent.session.is_some() {
             return;
@@ -104,7 +104,7 @@ impl World {
         agent.seeking = attempt;
         let hint = agent.hint.take();
         agent.next_voter += 1;
-        let next = agent.next_voter % voters;
+        let next = order[agent.next_voter % order.len()];
         let voter = hint.and_then(|name| self.at_of(&name)).unwrap_or(next);
         let to = self.who(voter);
         if let Some(us) = self.carry(who.at, voter) {
@@ -123,7 +123,7 @@ impl World {
         let from_name = self.machines[from].name.clone();
         let Some(agent) = self.machines[who.at].agent.as_mut() else { return };
         match welcome {
-            Welcome::Leads(id) => {
+            Welcome::Leads(id, membership) => {
                 let is_wanted = agent.session.is_none() && agent.seeking == attempt;
                 let Some(session) = self.sessions.get_mut(&id) else { return };
                 // It may have been closed before this word of it came.
@@ -135,6 +135,7 @@ impl World {
                 self.note(|world| {
                     format!("{}: session with {}", world.machines[who.at].name, world.machines[from].name)
                 });
+                self.is_told(who.at, &membership);
                 self.ask_quorum(who, id);
                 let pending: Vec<u64> = self
                     .agent(who.at)
@@ -145,7 +146,7 @@ impl World {
                     self.later(us, Event::Again { to: who, pending });
                 }
             }
-            Welcome::Elsewhere(leader) => {
+            Welcome::Elsewhere(leader, membership) => {
                 if agent.session.is_some() || agent.seeking != attempt {
                     return;
                 }
@@ -154,6 +155,9 @@ impl World {
                 agent.hint = other;
                 agent.seeking = 0;
                 self.later(us, Event::Seek(who));
+                if let Some(membership) = membership {
+                    self.is_told(who.at, &membership);
+                }
             }
         }
     }
@@ -204,7 +208,13 @@ impl World {
     }
 
     fn pushed(&mut self, at: At, push: Push) {
-        let Some(agent) = self.machines[at].agent.as_mut() else { return };
+        if let Some(membership) = &push.membership {
+            self.is_told(at, membership);
+        }
+        // It may have died of its disk.
+        let Some(agent) = self.machines[at].agent.as_mut().filter(|agent| agent.session.is_some()) else {
+            return;
+        };
         let (was_complete, was_fenced) = (agent.complete, agent.fenced.is_some());
         agent.complete |= push.complete;
         if agent.fenced != push.fenced {

@@ -85,6 +85,9 @@ impl World {
         if self.operator.open.values().any(|it| !matches!(it.act, crate::operator::Act::Look)) {
             return Some(format!("requests are not answered: {:?}", self.operator.open));
         }
+        if let Some(unsettled) = self.seats_unsettled() {
+            return Some(unsettled);
+        }
         truth.guests.keys().find_map(|uid| self.guest_unsettled(*uid))
     }
 
@@ -119,7 +122,9 @@ impl World {
             Life::Purged => {
                 (!copies.is_empty()).then(|| format!("guest {uid} is purged and {copies:?} are left"))
             }
-            Life::Creating(_) | Life::Deleting(_) | Life::Lost { .. } => about("is on its way"),
+            Life::Creating(_) | Life::Deleting(_) | Life::Lost { .. } | Life::Unsure(_) => {
+                about("is on its way")
+            }
         }
     }
 

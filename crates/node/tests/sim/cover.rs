@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_domain::agent::Duty;
 use godwit_domain::ownership::{Entry, Mode, Phase};
-use godwit_domain::registry::{Command, Registry};
+use godwit_domain::registry::{Command, MemberChange, Registry};
 
 /// The states of an owner: a guest's life and its migration's phase.
 type State = (&'static str, &'static str);
@@ -65,6 +65,7 @@ fn command_name(command: &Command) -> &'static str {
         Command::Guest { .. } => "Guest",
         Command::Fence { .. } => "Fence",
         Command::FenceSeen { .. } => "FenceSeen",
+        Command::Member { .. } => "Member",
         _ => "other",
     }
 }
@@ -82,6 +83,8 @@ pub(crate) struct Cover {
     pub(crate) facts: BTreeMap<&'static str, u64>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) ends: BTreeMap<&'static str, u64>,
+    /// Changes of the group, and faults that were meant for one or for a snapshot on its way.
+    pub(crate) changes: BTreeMap<&'static str, u64>,
     pub(crate) histories: u64,
     pub(crate) events: Vec<usize>,
     pub(crate) entries: u64,
@@ -135,6 +138,15 @@ impl Cover {
         *self.faults.entry(name).or_default() += 1;
     }
 
+    pub(crate) fn change(&mut self, change: MemberChange) {
+        let name = match change {
+            MemberChange::Added => "added",
+            MemberChange::Promoted => "promoted",
+            MemberChange::Removed => "removed",
+        };
+        *self.changes.entry(name).or_default() += 1;
+    }
+
     /// Takes in what another history has met.
     pub(crate) fn add(&mut self, other: Self) {
         sum(&mut self.met, other.met);
@@ -144,6 +156,7 @@ impl Cover {
         sum(&mut self.facts, other.facts);
         sum(&mut self.faults, other.faults);
         sum(&mut self.ends, other.ends);
+        sum(&mut self.changes, other.changes);
         self.histories += other.histories;
         self.events.extend(other.events);
         self.entries += other.entries;
@@ -186,6 +199,7 @@ impl Cover {
              facts proposed by nodes: {:?}\n\
              faults: {:?}\n\
              ends of guests: {:?}\n\
+             the control group: {:?}\n\
              a history: {:.0} entries, {:.1} hand-overs, {:.1} faults inside one, {:.1} terms, {:.1} acknowledged requests, \
              {:.1} looks, {:.2} snapshots restored",
             self.pairs(),
@@ -195,6 +209,7 @@ impl Cover {
             self.facts,
             self.faults,
             self.ends,
+            self.changes,
             per(self.entries),
             per(self.hand_overs),
             per(self.inside),

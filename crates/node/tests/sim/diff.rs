@@ -69,6 +69,7 @@ fn life(life: &Life) -> String {
         }
         Life::Deleting(left) => format!("Deleting, {} left", left.len()),
         Life::Purged => "Purged".to_owned(),
+        Life::Unsure(doubt) => format!("Unsure, {} claims", doubt.claims.len()),
     }
 }
 

@@ -154,6 +154,23 @@ impl Folder {
         self.platter().busy_us > 0
     }
 
+    /// The term of an entry that would survive a crash, if the log still says it.
+    pub(crate) fn term_at(&self, index: u64) -> Option<u64> {
+        let platter = self.platter();
+        let safe = platter.before.as_ref().map_or(&platter.synced, |before| &before.0);
+        let place = usize::try_from(index.checked_sub(safe.base.index + 1)?).ok()?;
+        safe.entries.get(place).map(|entry| entry.term)
+    }
+
+    /// Whether an entry would survive a crash: of this term, if it is known.
+    pub(crate) fn has(&self, index: u64, term: Option<u64>) -> bool {
+        let platter = self.platter();
+        let safe = platter.before.as_ref().map_or(&platter.synced, |before| &before.0);
+        let is_in_state = safe.base.index >= index;
+        drop(platter);
+        is_in_state || self.term_at(index).is_some_and(|is| term.is_none_or(|term| term == is))
+    }
+
     /// A slow sync has ended.
     pub(crate) fn settle(&self) {
         self.platter().before = None;

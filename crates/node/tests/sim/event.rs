@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use godwit_control::NodeId;
 use godwit_domain::ownership::Mode;
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, InstanceId, MigrationId, NodeName};
-use godwit_wire::session::{Answer, Push};
+use godwit_wire::session::{Answer, Membership, Push};
 
 use crate::host::Order;
 use crate::luck::Fate;
@@ -25,25 +26,27 @@ pub(crate) struct Final {
 /// A voter's answer to a node that looks for the leader.
 #[derive(Debug, Clone)]
 pub(crate) enum Welcome {
-    Leads(u64),
-    Elsewhere(Option<NodeName>),
+    Leads(u64, Box<Membership>),
+    Elsewhere(Option<NodeName>, Option<Box<Membership>>),
 }
 
 #[derive(Debug)]
 pub(crate) enum Event {
     // ---- a voter
-    Tick(Who),
+    Tick(Who, u64),
     /// What came in is acted on.
     Turn(Who),
     /// A slow sync has ended.
-    Synced(Who),
+    Synced(Who, u64),
     Peer {
         to: Who,
-        from: At,
+        from: (NodeId, At),
         bytes: Arc<[u8]>,
     },
     /// The leader's loop looks though nothing has happened.
     LeaderLooks(Who, u64),
+    /// A place is tried again that could not be taken.
+    Seat(Who),
 
     // ---- a node's session
     Seek(Who),
@@ -161,7 +164,8 @@ impl Event {
     /// The process that it is for.
     pub(crate) fn who(&self) -> Option<Who> {
         match self {
-            Self::Tick(who) | Self::Turn(who) | Self::Synced(who) | Self::LeaderLooks(who, _) => Some(*who),
+            Self::Tick(who, _) | Self::Synced(who, _) | Self::LeaderLooks(who, _) => Some(*who),
+            Self::Turn(who) | Self::Seat(who) => Some(*who),
             Self::Seek(who) | Self::SeekTimeout(who, _) | Self::AskQuorum(who, _) => Some(*who),
             Self::Look(who) | Self::Move(who, _) => Some(*who),
             Self::Peer { to, .. }
@@ -196,11 +200,12 @@ impl Event {
 impl World {
     pub(crate) fn happens(&mut self, event: Event) {
         match event {
-            Event::Tick(who) => self.tick(who),
+            Event::Tick(who, opened) => self.tick(who, opened),
             Event::Turn(who) => self.turn(who.at),
-            Event::Synced(who) => self.synced(who.at),
+            Event::Synced(who, opened) => self.synced(who.at, opened),
             Event::Peer { to, from, bytes } => self.peer(to.at, from, bytes),
             Event::LeaderLooks(who, term) => self.leader_looks_again(who, term),
+            Event::Seat(who) => self.tend_seat(who.at),
             Event::Seek(who) => self.seek(who),
             Event::SeekTimeout(who, attempt) => self.seek_timeout(who, attempt),
             Event::Hello { to, from, attempt } => self.hello(to, from, attempt),

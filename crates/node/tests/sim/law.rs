@@ -1,4 +1,4 @@
-//! What must hold, whatever happens. Nothing here looks at how the product comes to it.
+//! What must hold, whatever happens. Nothing here looks at how the product comes to it. Of the group itself: `grouplaw`.
 //!
 //! ```text
 //!   every voter's applied entries ─▶ one log ─▶ a registry of our own, entry by entry ─▶ what it says is the truth
@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use godwit_control::Role;
+use godwit_control::{Role, Voters};
 use godwit_domain::agent::Arrived;
 use godwit_domain::ownership::{Attempt, Life, Permits, Phase};
 use godwit_domain::registry::{Command, Guest, GuestUid, Registry, Stamped};
@@ -30,6 +30,7 @@ use godwit_domain::{Epoch, InstanceId, MigrationId};
 use godwit_wire::log;
 
 use crate::cover::Met;
+use crate::grouplaw::Group;
 use crate::host::{Process, short};
 use crate::watched::{Answer, Seen};
 use crate::world::{At, World};
@@ -45,6 +46,8 @@ pub(crate) struct Law {
     /// The last index that anybody has applied.
     pub(crate) top: u64,
     pub(crate) truth: Registry,
+    /// Who is in the control group.
+    pub(crate) group: Group,
     /// How far each voter's state is.
     last: Vec<Option<u64>>,
     leaders: BTreeMap<u64, At>,
@@ -69,12 +72,13 @@ fn digest(bytes: &[u8]) -> u64 {
 }
 
 impl Law {
-    pub(crate) fn new(machines: usize) -> Self {
+    pub(crate) fn new(machines: usize, founders: &Voters) -> Self {
         Self {
             agreed: BTreeMap::new(),
             places: BTreeMap::new(),
             top: 0,
             truth: Registry::default(),
+            group: Group::new(founders),
             last: vec![None; machines],
             leaders: BTreeMap::new(),
             licences: BTreeSet::new(),
@@ -337,6 +341,11 @@ impl World {
         let before = self.trace.is_on().then(|| self.law.truth.clone());
         let met = Met::of(&self.law.truth, &stamped.command);
         let (outcome, rung) = self.law.learns(index, entry, &stamped);
+        if let Some((node, change)) = self.law.group.learns(index, &stamped.command) {
+            self.cover.change(change);
+            let leader = self.leader().unwrap_or_default();
+            self.tempt_change(leader, &node);
+        }
         self.cover.entry(met, outcome.is_ok(), rung);
         if let Some(before) = before {
             self.note(|world| {
@@ -385,7 +394,7 @@ impl World {
                 Some(Life::Lost { .. }) => panic!("S1: guest {uid} is declared lost while {name} runs"),
                 Some(Life::Creating(_)) | None => panic!("S5: {name} runs before guest {uid} was born"),
                 // A late start by the last licensee is harmless: one copy, soon destroyed.
-                Some(Life::Deleting(_)) => {}
+                Some(Life::Deleting(_) | Life::Unsure(_)) => {}
                 Some(Life::Purged) => panic!("S5: {name} runs though guest {uid} is purged"),
             }
         }

@@ -13,7 +13,7 @@ use godwit_domain::registry::{Command, Due, GuestUid, Registry, RequestKey, Stam
 use godwit_domain::{MigrationId, NodeName};
 use godwit_node::group::{decide, told};
 use godwit_wire::log;
-use godwit_wire::session::Answer as Reply;
+use godwit_wire::session::{Answer as Reply, Push};
 
 use crate::event::{Event, Welcome};
 use crate::operator::Request;
@@ -25,6 +25,8 @@ const LOOK_US: u64 = ms(1000);
 const DECLINED_REST_US: u64 = ms(10_000);
 const UNANSWERED_US: u64 = ms(60_000);
 const SETTLED_US: u64 = ms(4000);
+/// A promotion that was refused is tried again after this.
+const PROMOTED_AGAIN_US: u64 = ms(200);
 /// How long a session may be silent.
 const SILENT_US: u64 = ms(3000);
 
@@ -37,8 +39,20 @@ pub(crate) struct Leading {
     silent: BTreeMap<NodeName, u64>,
     tried_again: BTreeMap<MigrationId, u64>,
     judged_at: u64,
+    promoted_at: u64,
     /// A proposal of the loop is under way; something has happened meanwhile.
     proposing: bool,
+}
+
+impl Leading {
+    /// Whether it proposes a promotion now; one that is refused does not keep it from everything else.
+    pub(crate) fn may_promote(&mut self, now: u64) -> bool {
+        let may = self.promoted_at + PROMOTED_AGAIN_US <= now;
+        if may {
+            (self.promoted_at, self.proposing) = (now, true);
+        }
+        may
+    }
 }
 
 /// A node's session with a leader, both ends.
@@ -53,6 +67,8 @@ pub(crate) struct Session {
     /// Pushes so far, and those that came.
     pushes: u64,
     pub(crate) taken: u64,
+    /// Since which entry those are in the group of whom it was told.
+    told: u64,
     /// The node's end is over, and the voter's.
     pub(crate) over: (bool, bool),
 }
@@ -83,12 +99,24 @@ impl World {
         command: Command,
         asking: Asking,
     ) {
+        let (number, entry) = self.proposal(at, request, command, asking);
+        self.input(at, Some(Input::Propose(number, entry)));
+    }
+
+    /// An entry with this voter's time, and the number under which it is answered.
+    pub(crate) fn proposal(
+        &mut self,
+        at: At,
+        request: Option<RequestKey>,
+        command: Command,
+        asking: Asking,
+    ) -> (u64, Vec<u8>) {
         let stamped = Stamped { time_ms: self.wall_ms(at), request, command };
         let entry = log::encode_entry(&stamped).unwrap_or_else(|error| unreachable!("{error}"));
         let number = self.number();
         self.law.proposed(number, &entry);
         self.asking.insert(number, asking);
-        self.input(at, Some(Input::Propose(number, entry)));
+        (number, entry)
     }
 
     pub(crate) fn prove_at(&mut self, at: At, asking: Asking) {
@@ -150,6 +178,7 @@ impl World {
             silent: BTreeMap::new(),
             tried_again: BTreeMap::new(),
             judged_at: now,
+            promoted_at: 0,
             proposing: false,
         });
         let who = self.who(at);
@@ -205,7 +234,6 @@ impl World {
         if driver.view().role != Role::Leader {
             return;
         }
-        let Some(registry) = self.registry_of(at) else { return };
         let Some(leading) = self.machines[at].voter.as_ref().and_then(|voter| voter.leading.as_ref()) else {
             return;
         };
@@ -213,6 +241,13 @@ impl World {
             return;
         }
         let term = leading.term;
+        if self.promotes(at, term) {
+            return;
+        }
+        let Some(registry) = self.registry_of(at) else { return };
+        let Some(leading) = self.machines[at].voter.as_ref().and_then(|voter| voter.leading.as_ref()) else {
+            return;
+        };
         let judges = now - leading.began > SETTLED_US && now - leading.judged_at >= LOOK_US;
         let decided = decision(registry, leading, now, wall, judges);
         if let Some(leading) = self.voter(at).and_then(|voter| voter.leading.as_mut()) {
@@ -265,6 +300,7 @@ impl World {
             voter_heard: now,
             pushes: 0,
             taken: 0,
+            told: self.machines[voter.at].voter.as_ref().map_or(0, |voter| voter.members.index()),
             over: (false, false),
         };
         self.sessions.insert(id, session);
@@ -284,13 +320,9 @@ impl World {
         if !self.is(voter) {
             return;
         }
-        let welcome = match session {
-            Some(id) => Welcome::Leads(id),
-            None => {
-                let leader = self.machines[voter.at].voter.as_ref();
-                let leader = leader.and_then(|voter| voter.seen()).and_then(|driver| driver.view().leader);
-                Welcome::Elsewhere(leader.and_then(|leader| self.voters.name(leader)).cloned())
-            }
+        let welcome = match (session, self.membership(voter.at)) {
+            (Some(id), Some(membership)) => Welcome::Leads(id, membership),
+            (_, membership) => Welcome::Elsewhere(self.leader_named_by(voter.at), membership),
         };
         let from = voter.at;
         if let Some(us) = self.carry(from, node.at) {
@@ -308,16 +340,20 @@ impl World {
         let Some(leading) = voter.leading.as_ref().filter(|_| voter.seen().is_some()) else { return };
         let sessions: Vec<(NodeName, u64)> =
             leading.sessions.iter().map(|(name, id)| (name.clone(), *id)).collect();
+        let index = voter.members.index();
         for (name, id) in sessions {
+            let news = self.sessions.get(&id).is_some_and(|session| session.told != index);
             let Some(rung) = self.voter(at).and_then(|voter| voter.bells.take(&name, id)) else { continue };
-            if rung.is_empty() {
+            if rung.is_empty() && !news {
                 continue;
             }
+            let membership = if news { self.membership(at).map(|membership| *membership) } else { None };
             let guests: Vec<GuestUid> = rung.guests.into_iter().collect();
             let Some(registry) = self.registry_of(at) else { continue };
-            let push = Box::new(told::pushed(registry, &name, guests, true));
+            let push = Box::new(Push { membership, ..told::pushed(registry, &name, guests, true) });
             let Some(session) = self.sessions.get_mut(&id) else { continue };
             session.pushes += 1;
+            session.told = index;
             let (number, node, voter) = (session.pushes, session.node, session.voter);
             let us = self.transit(voter.at, node.at);
             self.later(us, Event::Push { to: node, session: id, number, push });

@@ -9,6 +9,7 @@
 
 use fastrand::Rng;
 use godwit_control::Role;
+use godwit_control::envelope::is_snapshot;
 use godwit_domain::ownership::{Ownership, Phase};
 use godwit_domain::registry::GuestUid;
 use godwit_domain::{InstanceId, NodeName};
@@ -53,18 +54,33 @@ pub(crate) struct Luck {
     tempting: u32,
     /// Time between two misfortunes at most.
     rest_us: u64,
+    /// How often people think of the control group, in percent of what they do.
+    pub(crate) changing: u32,
+    /// How few voters they leave it.
+    pub(crate) fewest: usize,
+    /// A disk may be torn; and it was.
+    tears: bool,
     torn: bool,
 }
 
 impl Luck {
     /// `apart`: voters have machines of their own, where nothing but a voter is lost with a disk.
     pub(crate) fn new(random: &mut Rng, apart: bool) -> Self {
+        let tears = apart && random.u32(0..12) == 0;
         Self {
             guests: random.usize(1..=3),
             tempting: random.u32(15..45),
             rest_us: random.u64(ms(600)..ms(3000)),
-            torn: !apart || random.u32(0..20) != 0,
+            changing: if random.u32(0..4) == 0 { 0 } else { random.u32(3..12) },
+            fewest: [1, 2, 2, 3, 3, 3][random.usize(0..6)],
+            tears,
+            torn: !tears,
         }
+    }
+
+    /// Whether a disk may be torn.
+    pub(crate) fn tears(&self) -> bool {
+        self.tears
     }
 }
 
@@ -130,6 +146,48 @@ impl World {
         }
     }
 
+    /// The group changes, or is about to: something breaks between those that matter to it.
+    pub(crate) fn tempt_change(&mut self, leader: At, node: &NodeName) {
+        if self.calm || self.random.u32(0..100) >= self.luck.tempting {
+            return;
+        }
+        let others = self.other_voters(leader);
+        let other = self.random.choice(others).unwrap_or(leader);
+        let member = self.at_of(node).unwrap_or(leader);
+        let us = self.random.u64(ms(300)..ms(4000));
+        let fate = match self.random.u32(0..9) {
+            0 => Fate::Kill(leader),
+            1 => Fate::Kill(member),
+            2 => Fate::Kill(other),
+            3 => Fate::Alone(leader, us),
+            4 => Fate::Alone(member, us),
+            5 => Fate::Cut { a: leader, b: other, one_way: self.random.bool(), us },
+            6 => Fate::Cut { a: leader, b: member, one_way: self.random.bool(), us },
+            7 => Fate::Sleeps(leader, us),
+            _ => Fate::Dazed(leader, us / 2),
+        };
+        *self.cover.changes.entry("faults at a change").or_default() += 1;
+        let us = self.random.u64(0..ms(12));
+        self.later(us, Event::Strike { fate, inside: self.anybody_inside() });
+    }
+
+    /// A snapshot is on its way: one of its ends dies, or the link.
+    pub(crate) fn tempt_snapshot(&mut self, from: At, to: At, bytes: &[u8]) {
+        if self.calm || !is_snapshot(bytes) || self.random.u32(0..100) >= self.luck.tempting {
+            return;
+        }
+        let us = self.random.u64(ms(30)..ms(2500));
+        let fate = match self.random.u32(0..4) {
+            0 => Fate::Kill(from),
+            1 => Fate::Kill(to),
+            2 => Fate::Cut { a: from, b: to, one_way: self.random.bool(), us },
+            _ => Fate::Slow { a: from, b: to, us },
+        };
+        *self.cover.changes.entry("faults at a snapshot").or_default() += 1;
+        let us = self.random.u64(0..ms(4));
+        self.later(us, Event::Strike { fate, inside: self.anybody_inside() });
+    }
+
     fn other_voters(&self, at: At) -> Vec<At> {
         let votes = |other: &At| *other != at && self.machines[*other].voter.is_some();
         (0..self.machines.len()).filter(votes).collect()
@@ -144,6 +202,10 @@ impl World {
     fn fate(&mut self, at: At, other: At) -> Fate {
         let votes = self.machines[at].voter.is_some();
         let us = self.random.u64(ms(30)..ms(2500));
+        if self.may_tear(at) && self.random.u32(0..8) == 0 {
+            self.luck.torn = true;
+            return Fate::Disk(at, Trouble::Torn);
+        }
         match self.random.u32(0..100) {
             0..24 => Fate::Kill(at),
             24..27 => Fate::PowerCut(at),
@@ -157,12 +219,18 @@ impl World {
             62..70 => Fate::Sleeps(at, us),
             70..84 if votes => Fate::Disk(at, Trouble::SlowSync(us / 4)),
             84..91 if votes => Fate::Disk(at, Trouble::Fails(self.random.u32(0..4))),
-            91..95 if votes => Fate::DiskFull(at, us),
-            95 if votes && !std::mem::replace(&mut self.luck.torn, true) => Fate::Disk(at, Trouble::Torn),
+            91..96 if votes => Fate::DiskFull(at, us),
             96 | 97 => Fate::ClockJumps(at, self.random.u64(0..60_000)),
             98 | 99 if votes => Fate::Dazed(self.leader().unwrap_or(at), us),
             _ => Fate::Kill(at),
         }
+    }
+
+    /// Of a voter's, once, where nothing else is lost with it.
+    fn may_tear(&self, at: At) -> bool {
+        let machine = &self.machines[at];
+        let votes = self.law.group.names().get(&machine.name) == Some(&true);
+        !self.luck.torn && !machine.hosts && votes && machine.voter.is_some()
     }
 
     /// It happens. `inside`: the guest whose hand-over it is meant for.

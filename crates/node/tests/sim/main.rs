@@ -5,8 +5,8 @@
 //!              └─ world      machines, time                         leader's decisions, what nodes are told, duties
 //!                 voter, disk, watched, leader              simulated  clocks, links, disks, processes, runners,
 //!                 agent, look, moves, heard, host             sessions' connections, transfers, people
-//!                 operator, luck, calm
-//!                 law, cover, trace, diff
+//!                 operator, seats, luck, calm
+//!                 law, grouplaw, cover, trace, diff
 //! ```
 //!
 //! Always true: a seed is a history, the same each time; the laws are checked after every event.
@@ -22,6 +22,7 @@ mod cover;
 mod diff;
 mod disk;
 mod event;
+mod grouplaw;
 mod heard;
 mod history;
 mod host;
@@ -32,6 +33,7 @@ mod look;
 mod luck;
 mod moves;
 mod operator;
+mod seats;
 mod trace;
 mod voter;
 mod watched;
@@ -131,7 +133,7 @@ fn planted_bugs_are_found() {
 }
 
 /// Those of control and storage first, then what nodes are told, then the registry's and the tables'.
-const BUGS: [&str; 16] = [
+const BUGS: [&str; 17] = [
     "reply-before-sync",
     "sync-skipped",
     "vote-not-persisted",
@@ -139,6 +141,7 @@ const BUGS: [&str; 16] = [
     "unknown-said-no",
     "stale-read",
     "proof-by-old-answer",
+    "removed-still-counted",
     "entry-applied-twice",
     "old-epoch-told",
     "permit-released-twice",

@@ -1,4 +1,5 @@
-//! People: they make guests, move, cancel, drain, fence, recover and delete them, look, and ask again until answered.
+//! People: they make guests, move, cancel, drain, fence, recover and delete them, change who votes, look, and ask again
+//! until they are answered.
 //!
 //! ```text
 //!   request ─▶ a voter that leads ─ proof ─▶ answered before? ─▶ command ─▶ acknowledged
@@ -27,14 +28,42 @@ const TRIES_MAX: u64 = 8;
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
     Look,
-    Create { uid: GuestUid, name: String, bytes: u64 },
-    Migrate { uid: GuestUid, timeout_s: u64 },
-    Cancel { uid: GuestUid },
-    Recover { uid: GuestUid },
-    Delete { uid: GuestUid },
-    Fence { node: NodeName, boot: u128 },
-    Change { node: NodeName, change: NodeChange },
-    Limits { cluster: u32, outbound: u32, inbound: u32 },
+    Create {
+        uid: GuestUid,
+        name: String,
+        bytes: u64,
+    },
+    Migrate {
+        uid: GuestUid,
+        timeout_s: u64,
+    },
+    Cancel {
+        uid: GuestUid,
+    },
+    Recover {
+        uid: GuestUid,
+    },
+    Delete {
+        uid: GuestUid,
+    },
+    Fence {
+        node: NodeName,
+        boot: u128,
+    },
+    Change {
+        node: NodeName,
+        change: NodeChange,
+    },
+    Limits {
+        cluster: u32,
+        outbound: u32,
+        inbound: u32,
+    },
+    /// This node shall be in the control group, or not any more.
+    Seat {
+        node: NodeName,
+        is_in: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +134,12 @@ impl World {
     /// At a voter that leads, or has until a moment ago.
     pub(crate) fn requested(&mut self, to: Who, request: Request) {
         let must = self.law.top;
+        self.note(|world| {
+            format!(
+                "{}: is asked for request {}, {must} is agreed",
+                world.machines[to.at].name, request.number
+            )
+        });
         self.prove_at(to.at, Asking::Proof { voter: to, request, must });
     }
 
@@ -124,6 +159,10 @@ impl World {
         if let Some(Ok(answered)) = registry.requests.answer(&id, digest) {
             let outcome = answered.outcome.clone();
             return self.acknowledged(&request, outcome);
+        }
+        if let Act::Seat { node, is_in } = &request.act {
+            let (node, is_in) = (node.clone(), *is_in);
+            return self.seat_asked(voter, request, &node, is_in);
         }
         let Some(command) = command(registry, &request.act) else {
             self.operator.open.remove(&request.number);
@@ -156,6 +195,11 @@ impl World {
         let creating = self.operator.open.values().filter(|it| matches!(it.act, Act::Create { .. })).count();
         if living + creating < guests {
             return Some(self.create());
+        }
+        if self.random.u32(0..100) < self.luck.changing
+            && let Some(act) = self.wish_for_a_seat()
+        {
+            return Some(act);
         }
         match self.random.u32(0..100) {
             0..50 => self.wish_for_a_move(),
@@ -224,7 +268,7 @@ impl World {
 
     /// A host that is off.
     fn vouch(&mut self) -> Option<Act> {
-        let off = self.machines.iter().filter(|machine| !machine.on && machine.agent.is_some());
+        let off = self.machines.iter().filter(|machine| !machine.on);
         let off: Vec<(NodeName, u128)> = off.map(|machine| (machine.name.clone(), machine.boot)).collect();
         let (node, boot) = self.random.choice(off)?;
         Some(Act::Fence { node, boot })
@@ -277,7 +321,7 @@ impl World {
         if (limits.cluster, limits.outbound, limits.inbound) != (4, 2, 2) {
             return Some(Act::Limits { cluster: 4, outbound: 2, inbound: 2 });
         }
-        let named = self.mend_the_lost();
+        let named = self.mend_the_lost().or_else(|| self.let_go());
         if named.is_some() {
             return named;
         }
@@ -290,7 +334,7 @@ fn command(registry: &Registry, act: &Act) -> Option<Command> {
     let guest = |uid| registry.guests.get(uid).map(|guest| &guest.ownership);
     let about = |uid: &GuestUid, entry| Some(Command::Guest { guest: *uid, entry });
     match act {
-        Act::Look => None,
+        Act::Look | Act::Seat { .. } => None,
         Act::Create { uid, name, bytes } => {
             let body = Body::of(GuestSpec::idle(*bytes));
             // Anywhere: the emptiest.

@@ -11,13 +11,17 @@
 
 use std::sync::Arc;
 
-use godwit_control::{Condition, Config, DiskError, Driver, Members, NodeId, ProposeError, Role, StartError};
+use godwit_control::envelope::peek;
+use godwit_control::{
+    Condition, Config, DiskError, Driver, Members, NodeId, ProposeError, Role, StartError, Wanted,
+};
+use godwit_node::book;
 use godwit_node::replica::Bells;
 
 use crate::disk::{Folder, PLANNED};
 use crate::event::Event;
 use crate::leader::Leading;
-use crate::watched::{Answer, Caller, Seen, Sent, Shared, Watched, Wire, drain};
+use crate::watched::{Answer, Answers, Caller, Done, Seen, Sent, Shared, Watched, Wire, drain, drain_early};
 use crate::world::{At, Who, World, ms};
 
 /// Ticks of a voter, in microseconds of its own clock.
@@ -27,8 +31,12 @@ const TICK_US: u64 = 100_000;
 #[derive(Debug)]
 pub(crate) enum Input {
     Tick,
-    Peer(At, Arc<[u8]>),
+    Peer((NodeId, At), Arc<[u8]>),
     Propose(u64, Vec<u8>),
+    /// A change of the group, and the entry that goes with it.
+    Change(u64, Wanted, Vec<u8>),
+    /// Another one shall lead.
+    HandOn,
     Prove(u64),
 }
 
@@ -36,12 +44,15 @@ pub(crate) enum Input {
 pub(crate) struct Voter {
     pub(crate) id: NodeId,
     pub(crate) disk: Folder,
-    starts: u64,
+    /// Who has founded its group.
+    founders: Members,
+    /// Which opening of which log this is.
+    opened: u64,
     driver: Option<Driver<Watched>>,
     sent: Shared<Sent>,
-    seen: Shared<Seen>,
-    /// What it has answered, which is not heard before what it rests on is synced.
-    answers: Shared<(u64, Answer)>,
+    seen: Shared<Done<Seen>>,
+    /// What it has answered; behind a slow sync it is not heard before that has ended.
+    answers: Answers,
     pub(crate) bells: Arc<Bells>,
     /// A slow sync is under way, and its end has not been seen.
     is_syncing: bool,
@@ -53,15 +64,20 @@ pub(crate) struct Voter {
     /// What it was when it was looked at last.
     pub(crate) role: Role,
     pub(crate) term: u64,
+    /// Who was in the group then.
+    pub(crate) members: Arc<Members>,
     pub(crate) leading: Option<Leading>,
 }
 
 impl Voter {
+    /// One whose log is empty.
     pub(crate) fn new(id: NodeId, founders: Members) -> Self {
         Self {
             id,
-            disk: Folder::new(founders),
-            starts: 0,
+            disk: Folder::new(founders.clone()),
+            members: Arc::new(founders.clone()),
+            founders,
+            opened: 0,
             driver: None,
             sent: Arc::default(),
             seen: Arc::default(),
@@ -81,6 +97,16 @@ impl Voter {
     pub(crate) fn seen(&self) -> Option<&Driver<Watched>> {
         self.driver.as_ref().filter(|_| !self.is_syncing)
     }
+
+    /// Its log is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.driver.is_some()
+    }
+
+    /// It has applied that it is in the group no more.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.seen().is_some_and(|driver| driver.view().condition == Condition::Removed)
+    }
 }
 
 impl World {
@@ -88,28 +114,29 @@ impl World {
         self.machines[at].voter.as_mut()
     }
 
-    /// `false`: it did not start, and is tried again.
+    /// Opens its log. `false`: it did not start.
     pub(crate) fn start_voter(&mut self, at: At) -> bool {
-        let (voters, now) = (self.voters.clone(), self.local(at));
+        let (opened, now) = (self.number(), self.local(at));
         let Some(voter) = self.voter(at) else { return true };
-        voter.starts += 1;
-        let mut config = Config::new(voter.id, voters, voter.id.get() * 1000 + voter.starts);
+        voter.opened = opened;
+        let mut config = Config::joining(voter.id, voter.founders.clone(), opened);
         (config.snapshot_entries, config.keep_entries) = (40, 8);
         (voter.sent, voter.seen, voter.bells) = (Arc::default(), Arc::default(), Arc::default());
         let outbox = Arc::new(Wire { sent: Arc::clone(&voter.sent), disk: voter.disk.clone() });
-        let machine = Watched::new(Arc::clone(&voter.bells), Arc::clone(&voter.seen));
+        let machine = Watched::new(Arc::clone(&voter.bells), Arc::clone(&voter.seen), voter.disk.clone());
         let started = Driver::start(config, machine, Box::new(voter.disk.clone()), outbox, now);
         (voter.role, voter.term, voter.leading) = (Role::Follower, 0, None);
-        voter.turn_comes = false;
+        (voter.turn_comes, voter.is_syncing) = (false, false);
         self.law.forget_voter(at);
         match started {
             Ok(driver) => {
                 if let Some(voter) = self.voter(at) {
+                    voter.members = driver.view().members;
                     voter.driver = Some(driver);
                 }
                 self.law.started(at);
                 let (who, first) = (self.who(at), self.random.u64(0..TICK_US));
-                self.later(first, Event::Tick(who));
+                self.later(first, Event::Tick(who, opened));
                 self.input(at, None);
                 true
             }
@@ -119,7 +146,6 @@ impl World {
             }
             Err(StartError::Disk(error)) if chain(&error).contains(PLANNED) => {
                 self.note(|world| format!("{}: does not start: {}", world.machines[at].name, chain(&error)));
-                self.later(ms(150), Event::Start(at));
                 false
             }
             Err(error) => panic!("voter {} does not start: {}", self.machines[at].name, chain(&error)),
@@ -138,10 +164,10 @@ impl World {
         let waiting = std::mem::take(&mut voter.waiting);
         drop(voter.driver.take());
         // What it has not said yet nobody knows.
-        let unsaid = drain(&voter.answers).into_iter().map(|(number, _)| number);
+        let unsaid = drain(&voter.answers).into_iter().map(|done| done.what.0);
         let unread = waiting.into_iter().filter_map(|input| match input {
-            Input::Propose(number, _) | Input::Prove(number) => Some(number),
-            Input::Tick | Input::Peer(..) => None,
+            Input::Propose(number, _) | Input::Change(number, ..) | Input::Prove(number) => Some(number),
+            Input::Tick | Input::Peer(..) | Input::HandOn => None,
         });
         let unknown: Vec<u64> = unsaid.chain(unread).collect();
         for number in unknown {
@@ -151,15 +177,27 @@ impl World {
         }
     }
 
-    pub(crate) fn tick(&mut self, who: Who) {
+    pub(crate) fn tick(&mut self, who: Who, opened: u64) {
+        if !self.has_open(who.at, opened) {
+            return;
+        }
         let us = TICK_US * 1000 / self.machines[who.at].clock.rate;
         let us = if self.calm { us } else { us + self.random.u64(0..8000) };
-        self.later(us, Event::Tick(who));
+        self.later(us, Event::Tick(who, opened));
         self.input(who.at, Some(Input::Tick));
     }
 
-    pub(crate) fn peer(&mut self, at: At, from: At, bytes: Arc<[u8]>) {
-        self.input(at, Some(Input::Peer(from, bytes)));
+    fn has_open(&self, at: At, opened: u64) -> bool {
+        self.machines[at].voter.as_ref().is_some_and(|voter| voter.is_open() && voter.opened == opened)
+    }
+
+    /// Nobody hears who is in the group no more.
+    pub(crate) fn peer(&mut self, at: At, from: (NodeId, At), bytes: Arc<[u8]>) {
+        let (machine, name) = (&self.machines[at], &self.machines[from.1].name);
+        let Some(voter) = machine.voter.as_ref().filter(|voter| voter.is_open()) else { return };
+        if book::is_in(&voter.members, machine.book.as_ref(), from.0, name) {
+            self.input(at, Some(Input::Peer(from, bytes)));
+        }
     }
 
     /// Something comes in, and a turn follows, together with what else comes until then.
@@ -187,23 +225,26 @@ impl World {
         let Some(driver) = voter.driver.as_mut() else { return };
         match input {
             Input::Tick => driver.tick(now),
-            Input::Peer(from, bytes) => {
-                let from = NodeId::new(from as u64 + 1).unwrap_or_else(|| unreachable!("not 0"));
+            Input::Peer((from, _), bytes) => {
                 if let Err(error) = driver.receive(from, &bytes) {
-                    panic!("a voter's message is not taken: {}", chain(&error));
+                    // Who has come again is somebody else, and not who was meant.
+                    let to = peek(&bytes).map(|message| message.to);
+                    assert!(
+                        to.is_ok_and(|to| to != voter.id.get()),
+                        "a message is not taken: {}",
+                        chain(&error)
+                    );
                 }
             }
             Input::Propose(number, entry) => {
-                let mut caller = Caller::new(number, &answers);
-                let reply = Box::new(move |reply| match reply {
-                    Ok(outcome) => caller.hear(Answer::Agreed(outcome)),
-                    Err(ProposeError::Unknown) => caller.hear(Answer::Unknown),
-                    Err(_) => caller.hear(Answer::NotTaken),
-                });
-                driver.propose(entry, now, reply);
+                driver.propose(entry, now, replied(number, &answers, &voter.disk))
             }
+            Input::Change(number, wanted, entry) => {
+                driver.change(&wanted, entry, now, replied(number, &answers, &voter.disk));
+            }
+            Input::HandOn => driver.hand_on(),
             Input::Prove(number) => {
-                let mut caller = Caller::new(number, &answers);
+                let mut caller = Caller::new(number, &answers, &voter.disk);
                 driver.prove(now, Box::new(move |is_proven| caller.hear(Answer::Proven(is_proven))));
             }
         }
@@ -232,12 +273,34 @@ impl World {
             voter.is_syncing = true;
         }
         self.note(|world| format!("{}: a sync takes {} ms", world.machines[at].name, busy / 1000));
+        self.see_early(at);
         let who = self.who(at);
-        self.later(busy, Event::Synced(who));
+        let opened = self.voter(at).map_or(0, |voter| voter.opened);
+        self.later(busy, Event::Synced(who, opened));
+    }
+
+    /// What was applied before a slow sync, and is answered meanwhile.
+    fn see_early(&mut self, at: At) {
+        let Some(voter) = self.machines[at].voter.as_ref() else { return };
+        let Some(driver) = voter.driver.as_ref() else { return };
+        let (view, before) = (driver.view(), Arc::clone(&voter.members));
+        let (seen, answers) = (drain_early(&voter.seen), drain_early(&voter.answers));
+        for seen in seen {
+            if let (Seen::Applied { index, .. }, Role::Leader) = (&seen, view.role) {
+                self.quorum_has(at, *index, [&before, &view.members]);
+            }
+            self.applied(at, seen);
+        }
+        for (number, answer) in answers {
+            self.answer(number, answer);
+        }
     }
 
     /// A slow sync has ended: what rests on it is seen, and what came in meanwhile is taken.
-    pub(crate) fn synced(&mut self, at: At) {
+    pub(crate) fn synced(&mut self, at: At, opened: u64) {
+        if !self.has_open(at, opened) {
+            return;
+        }
         let Some(voter) = self.machines[at].voter.as_mut() else { return };
         voter.is_syncing = false;
         voter.disk.settle();
@@ -253,18 +316,31 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: At, sent: Vec<Sent>) {
+    fn send(&mut self, at: At, sent: Vec<Sent>) {
+        let Some(id) = self.voter(at).map(|voter| voter.id) else { return };
         for Sent { to, bytes, .. } in sent {
-            let to = usize::try_from(to.get() - 1).unwrap_or_default();
+            let Some(to) = self.where_is(at, to) else { continue };
             let bytes: Arc<[u8]> = bytes.into();
+            let from = at;
+            self.tempt_snapshot(from, to, &bytes);
             let copies = if self.rarely(from, to, 2) { 2 } else { 1 };
             for _ in 0..copies {
                 if let Some(us) = self.carry(from, to) {
                     let to = self.who(to);
-                    self.later(us, Event::Peer { to, from, bytes: Arc::clone(&bytes) });
+                    self.later(us, Event::Peer { to, from: (id, from), bytes: Arc::clone(&bytes) });
                 }
             }
         }
+    }
+
+    /// The machine of a member, as far as this one knows it.
+    fn where_is(&self, at: At, id: NodeId) -> Option<At> {
+        let machine = &self.machines[at];
+        let applied = machine.voter.as_ref()?.driver.as_ref()?.view().members;
+        let told = machine.book.as_ref().map(|book| &book.members);
+        let told = told.filter(|told| told.index() > applied.index());
+        let member = applied.get(id).or_else(|| told.and_then(|told| told.get(id)))?;
+        self.at_of(&member.name)
     }
 
     /// What a voter has become and done, and what follows from it.
@@ -275,9 +351,10 @@ impl World {
         let seen = drain(&voter.seen);
         let (was, is) = ((voter.role, voter.term), (view.role, view.term));
         (voter.role, voter.term) = is;
+        let members = std::mem::replace(&mut voter.members, Arc::clone(&view.members));
         let has_applied = !seen.is_empty();
         for seen in seen {
-            self.applied(at, seen);
+            self.applied(at, seen.what);
         }
         self.hear_answers(at);
         if let Condition::Crashed { why } = &view.condition {
@@ -295,11 +372,19 @@ impl World {
             self.tempt_election(at, is.0);
         }
         if has_applied {
+            let name = self.machines[at].name.clone();
+            self.law.group.is_seen(&name, &view.members, view.applied);
+            if is.0 == Role::Leader {
+                self.quorum_has(at, view.applied, [&members, &view.members]);
+            }
             self.compare(at);
         }
         let stays = was == is && is.0 == Role::Leader;
         if (was.0 == Role::Leader && !stays) || (is.0 != Role::Leader && self.leads(at)) {
             self.stop_leading(at);
+        }
+        if view.condition == Condition::Removed {
+            return self.tend_seat(at);
         }
         if is.0 == Role::Leader {
             if !self.leads(at) {
@@ -319,11 +404,16 @@ impl World {
     /// Whoever waits hears what a voter has answered.
     fn hear_answers(&mut self, at: At) {
         let answers = self.machines[at].voter.as_ref().map(|voter| drain(&voter.answers));
-        for (number, answer) in answers.unwrap_or_default() {
-            self.law.answered(number, &answer);
-            if let Some(asking) = self.asking.remove(&number) {
-                self.heard(asking, answer);
-            }
+        for done in answers.unwrap_or_default() {
+            let (number, answer) = done.what;
+            self.answer(number, answer);
+        }
+    }
+
+    fn answer(&mut self, number: u64, answer: Answer) {
+        self.law.answered(number, &answer);
+        if let Some(asking) = self.asking.remove(&number) {
+            self.heard(asking, answer);
         }
     }
 
@@ -334,6 +424,20 @@ impl World {
         let term = |at: &At| self.machines[*at].voter.as_ref().map_or(0, |voter| voter.term);
         (0..self.machines.len()).filter(|at| self.machines[*at].runs && leads(at)).max_by_key(term)
     }
+}
+
+/// What is called with a voter's reply.
+fn replied(
+    number: u64,
+    answers: &Answers,
+    disk: &Folder,
+) -> godwit_control::driver::Caller<crate::law::Outcome> {
+    let mut caller = Caller::new(number, answers, disk);
+    Box::new(move |reply| match reply {
+        Ok(outcome) => caller.hear(Answer::Agreed(outcome)),
+        Err(ProposeError::Unknown) => caller.hear(Answer::Unknown),
+        Err(_) => caller.hear(Answer::NotTaken),
+    })
 }
 
 /// An error with its causes.

@@ -25,15 +25,34 @@ pub(crate) enum Seen {
     Restored { index: u64 },
 }
 
+/// What a voter has done, and whether behind a slow sync.
+#[derive(Debug, Clone)]
+pub(crate) struct Done<T> {
+    pub(crate) what: T,
+    pub(crate) late: bool,
+}
+
+/// What was done before a slow sync, as long as that is under way.
+pub(crate) fn drain_early<T>(shared: &Shared<Done<T>>) -> Vec<T> {
+    let mut all = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let late = all.iter().position(|done| done.late).unwrap_or(all.len());
+    all.drain(..late).map(|done| done.what).collect()
+}
+
 /// The real replica, and who looks on.
 pub(crate) struct Watched {
     replica: Replica,
-    seen: Shared<Seen>,
+    seen: Shared<Done<Seen>>,
+    disk: Folder,
 }
 
 impl Watched {
-    pub(crate) fn new(bells: Arc<Bells>, seen: Shared<Seen>) -> Self {
-        Self { replica: Replica::new(bells), seen }
+    pub(crate) fn new(bells: Arc<Bells>, seen: Shared<Done<Seen>>, disk: Folder) -> Self {
+        Self { replica: Replica::new(bells), seen, disk }
+    }
+
+    fn sees(&self, what: Seen) {
+        push(&self.seen, Done { what, late: self.disk.is_busy() });
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -46,7 +65,7 @@ impl StateMachine for Watched {
 
     fn apply(&mut self, index: u64, entry: &[u8]) -> Self::Reply {
         let outcome = self.replica.apply(index, entry);
-        push(&self.seen, Seen::Applied { index, entry: entry.into(), outcome: outcome.clone() });
+        self.sees(Seen::Applied { index, entry: entry.into(), outcome: outcome.clone() });
         outcome
     }
 
@@ -56,7 +75,7 @@ impl StateMachine for Watched {
 
     fn restore(&mut self, index: u64, snapshot: &[u8]) -> Result<(), RestoreError> {
         self.replica.restore(index, snapshot)?;
-        push(&self.seen, Seen::Restored { index });
+        self.sees(Seen::Restored { index });
         Ok(())
     }
 }
@@ -93,17 +112,21 @@ pub(crate) enum Answer {
 /// Somebody who waits for a voter's answer. Whoever is forgotten learns that nobody knows.
 pub(crate) struct Caller {
     number: u64,
-    answers: Option<Shared<(u64, Answer)>>,
+    answers: Option<Answers>,
+    disk: Folder,
 }
 
+/// Numbers of those who asked, and what they are answered.
+pub(crate) type Answers = Shared<Done<(u64, Answer)>>;
+
 impl Caller {
-    pub(crate) fn new(number: u64, answers: &Shared<(u64, Answer)>) -> Self {
-        Self { number, answers: Some(Arc::clone(answers)) }
+    pub(crate) fn new(number: u64, answers: &Answers, disk: &Folder) -> Self {
+        Self { number, answers: Some(Arc::clone(answers)), disk: disk.clone() }
     }
 
     pub(crate) fn hear(&mut self, answer: Answer) {
         if let Some(answers) = self.answers.take() {
-            push(&answers, (self.number, answer));
+            push(&answers, Done { what: (self.number, answer), late: self.disk.is_busy() });
         }
     }
 }

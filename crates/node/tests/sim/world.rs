@@ -5,9 +5,10 @@
 //!                                          └──▶ laws, after every event
 //!
 //!   machine ─┬─ voter    driver, disk, replica: real but for the disk      (voter, leader, disk, watched)
+//!            ├─ book     who is in the group, and this machine's place in it: real     (seats)
 //!            ├─ agent    what the node process knows; duties: real         (agent, look, moves, sessions)
 //!            └─ host     runners and records: they outlive the process     (host)
-//!   operator, luck, calm ─▶ what people and fate do                        (operator, luck, tempt, calm)
+//!   operator, luck, calm ─▶ what people and fate do                        (operator, seats, luck, calm)
 //! ```
 //!
 //! Always true: everything comes from the seed; an event that is for a process that is gone is not delivered.
@@ -16,12 +17,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use godwit_control::{Members, NodeId, Voters};
+use godwit_control::{NodeId, Voters};
 use godwit_domain::registry::{BootId, Node};
 use godwit_domain::{InstanceId, NodeName};
+use godwit_node::book::Book;
+use godwit_node::group::voter_id;
 
 use crate::agent::Agent;
 use crate::cover::Cover;
+use crate::disk::Folder;
 use crate::event::Event;
 use crate::host::Host;
 use crate::law::Law;
@@ -37,6 +41,9 @@ pub(crate) type At = usize;
 
 /// Memory that a node offers, in bytes: room for all guests of a history, but not for a copy of each beside them.
 pub(crate) const NODE_BYTES: u64 = 5;
+
+/// The cluster's name.
+const CLUSTER: &str = "c";
 
 pub(crate) const fn ms(ms: u64) -> u64 {
     ms * 1000
@@ -69,6 +76,11 @@ pub(crate) struct Machine {
     /// Nothing of its process happens before.
     pub(crate) asleep_until: u64,
     pub(crate) clock: Clock,
+    /// Guests may be here.
+    pub(crate) hosts: bool,
+    /// What it knows of the group, on disk.
+    pub(crate) book: Option<Book>,
+    /// Its log, if there is one, and who is behind it.
     pub(crate) voter: Option<Voter>,
     pub(crate) agent: Option<Agent>,
     pub(crate) host: Host,
@@ -82,7 +94,10 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Event>,
     numbers: u64,
     pub(crate) machines: Vec<Machine>,
-    pub(crate) voters: Voters,
+    /// Who has founded the group, as every config says.
+    pub(crate) founders: Voters,
+    /// Every log that there ever was.
+    pub(crate) disks: BTreeMap<NodeId, Folder>,
     pub(crate) links: Links,
     pub(crate) sessions: BTreeMap<u64, Session>,
     /// Who waits for which answer.
@@ -106,18 +121,20 @@ impl World {
         let hosting = random.usize(2..=3);
         // Voters on machines of their own, or on those of the guests.
         let apart = random.bool();
-        let count = if apart { voting + hosting } else { voting.max(hosting) };
+        let needed = if apart { voting + hosting } else { voting.max(hosting) };
+        // Machines that could vote, and so far do nothing.
+        let count = needed + random.usize(0..=2);
         let name = |at: usize| -> NodeName {
-            let text = if apart && at < voting { format!("v{at}") } else { format!("n{at}") };
-            text.parse().unwrap_or_else(|_| unreachable!("a node's name"))
+            let kind = if at >= needed || (apart && at < voting) { 'v' } else { 'n' };
+            format!("{kind}{at}").parse().unwrap_or_else(|_| unreachable!("a node's name"))
         };
-        let id = |at: usize| NodeId::new(at as u64 + 1).unwrap_or_else(|| unreachable!("not 0"));
-        let voters = Voters::new((0..voting).map(|at| (id(at), name(at))))
+        let founders = Voters::new((0..voting).map(|at| (voter_id(&name(at)), name(at))))
             .unwrap_or_else(|error| unreachable!("{error}"));
         let machines = (0..count).map(|at| {
             let clock =
                 Clock { rate: random.u64(960..=1040), offset_ms: 1_700_000_000_000 + random.u64(0..300_000) };
-            let hosts = if apart { at >= voting } else { at < hosting };
+            let hosts = if apart { (voting..needed).contains(&at) } else { at < hosting };
+            let founds = at < voting;
             Machine {
                 name: name(at),
                 on: true,
@@ -126,21 +143,24 @@ impl World {
                 process: 0,
                 asleep_until: 0,
                 clock,
-                voter: (at < voting).then(|| Voter::new(id(at), Members::founding(&voters))),
-                agent: hosts.then(Agent::default),
+                hosts,
+                book: founds.then(|| Book::founding(CLUSTER, &founders, Some(voter_id(&name(at))))),
+                voter: None,
+                agent: Some(Agent::default()),
                 host: Host::default(),
             }
         });
         let machines: Vec<Machine> = machines.collect();
         let mut world = Self {
-            law: Law::new(machines.len()),
+            law: Law::new(machines.len(), &founders),
             luck: Luck::new(&mut random, apart),
             random,
             now: 0,
             queue: BTreeMap::new(),
             numbers: 0,
             machines,
-            voters,
+            founders,
+            disks: BTreeMap::new(),
             links: Links::default(),
             sessions: BTreeMap::new(),
             asking: BTreeMap::new(),
@@ -242,7 +262,8 @@ impl World {
     pub(crate) fn itself(&self, at: At) -> Node {
         let port = u16::try_from(at).unwrap_or_default();
         let address = |base| core::net::SocketAddr::from(([10, 0, 0, 1], base + port));
-        Node::new(address(7300), address(7400), BootId(self.machines[at].boot), NODE_BYTES)
+        let bytes = if self.machines[at].hosts { NODE_BYTES } else { 0 };
+        Node::new(address(7300), address(7400), BootId(self.machines[at].boot), bytes)
     }
 
     /// A machine's process starts: its voter opens its disk, its node looks for what is there.
@@ -253,7 +274,11 @@ impl World {
         }
         machine.process += 1;
         machine.asleep_until = 0;
-        if machine.voter.is_some() && !self.start_voter(at) {
+        if !self.take_seat(at) {
+            // Whoever started it tries again.
+            if !self.is_torn(at) {
+                self.later(ms(150), Event::Start(at));
+            }
             return;
         }
         self.machines[at].runs = true;

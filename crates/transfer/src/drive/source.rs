@@ -25,6 +25,7 @@ use crate::pages::Encoded;
 use crate::pages::Reader;
 use crate::source::{Action, OutOfTurn, Plan, Setup, SourceSession};
 use crate::target::Lane;
+use crate::young::Young;
 use hands::{MemoryWorker, command, planted};
 pub use link::{Dial, Lines};
 use link::{FetchWorker, Link, Redial};
@@ -53,6 +54,8 @@ pub struct Source<R, D> {
     pub runner: R,
     /// How the target is reached.
     pub dial: D,
+    /// Its disks may write its memory past the scans ([`godwit_domain::Qemu::has_direct_io`]).
+    pub direct_io: bool,
 }
 
 /// How a source's session begins.
@@ -95,7 +98,8 @@ impl Event {
 
 enum MemoryJob {
     Read(Plan, mpsc::Sender<Encoded>),
-    Scan,
+    /// `true`: the guest stands still, and it is the last one.
+    Scan(bool),
     Digest(PageRun),
 }
 
@@ -170,14 +174,14 @@ impl<D: Dial> Driver<D> {
         events: mpsc::Sender<Event>,
         tells: mpsc::Sender<Tells>,
     ) -> Self {
-        let Source { setup, settings, memory, begins, runner, dial } = source;
+        let Source { setup, settings, memory, begins, runner, dial, direct_io } = source;
         let clock = Clock::start();
         let limiter = SharedLimiter::new(clock, Limiter::new(clock.now(), settings.bandwidth));
         let (memory_jobs, jobs) = mpsc::channel(PLANS_OPEN_MAX + 2);
         let (fetch_jobs, fetches) = mpsc::channel(FETCHES_OPEN_MAX);
         let (runner_jobs, orders) = mpsc::channel(RUNNER_JOBS_MAX);
-        let (migration, instance, written) =
-            (setup.migration.clone(), setup.instance, PageSet::empty(setup.pages));
+        let (migration, instance, pages) = (setup.migration.clone(), setup.instance, setup.pages);
+        let written = PageSet::empty(pages);
         let fetch_reader = Reader::new(Arc::clone(&memory), setup.session);
         let reader = Reader::new(memory, setup.session);
         let (tracker, lines, session, closing) = match begins {
@@ -189,7 +193,8 @@ impl<D: Dial> Driver<D> {
                 (None, None, SourceSession::serving(clock.now(), setup, state), Closing::Left)
             }
         };
-        let worker = MemoryWorker { reader, tracker, written };
+        let young = direct_io.then(|| Young::new(pages));
+        let worker = MemoryWorker { reader, tracker, written, young };
         let memory_threads = vec![
             on_a_thread(events.clone(), move |events| worker.work(jobs, events)),
             on_a_thread(events.clone(), move |events| {
@@ -273,7 +278,7 @@ impl<D: Dial> Driver<D> {
                 }
             }
             Action::Fetched(plan) => self.fetch(plan),
-            Action::Scan => self.ask_memory(MemoryJob::Scan),
+            Action::Scan => self.ask_memory(MemoryJob::Scan(self.session.is_stopping())),
             Action::Audit => self.audit_begins().await,
             Action::Digest(run) => self.ask_memory(MemoryJob::Digest(run)),
             Action::Pause(epoch) => {
@@ -282,7 +287,9 @@ impl<D: Dial> Driver<D> {
                 self.report.predicted_downtime_us = micros(snapshot.predicted_downtime);
                 self.report.paused_to_finish = snapshot.course == Course::PausesToFinish;
                 let why = why_paused(snapshot.course).unwrap_or("the rest fits into the allowed downtime");
-                let predicted_downtime_ms = snapshot.predicted_downtime.as_millis();
+                // Before anything has arrived there is no rate to predict it by.
+                let is_known = snapshot.predicted_downtime < Duration::MAX;
+                let predicted_downtime_ms = is_known.then_some(snapshot.predicted_downtime.as_millis());
                 tracing::info!(%epoch, predicted_downtime_ms, why, "switching over");
                 self.ask_runner(RunnerJob::Pause(epoch));
             }
@@ -290,6 +297,7 @@ impl<D: Dial> Driver<D> {
             Action::Save => self.ask_runner(RunnerJob::Save),
             Action::Resume(epoch) => self.ask_runner(RunnerJob::Resume(epoch)),
             Action::ProposeHandOver(epoch, mode) => {
+                tracing::debug!(%epoch, "proposes the hand-over");
                 self.propose(Entry::HandOver { migration: self.migration.clone(), epoch, mode }).await;
             }
             Action::ProposeEnd(side, reason) => {
@@ -306,8 +314,9 @@ impl<D: Dial> Driver<D> {
         match event {
             Event::Frame(link, frame) if link == self.links => {
                 let broke = self.session.frame(now, frame).err();
-                if self.session.is_target_complete() {
-                    self.times.complete.get_or_insert(now);
+                if self.session.is_target_complete() && self.times.complete.is_none() {
+                    tracing::debug!("the target has everything");
+                    self.times.complete = Some(now);
                 }
                 if let Some(problem) = broke {
                     self.protocol_broken(&OutOfTurn::to_string(&problem));
@@ -315,11 +324,15 @@ impl<D: Dial> Driver<D> {
             }
             Event::Scanned(written) => {
                 planted::die_after_a_scan(self.session.snapshot(now).round);
+                tracing::debug!(pages = written.len().0, last = self.session.is_stopping(), "scanned");
                 self.session.scanned(now, &written);
             }
             Event::Digested(run, digests) => self.session.digested(run, digests),
             Event::Paused => self.session.paused(),
-            Event::Saved(state) => self.session.saved(now, state),
+            Event::Saved(state) => {
+                tracing::debug!(bytes = state.len(), "the state is here");
+                self.session.saved(now, state);
+            }
             Event::Throttled(percent) => {
                 self.session.throttled(percent);
                 self.report.throttle_percent_max = self.report.throttle_percent_max.max(percent);
@@ -330,6 +343,7 @@ impl<D: Dial> Driver<D> {
                     Lane::Urgent => &mut self.fetches_open,
                 };
                 *open = open.saturating_sub(1);
+                self.session.went(sent.raw + sent.zero + sent.packed, sent.zero);
                 self.report.count(&sent);
             }
             Event::Dialed(Ok(lines)) if self.session.wants_a_link() => self.linked(*lines),
@@ -411,7 +425,8 @@ impl<D: Dial> Driver<D> {
             self.report.rounds = round.0;
             tracing::debug!(%round, pages, "round begins");
         }
-        if matches!(frame, SourceFrame::Final(_)) {
+        if let SourceFrame::Final(closed) = &frame {
+            tracing::debug!(?closed, "closes");
             self.times.closed.get_or_insert(self.clock.now());
         }
         let Some(link) = &mut self.link else { return };

@@ -12,8 +12,7 @@ use godwit_domain::ownership::Entry;
 use godwit_domain::progress::PostCopyReport;
 use godwit_domain::{Epoch, InstanceId, MigrationId, PageIndex, PageRun};
 use godwit_memory::{Faults, Memfd, PageSet};
-use godwit_wire::migration::{Preamble, SourceFrame, TargetFrame};
-use quinn::{Connection, RecvStream, SendStream};
+use godwit_wire::migration::{SourceFrame, TargetFrame};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{Instrument, Span};
@@ -25,6 +24,7 @@ use crate::control;
 use crate::target::{Action, Lane, TargetSession, Write};
 use hands::{MemoryWorker, command, place, planted};
 pub use hands::{ServeFaults, Track};
+pub use link::Inbound;
 use link::Link;
 
 /// Writes that may wait for the memory thread. The source has at most 7 batches on the way, so more would only
@@ -44,19 +44,6 @@ const RUN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// How a closed connection tells the peer that it broke the protocol.
 const BROKE_PROTOCOL: u32 = 2;
-
-/// A connection whose preamble fits.
-#[derive(Debug)]
-pub struct Inbound {
-    /// Which of the two connections of a link it is.
-    pub lane: Lane,
-    /// The connection.
-    pub connection: Connection,
-    /// Its control stream, greeted.
-    pub control: (SendStream, RecvStream),
-    /// What the source said.
-    pub preamble: Preamble,
-}
 
 /// Everything a target is made of.
 #[derive(Debug)]
@@ -208,6 +195,8 @@ struct Driver {
     stranded: bool,
     run_asked: Duration,
     run_epoch: Epoch,
+    /// Why it does not run yet, as was told last.
+    not_run: Option<String>,
     resume: Duration,
     post_copy: Option<PostCopyReport>,
     /// Until when the source may audit.
@@ -277,6 +266,7 @@ impl Driver {
             stranded: false,
             run_asked: Duration::ZERO,
             run_epoch: Epoch(0),
+            not_run: None,
             resume: Duration::ZERO,
             post_copy: None,
             audit_until: None,
@@ -328,7 +318,10 @@ impl Driver {
             Action::Track => self.ask_memory(MemoryJob::Track).await,
             Action::Audit => self.audit_begins().await,
             Action::Compare(run, digests) => self.ask_memory(MemoryJob::Compare(run, digests)).await,
-            Action::Load(epoch, state) => self.ask_runner(RunnerJob::Load(epoch, state)),
+            Action::Load(epoch, state) => {
+                tracing::debug!(%epoch, "loads the state");
+                self.ask_runner(RunnerJob::Load(epoch, state));
+            }
             Action::Run(epoch) => {
                 self.run_asked = self.clock.now();
                 self.run_epoch = epoch;
@@ -433,8 +426,11 @@ impl Driver {
             // Of a link that is gone.
             Event::Frame(..) | Event::Broken(..) | Event::Broke(..) => {}
             Event::Failed(reason) if self.session.has_started() => {
-                // Nobody else may run it: what failed is tried again until it is done.
-                tracing::error!(reason, "the licensed guest does not run yet; trying again");
+                // Nobody else may run it: what failed is tried again until it is done, and told once.
+                if self.not_run.as_ref() != Some(&reason) {
+                    tracing::error!(reason, "the licensed guest does not run yet; trying again");
+                    self.not_run = Some(reason);
+                }
                 self.again(Event::RunAgain(self.run_epoch));
             }
             Event::Failed(reason) => self.session.fail(reason),

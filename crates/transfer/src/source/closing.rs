@@ -1,4 +1,5 @@
-//! The end of a copy: the last round, the frames that close it (device state, required stamps, `Final`), the proposal.
+//! The end of a copy: the last round, and beside it the frames that close it (device state, required stamps, `Final`), the
+//! proposal.
 
 use std::time::Duration;
 
@@ -10,17 +11,23 @@ use super::{Action, Link, SourceSession, Stage};
 use crate::stamps::Stamps;
 
 impl SourceSession {
-    /// Everything about the paused guest is known: the last round begins.
+    /// What is known of the paused guest by now: the pages that were written last go at once, what closes when there is the state.
     pub(super) fn close_if_ready(&mut self, now: Duration) {
-        let Stage::Stopping { scanned: true, state: state @ Some(_) } = &mut self.stage else { return };
-        let Some(state) = state.take() else { return };
-        if let Err(why) = self.finishes_in_time(now) {
-            return self.give_up(why);
+        let Stage::Stopping { scanned: true, sends, state, .. } = &mut self.stage else { return };
+        // In post-copy the target says first what it lacks.
+        let begins = !*sends && (self.setup.mode == Mode::StopAndCopy || state.is_some());
+        if begins {
+            *sends = true;
+            if let Err(why) = self.finishes_in_time(now) {
+                return self.give_up(why);
+            }
+            self.begin_round(now);
         }
-        self.stage = Stage::Closing { state: state.clone(), proposed: false };
-        self.begin_round(now);
         // Unless there is no further round, and it has ended instead.
-        if matches!(self.stage, Stage::Closing { .. }) {
+        if let Stage::Stopping { sends: true, state: state @ Some(_), .. } = &mut self.stage
+            && let Some(state) = state.take()
+        {
+            self.stage = Stage::Closing { state: state.clone(), proposed: false };
             self.final_round = Some(self.rounds.round());
             self.send_final(&state);
         }
@@ -80,10 +87,10 @@ fn frames(state: &[u8], required: &Stamps, closed: Final) -> Vec<SourceFrame> {
     let mut frames: Vec<SourceFrame> = pieces.collect();
     match closed.mode {
         Mode::StopAndCopy => frames.extend(digests(required)),
-        Mode::PostCopy => frames.extend((0..required.segments()).map(|segment| SourceFrame::Required {
-            segment,
-            stamps: Blob(required.segment(segment).to_vec()),
-        })),
+        Mode::PostCopy => frames.extend(
+            (0..required.segments())
+                .map(|segment| SourceFrame::Required { segment, stamps: Blob(required.packed(segment)) }),
+        ),
     }
     frames.push(SourceFrame::Final(closed));
     frames

@@ -17,6 +17,7 @@ impl SourceSession {
         if ownership.epoch <= self.setup.epoch && ours.is_some_and(|attempt| !attempt.phase.is_over()) {
             return;
         }
+        self.runs_there |= matches!(ours.map(|attempt| &attempt.phase), Some(Phase::PostCopy { .. }));
         match (ours.map(|attempt| &attempt.phase), std::mem::replace(&mut self.stage, Stage::Over)) {
             (_, Stage::Over) => {}
             (

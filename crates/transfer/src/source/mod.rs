@@ -133,8 +133,8 @@ pub struct OutOfTurn {
 enum Stage {
     /// The guest runs and rounds are sent.
     Copying,
-    /// It was asked to stand still. What has come back so far?
-    Stopping { scanned: bool, state: Option<Vec<u8>> },
+    /// It was asked to stand still. What has come back so far? `sends`: the last round travels, while the state is saved.
+    Stopping { paused: bool, scanned: bool, state: Option<Vec<u8>>, sends: bool },
     /// It stands still; the last round, the state and `Final` travel.
     Closing { state: Vec<u8>, proposed: bool },
     /// The target owns the guest. Pages may still be travelling.
@@ -164,6 +164,8 @@ pub struct SourceSession {
     quorum_asked: Option<Duration>,
     waits_for_quorum: bool,
     predicted_downtime: Duration,
+    /// The guest runs at the target while pages are missing there.
+    runs_there: bool,
     /// When the guest was told to stand still.
     stopped_at: Duration,
     /// When the deadline passed that has passed.
@@ -203,6 +205,7 @@ impl SourceSession {
             quorum_asked: None,
             waits_for_quorum: false,
             predicted_downtime: Duration::ZERO,
+            runs_there: false,
             stopped_at: Duration::ZERO,
             overdue_since: None,
             finishing: None,
@@ -262,7 +265,8 @@ impl SourceSession {
                     self.judge(now);
                 }
             }
-            Stage::Stopping { scanned, .. } => *scanned = self.scans_due == 0,
+            // One that was under way when it was stopped does not know what was written since.
+            Stage::Stopping { paused, scanned, .. } => *scanned = *paused && self.scans_due == 0,
             Stage::Closing { .. }
             | Stage::HandedOver { .. }
             | Stage::Ending { .. }
@@ -274,9 +278,8 @@ impl SourceSession {
 
     /// The guest stands still, sealed.
     pub fn paused(&mut self) {
-        if let Stage::Stopping { scanned, .. } = &mut self.stage {
-            // One that was under way when a deadline stopped it does not know what was written since.
-            *scanned = false;
+        if let Stage::Stopping { paused, .. } = &mut self.stage {
+            *paused = true;
             self.ask_for_scan();
             self.actions.push_back(Action::Save);
             // Wherever it runs next, it runs freely.
@@ -290,6 +293,11 @@ impl SourceSession {
             *state = Some(device_state);
         }
         self.close_if_ready(now);
+    }
+
+    /// So many pages went, and so many of them as zeros.
+    pub fn went(&mut self, pages: u64, zeros: u64) {
+        self.rounds.went(pages, zeros);
     }
 
     /// A quorum of the control group has answered a question that was asked then.
@@ -367,7 +375,13 @@ impl SourceSession {
     }
 
     fn next_batch(&mut self, now: Duration, room: bool) -> Option<Plan> {
-        let open = matches!(self.stage, Stage::Copying | Stage::Closing { .. } | Stage::HandedOver { .. });
+        let open = matches!(
+            self.stage,
+            Stage::Copying
+                | Stage::Stopping { sends: true, .. }
+                | Stage::Closing { .. }
+                | Stage::HandedOver { .. }
+        );
         if !room || !open || now < self.bulk_may_go_at() {
             return None;
         }
@@ -386,6 +400,11 @@ impl SourceSession {
         *sent += 1;
         *sent_pages += u64::from(plan.pages().0);
         Some(plan)
+    }
+
+    /// Whether the guest stands still, and the last scan is due.
+    pub fn is_stopping(&self) -> bool {
+        matches!(self.stage, Stage::Stopping { .. })
     }
 
     fn ask_for_scan(&mut self) {
@@ -418,7 +437,7 @@ impl SourceSession {
         self.stopped_at = now;
         self.note_stop(standing);
         self.waits_for_quorum = false;
-        self.stage = Stage::Stopping { scanned: false, state: None };
+        self.stage = Stage::Stopping { paused: false, scanned: false, state: None, sends: false };
         self.actions.push_back(Action::Pause(self.setup.epoch));
     }
 

@@ -28,6 +28,10 @@ const FETCHES_MAX: usize = 1024;
 const QUIET: Duration = Duration::from_millis(1);
 /// However many fetches there are, a batch of the round goes this often: the end must come, too.
 const BULK_INTERVAL: Duration = Duration::from_millis(1);
+/// For so long after the guest was stopped the rest waits until it runs at the target: what loads its state, and starts it, touches
+/// few pages, and needs the way and the processors of both hosts. Where that is to be at once, nothing goes before it either, for as
+/// long from the beginning.
+const HEAD_START_MAX: Duration = Duration::from_millis(150);
 /// Pages of a batch in post-copy.
 const SMALL_BATCH_PAGES: u32 = 64;
 
@@ -40,6 +44,7 @@ impl SourceSession {
         session.actions.clear();
         session.finishing = Some(AtDeadline::PostCopy);
         session.stage = Stage::HandedOver { state };
+        session.runs_there = true;
         session
     }
 
@@ -85,6 +90,9 @@ impl SourceSession {
 
     /// Before this, no batch of the round goes: while somebody waits, the way and both hosts are kept for what he waits for.
     pub(super) fn bulk_may_go_at(&self) -> Duration {
+        if self.setup.mode == Mode::PostCopy && !self.runs_there && !self.rounds.has_hot() {
+            return self.stopped_at.saturating_add(HEAD_START_MAX);
+        }
         self.fetched_at.map_or(Duration::ZERO, |fetched_at| {
             fetched_at.saturating_add(QUIET).min(self.bulk_sent_at.saturating_add(BULK_INTERVAL))
         })

@@ -31,8 +31,11 @@ const SCAN_INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// A round lasts at least this long, so that a guest that never fits is not scanned in a tight loop.
 const ROUND_MIN: Duration = Duration::from_millis(10);
 
-/// A page that was written in so many scans is thought to be wanted soon.
+/// A page that was written in so many scans, or in all, is thought to be wanted soon.
 const HOT_SCANS: u8 = 2;
+
+/// So few pages with content say nothing of how fast such pages go: 1 MiB.
+const CONTENT_PAGES_MIN: u64 = 256;
 
 /// Pages to read and send as one batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +64,7 @@ pub(super) struct Rounds {
     next: PageSet,
     /// In how many scans a page was found written.
     heat: Vec<u8>,
+    scans: u8,
     /// The part of the queue that goes first.
     hot: PageSet,
     stamps: Stamps,
@@ -73,6 +77,8 @@ pub(super) struct Rounds {
     scan_before: Duration,
     dirty_rate: u64,
     skipped_pages: u64,
+    /// Pages sent of late, and those of them that hold something.
+    sent: (u64, u64),
     meter: Meter,
     progress: Progress,
 }
@@ -87,6 +93,7 @@ impl Rounds {
             cursor: 0,
             next: PageSet::full(pages),
             heat: vec![0; pages.0 as usize],
+            scans: 0,
             hot: PageSet::empty(pages),
             stamps: Stamps::none(pages),
             born: now,
@@ -97,6 +104,7 @@ impl Rounds {
             scan_before: now,
             dirty_rate: 0,
             skipped_pages: 0,
+            sent: (0, 0),
             meter: Meter::new(now),
             progress: Progress::new(now),
         }
@@ -138,6 +146,24 @@ impl Rounds {
         self.meter.rate(now)
     }
 
+    /// How fast what the guest has written is sent. Zeros go at next to no cost, and a first round is full of them: a rate with
+    /// them in it would promise a downtime that nobody can keep.
+    pub(super) fn content_rate(&self, now: Duration) -> u64 {
+        let (rate, (pages, with_content)) = (u128::from(self.send_rate(now)), self.sent);
+        if with_content < CONTENT_PAGES_MIN {
+            return self.send_rate(now);
+        }
+        let rate = rate * u128::from(with_content) / u128::from(pages.max(1));
+        u64::try_from(rate).unwrap_or(u64::MAX)
+    }
+
+    /// So many pages went, and so many of them as zeros.
+    pub(super) fn went(&mut self, pages: u64, zeros: u64) {
+        let (all, with_content) = &mut self.sent;
+        *all += pages;
+        *with_content += pages.saturating_sub(zeros);
+    }
+
     pub(super) fn dirty_rate(&self) -> u64 {
         self.dirty_rate
     }
@@ -160,6 +186,7 @@ impl Rounds {
         self.hot = PageSet::empty(self.pages);
         self.cursor = 0;
         self.begun_with = self.queue.len();
+        self.sent = (self.sent.0 / 2, self.sent.1 / 2);
         self.began = now;
         self.scan_before = self.last_scan;
         self.progress.round_begins(self.begun_with.bytes());
@@ -168,11 +195,17 @@ impl Rounds {
 
     /// Those pages of this round that the guest writes often go first.
     pub(super) fn hot_first(&mut self) {
-        for (page, _) in (0..).zip(&self.heat).filter(|(_, heat)| **heat >= HOT_SCANS) {
+        let enough = HOT_SCANS.min(self.scans.max(1));
+        for (page, _) in (0..).zip(&self.heat).filter(|(_, heat)| **heat >= enough) {
             if self.queue.contains(PageIndex(page)) {
                 self.hot.insert(PageIndex(page));
             }
         }
+    }
+
+    /// Whether some of them have not gone yet.
+    pub(super) fn has_hot(&self) -> bool {
+        !self.hot.is_empty()
     }
 
     /// The round ended with so much left to send.
@@ -253,6 +286,7 @@ impl Rounds {
             self.dirty_rate = rate_of(written.len().bytes(), elapsed);
         }
         self.last_scan = now;
+        self.scans = self.scans.saturating_add(1);
         for run in written.runs() {
             for page in run.pages() {
                 if let Some(heat) = self.heat.get_mut(page.0 as usize) {
@@ -359,5 +393,28 @@ mod planted {
     #[cfg(not(feature = "planted-bugs"))]
     pub(super) fn own_record_is_trusted() -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_say_nothing_of_how_fast_content_goes() {
+        let (at, pages) = (Duration::from_millis, PageCount(4096));
+        let mut rounds = Rounds::new(at(0), pages);
+        rounds.begin(at(0));
+        rounds.acknowledged(at(1000), 4096);
+        assert_eq!(rounds.content_rate(at(1000)), 16 << 20, "nothing is known of zeros");
+        rounds.went(4096, 3072);
+        assert_eq!(rounds.content_rate(at(1000)), 4 << 20);
+        rounds.begin(at(1000));
+        rounds.went(1536, 0);
+        assert_eq!(rounds.content_rate(at(1000)), (16 << 20) * 2048 / 3584, "what is long ago counts less");
+        let mut empty = Rounds::new(at(0), pages);
+        empty.acknowledged(at(1000), 4096);
+        empty.went(4096, 4096);
+        assert_eq!(empty.content_rate(at(1000)), 16 << 20, "nothing but zeros");
     }
 }

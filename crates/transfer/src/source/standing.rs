@@ -92,7 +92,7 @@ impl SourceSession {
             round: self.rounds.round(),
             left_bytes: self.rounds.left_bytes(self.unacknowledged()),
             left_before_bytes: self.rounds.left_before_bytes(),
-            send_rate: self.rounds.send_rate(now),
+            send_rate: self.rounds.content_rate(now),
             fixed: FIXED_DOWNTIME.saturating_add(self.setup.commit_estimate),
         }
     }

@@ -45,11 +45,10 @@ impl Closing {
                 self.digests.extend(digests);
             }
             SourceFrame::Required { segment, stamps: required } => {
-                let fits = stamps.differing(segment, &required.0).is_some();
-                if segment as usize != self.required.len() || !fits {
-                    return out_of_turn("Required", "out of order or for no segment");
+                match stamps.unpacked(segment, &required.0) {
+                    Some(required) if segment as usize == self.required.len() => self.required.push(required),
+                    Some(_) | None => return out_of_turn("Required", "out of order or for no segment"),
                 }
-                self.required.push(required.0);
             }
             SourceFrame::Final(closed) => {
                 if self.state.len() != closed.state_bytes as usize

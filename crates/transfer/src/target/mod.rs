@@ -17,6 +17,7 @@
 
 mod around;
 mod audit;
+mod batches;
 mod closing;
 mod missing;
 mod planted;
@@ -28,8 +29,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use godwit_domain::ownership::{Ownership, Phase};
-use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageIndex, PageRun, Round};
-use godwit_wire::batch::{Batch, Class};
+use godwit_domain::{Epoch, InstanceId, MigrationId, PageCount, PageRun};
+use godwit_wire::batch::Batch;
 use godwit_wire::codec::Blob;
 use godwit_wire::migration::{Final, Mode, SessionId, SourceFrame, TargetFrame};
 
@@ -255,25 +256,6 @@ impl TargetSession {
         Some(writes)
     }
 
-    fn writes_of(&mut self, batch: &Batch) -> Vec<Write> {
-        let mut writes = Vec::new();
-        if Some(batch.session) != self.session || self.is_from_before_the_punch(batch.round) {
-            return writes;
-        }
-        let mut payload_page = 0;
-        for classed in &batch.runs {
-            let base = match classed.class {
-                Class::Raw => Some(payload_page),
-                Class::Zero => None,
-            };
-            self.newer_parts(classed.run, batch.round, base, &mut writes);
-            if classed.class == Class::Raw {
-                payload_page += classed.run.count.0;
-            }
-        }
-        writes
-    }
-
     /// The writes of the oldest batch of this lane that was not written yet are done.
     pub fn written(&mut self, now: Duration, lane: Lane) -> Result<(), Violation> {
         let written = match lane {
@@ -416,37 +398,6 @@ impl TargetSession {
     }
 
     // ---- how ------------------------------------------------------------------------------------------------
-
-    /// The parts of a run that are newer than what is here, as writes.
-    fn newer_parts(&mut self, run: PageRun, round: Round, base: Option<u32>, writes: &mut Vec<Write>) {
-        let mut open: Option<Write> = None;
-        for (at, page) in (0..).zip(run.pages()) {
-            if !self.takes(page, round) {
-                writes.extend(open.take());
-                continue;
-            }
-            // The greater of the two: only a planted bug takes an older page.
-            self.stamps.set(page, round.max(self.stamps.get(page)));
-            let placed = self.is_placed(page);
-            match &mut open {
-                Some(write) if write.placed == placed => write.run.count.0 += 1,
-                _ => {
-                    writes.extend(open.take());
-                    let (run, payload_page) =
-                        (PageRun { first: page, count: PageCount(1) }, base.map(|base| base + at));
-                    open = Some(Write { run, payload_page, placed });
-                }
-            }
-        }
-        writes.extend(open);
-    }
-
-    fn takes(&mut self, page: PageIndex, round: Round) -> bool {
-        match &mut self.missing {
-            Some(missing) => missing.comes(page) || planted::punch_is_forgotten(),
-            None => self.stamps.get(page) < round || planted::order_is_ignored(),
-        }
-    }
 
     fn closed(&mut self, closed: Final) -> Result<(), Violation> {
         match (closed.mode, &self.stage) {

@@ -55,6 +55,9 @@ pub struct Status {
     pub guests: BTreeMap<String, u64>,
     /// Migrations that are not over.
     pub migrations: Vec<MigrationRow>,
+    /// Nodes that have not said what they have since the control group was founded anew.
+    #[serde(default)]
+    pub unheard: Vec<NodeName>,
 }
 
 /// How a voter and its group stand.
@@ -122,6 +125,20 @@ pub struct MemberDetail {
     pub waits_for: Option<String>,
     /// Every voter.
     pub voters: Vec<NodeName>,
+}
+
+/// A piece of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupPiece {
+    /// Its bytes, two hexadecimal digits each; they follow the piece before.
+    pub hex: String,
+}
+
+/// Answer to [`super::Act::ControlBackup`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupMade {
+    /// Bytes of all pieces together.
+    pub bytes: u64,
 }
 
 /// A node in a list.
@@ -267,8 +284,14 @@ pub struct GuestDetail {
     pub uid: String,
     /// The runner that owns it.
     pub instance: Option<InstanceId>,
-    /// If it is lost: the copies that are kept, the last owner first.
+    /// If it is lost: the copies that are kept, the last owner first. If it is not known who runs it: what nodes have said.
     pub copies: Vec<CopyRow>,
+    /// If it is lost: why its runner has ended, in its own words, where the node that had it can be asked and knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
+    /// If its runner was told to run it and does not: why, in its own words, where its node can be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_run: Option<String>,
     /// How often an older copy of it was run.
     pub rollbacks: u32,
     /// What the built-in runner was told.
@@ -290,7 +313,7 @@ pub struct CopyRow {
     pub node: NodeName,
     /// The runner.
     pub instance: InstanceId,
-    /// What it is: `last owner` or `kept source`.
+    /// What it is: `last owner` or `kept source`; in a group that was founded anew, as its node says.
     pub what: String,
 }
 

@@ -74,6 +74,8 @@ pub enum Act {
         /// Which.
         node: NodeName,
     },
+    /// A backup of what is agreed. Events: its bytes, [`BackupPiece`] by piece. Answer: [`BackupMade`].
+    ControlBackup,
     /// Every node. Answer: list of [`NodeRow`].
     NodeList,
     /// One node, with what is on it. Answer: [`NodeDetail`].
@@ -145,6 +147,16 @@ pub enum Act {
     },
     /// End a guest for good; answered when it is gone everywhere it can be reached. Answer: [`Done`].
     GuestStop {
+        /// Which.
+        guest: GuestName,
+    },
+    /// Press the power button of a guest that runs; answered when it is pressed, whatever the guest does then. Answer: [`Done`].
+    GuestPowerButton {
+        /// Which.
+        guest: GuestName,
+    },
+    /// Forget a guest whose QEMU was adopted, and leave that running. Answer: [`Done`].
+    GuestRelease {
         /// Which.
         guest: GuestName,
     },

@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 
 use godwit_domain::guest::GuestSpec;
 use godwit_domain::machine::Body;
-use godwit_domain::{PageCount, Quantity};
+use godwit_domain::qemu::Machine;
+use godwit_domain::{Adopted, PageCount, Qemu, Quantity};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::{Fault, Fields, what};
@@ -21,7 +23,7 @@ pub(super) const PREFIX: &str = "godwit.dev/";
 /// Patterns that the built-in runner knows.
 const PATTERNS: [&str; 3] = ["uniform", "hot-set", "streaming"];
 /// All that there are, without the prefix.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 20] = [
     "local-disks",
     "critical",
     "working-set",
@@ -32,7 +34,20 @@ const KNOWN: [&str; 10] = [
     "threads",
     "seed",
     "tick-interval-ms",
+    "runner",
+    "qemu",
+    "cpus",
+    "accel",
+    "kernel",
+    "initrd",
+    "append",
+    "disks",
+    "network",
+    "qemu-arguments",
 ];
+/// What says what a virtual machine is made of, each by itself; or `qemu-arguments` says it all.
+const OF_MACHINES: [&str; 8] =
+    ["cpus", "accel", "kernel", "initrd", "append", "disks", "network", "qemu-arguments"];
 
 /// Ours, by their names without the prefix, each with its path.
 #[derive(Debug, Default)]
@@ -93,10 +108,51 @@ impl<'a> Annotations<'a> {
             threads: self.small("threads", 1, u8::MAX)?.unwrap_or(idle.threads),
             seed: self.whole("seed", 0, u64::MAX)?.unwrap_or(idle.seed),
             tick_interval_ms: self.whole("tick-interval-ms", 1, u64::MAX)?.unwrap_or(idle.tick_interval_ms),
+            qemu: self.qemu(memory)?,
         };
         let critical = self.one_of("critical", &["true", "false"])? == Some("true");
         let local_disks_bytes = self.quantity("local-disks")?.map_or(0, Quantity::bytes);
         Ok(Body { critical, local_disks_bytes, ..Body::of(spec) })
+    }
+
+    /// The virtual machine; `None`: the built-in runner runs it.
+    fn qemu(&self, memory: Quantity) -> Result<Option<Qemu>, Fault> {
+        if self.one_of("runner", &["builtin", "qemu"])? != Some("qemu") {
+            let of_machines = OF_MACHINES.iter().chain(&["qemu"]).find_map(|name| self.0.get(name));
+            return match of_machines {
+                Some((path, _)) => {
+                    Err(Fault::new(path, format!("is of virtual machines: add {PREFIX}runner: qemu")))
+                }
+                None => Ok(None),
+            };
+        }
+        let text = |name: &str| self.0.get(name).map(|(_, text)| (*text).to_owned());
+        let program = text("qemu").unwrap_or_else(|| "qemu-system-x86_64".to_owned());
+        if let Some((path, whole)) = self.0.get("qemu-arguments") {
+            if let Some((other, _)) = OF_MACHINES.iter().take(7).find_map(|name| self.0.get(name)) {
+                return Err(Fault::new(
+                    other,
+                    format!("excludes {PREFIX}qemu-arguments, which says it all: keep one"),
+                ));
+            }
+            let told: Told = serde_json::from_str(whole)
+                .map_err(|error| Fault::new(path, format!("must be as `godwit get` shows it: {error}")))?;
+            let Told { arguments, ram_id, adopted } = told;
+            return Ok(Some(Qemu { program, arguments, ram_id, adopted }));
+        }
+        let append = text("append").unwrap_or_else(|| "console=ttyS0".to_owned());
+        let disks = text("disks").unwrap_or_default();
+        let machine = Machine {
+            program,
+            memory_bytes: memory.bytes(),
+            processors: self.small("cpus", 1, u8::MAX)?.unwrap_or(1).into(),
+            accelerator: self.one_of("accel", &["kvm", "tcg"])?.map(str::to_owned),
+            kernel: text("kernel").map(|kernel| (kernel, text("initrd"), append)),
+            disks: disks.split_whitespace().map(str::to_owned).collect(),
+            network: text("network"),
+            more: Vec::new(),
+        };
+        Ok(Some(machine.arguments()))
     }
 
     /// Whether one says how large the local disks are.
@@ -134,6 +190,22 @@ impl<'a> Annotations<'a> {
     }
 }
 
+/// `qemu-arguments`: all that is agreed of a virtual machine, beside its program and its memory.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Told {
+    arguments: Vec<String>,
+    ram_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adopted: Option<Adopted>,
+}
+
+fn told(qemu: &Qemu) -> String {
+    let Qemu { program: _, arguments, ram_id, adopted } = qemu.clone();
+    // Texts and numbers alone: nothing of them can not be written.
+    serde_json::to_string(&Told { arguments, ram_id, adopted }).unwrap_or_default()
+}
+
 /// Annotations that say what differs from a guest that writes nothing.
 pub(super) fn show(body: &Body) -> Vec<(String, String)> {
     let Body { spec, node_selector: _, local_disks_bytes, critical } = body;
@@ -163,7 +235,14 @@ pub(super) fn show(body: &Body) -> Vec<(String, String)> {
             spec.tick_interval_ms.to_string(),
         ),
     ];
-    let differing = all.into_iter().filter(|(_, differs, _)| *differs);
+    let qemu = spec.qemu.as_ref();
+    let machine = [
+        ("runner", qemu.is_some(), "qemu".to_owned()),
+        ("qemu", qemu.is_some(), qemu.map_or_else(String::new, |qemu| qemu.program.clone())),
+        ("qemu-arguments", qemu.is_some(), qemu.map_or_else(String::new, told)),
+    ];
+    let all = all.into_iter().chain(machine);
+    let differing = all.filter(|(_, differs, _)| *differs);
     differing.map(|(name, _, value)| (format!("{PREFIX}{name}"), value)).collect()
 }
 

@@ -171,7 +171,12 @@ impl Guest {
                     self.held = None;
                 }
             }
-            Entry::Request { .. } | Entry::Start { .. } => {
+            Entry::Request { .. }
+            | Entry::Start { .. }
+            | Entry::Found
+            | Entry::Unclaimed { .. }
+            | Entry::Claimed { .. }
+            | Entry::Settle { .. } => {
                 return Err(format!("{} was applied as an entry", entry.name()));
             }
         }

@@ -47,7 +47,6 @@ async fn ask_for(
 }
 
 pub(super) async fn a_real_clusters_log_is_whole_and_right(world: &mut World) -> Outcome {
-    world.announce(&["session with the leader", "no session", "stepped down"]);
     let folders = VOTERS.map(|name| (node(name), world.cluster.node_dir(&node(name))));
     let mut ledger = Ledger::new(folders.to_vec());
     ledger.poll()?;

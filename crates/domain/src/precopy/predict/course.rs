@@ -67,10 +67,9 @@ pub(super) fn play(curve: &Curve, now: &Now, limits: &Limits, rate: f64) -> Cour
 
 /// The lowest rate at which it fits, in bytes of pages per second: what is written in a time as long as the pause may take,
 /// or in a longer one at a higher rate, must be sent by that time. Then every round is smaller than the one before, down to
-/// what fits. `None`: what a switchover takes beside its pages is more than is allowed already.
-pub(super) fn lowest_rate(curve: &Curve, now: &Now, limits: &Limits) -> Option<f64> {
-    let pause = limits.downtime_max.checked_sub(now.fixed).filter(|pause| !pause.is_zero())?;
-    Some(curve.rate_over(pause.as_secs_f64()))
+/// what fits.
+pub(super) fn lowest_rate(curve: &Curve, now: &Now, limits: &Limits) -> f64 {
+    curve.rate_over(limits.for_the_rest(now.fixed).as_secs_f64())
 }
 
 /// Scans take pages out of a round that are written again before they are sent, so that rounds are shorter than they are

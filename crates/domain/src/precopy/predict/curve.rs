@@ -18,7 +18,7 @@ use crate::units::PAGE_BYTES;
 /// Windows are told apart by the power of two of their milliseconds: up to 17 minutes.
 const OCTAVES: usize = 21;
 /// A window this short says more about when the guest's threads slept than about what they do.
-const WINDOW_MIN: Duration = Duration::from_millis(5);
+pub(super) const WINDOW_MIN: Duration = Duration::from_millis(5);
 /// Fewer pages than this met in two scans by chance.
 const MET_PAGES_MIN: u64 = 16;
 

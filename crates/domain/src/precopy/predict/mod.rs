@@ -24,13 +24,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::course::{SKIPPING_MAX, as_bandwidth, lowest_rate, play};
-use self::curve::{Seen, float};
+use self::curve::{Seen, WINDOW_MIN, float};
 use super::Limits;
 use crate::units::{Round, time_for};
 
 /// What was seen is forgotten after once to twice this time: longer than the ups and downs of most workloads.
 pub const WATCHED: Duration = Duration::from_secs(60);
-/// Fewer scans than this are no ground to say "never".
+/// Fewer scans than this, each of a window that says anything, are no ground to say "never", or to be sure.
 const SCANS_MIN: u32 = 2;
 
 /// More than what is not enough.
@@ -112,9 +112,8 @@ pub struct Prediction {
     pub downtime_ms: u64,
     /// What is left then; if it does not fit, what stays however many rounds are made. In bytes.
     pub left_bytes: u64,
-    /// The lowest bandwidth at which it would fit, in bytes per second, headers included. `None`: what a switchover takes
-    /// beside its pages is more than is allowed, so that none would do.
-    pub needed_bandwidth: Option<u64>,
+    /// The lowest bandwidth at which it would fit, in bytes per second, headers included.
+    pub needed_bandwidth: u64,
     /// Bytes of pages per second that arrived when this was said.
     pub send_rate: u64,
     /// The downtime that was allowed when this was said, in milliseconds.
@@ -167,7 +166,8 @@ impl Predictor {
             self.rate_best = (0, self.rate_best.0);
             self.since = now;
         }
-        self.scans = self.scans.saturating_add(1);
+        // One right after another, as a round that ends soon after a scan has it, is no second look at the guest.
+        self.scans = self.scans.saturating_add(u32::from(scan.since_last >= WINDOW_MIN));
         self.rate_best.0 = self.rate_best.0.max(scan.send_rate);
         self.seen.note(scan, self.is_partial);
     }
@@ -193,6 +193,7 @@ impl Predictor {
         let course = play(&busiest, now, limits, rate);
         let quiet = play(&self.seen.quietest(&self.earlier, self.guest_bytes), now, limits, rate);
         let left_bytes = whole(course.left);
+        let lowest = lowest_rate(&busiest, now, limits);
         let fits = if course.fits {
             Fits::Yes { in_ms: whole(course.seconds * 1000.0), round: course.round.0 }
         } else {
@@ -202,10 +203,8 @@ impl Predictor {
             fits,
             downtime_ms: millis(time_for(left_bytes, now.send_rate).saturating_add(now.fixed)),
             left_bytes,
-            needed_bandwidth: lowest_rate(&busiest, now, limits).map(|lowest| {
-                // Near the edge the two may differ; what does not fit needs more than it has all the same.
-                as_bandwidth(if course.fits { lowest } else { lowest.max(rate * MORE) })
-            }),
+            // Near the edge the two may differ; what does not fit needs more than it has all the same.
+            needed_bandwidth: as_bandwidth(if course.fits { lowest } else { lowest.max(rate * MORE) }),
             send_rate: now.send_rate,
             downtime_max_ms: millis(limits.downtime_max),
             confidence: if !self.has_seen_enough() || !busiest.knows(limits.downtime_max.as_secs_f64()) {
@@ -229,11 +228,8 @@ impl Predictor {
         if !self.has_seen_enough() {
             return false;
         }
-        let Some(pause) = limits.downtime_max.checked_sub(fixed).filter(|pause| !pause.is_zero()) else {
-            return true;
-        };
         let rate = float(self.rate_best.0.max(self.rate_best.1));
-        let seconds = pause.as_secs_f64();
+        let seconds = limits.for_the_rest(fixed).as_secs_f64();
         let quietest = self.seen.quietest(&self.earlier, self.guest_bytes);
         rate > 0.0 && quietest.within(seconds) > rate * SKIPPING_MAX * seconds
     }

@@ -7,13 +7,15 @@
 //! The error that is stated: a rate between the needed one divided by [`NEAR_BELOW`] and
 //! times [`NEAR_ABOVE`] may turn out either way; a time is right to
 //! within [`TIME_FACTOR`] and [`TIME_MS`], and a downtime is at most
-//! [`DOWNTIME_FACTOR`] as long, and [`DOWNTIME_MS`]: one more round that halves the rest may make it shorter.
+//! [`DOWNTIME_FACTOR`] as long, and [`DOWNTIME_MS`]: one more round that halves the rest may make it shorter. Whether it
+//! halves it may be a matter of a few percent: of what is said at this rate and at one lower by [`EDGE`], the longer counts.
 
 #![expect(clippy::cast_possible_truncation, reason = "memories and times here are small")]
 
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::precopy::{Standing, Verdict, judge_round};
@@ -25,6 +27,7 @@ const TIME_FACTOR: f64 = 2.0;
 const TIME_MS: u64 = 400;
 const DOWNTIME_FACTOR: f64 = 3.0;
 const DOWNTIME_MS: u64 = 40;
+const EDGE: f64 = 1.25;
 
 const MIB: u64 = 1 << 20;
 const MIB_PAGES: u64 = MIB / PAGE_BYTES;
@@ -152,6 +155,10 @@ impl World {
     }
 
     fn prediction(&self) -> Prediction {
+        self.prediction_at(self.rate)
+    }
+
+    fn prediction_at(&self, rate: u64) -> Prediction {
         let now = Now {
             round: self.round,
             round_age: self.now - self.began,
@@ -159,7 +166,7 @@ impl World {
             dirty_bytes: count(&self.next) * PAGE_BYTES,
             left_before_bytes: self.left_before,
             guest_bytes: self.queue.len() as u64 * PAGE_BYTES,
-            send_rate: self.rate,
+            send_rate: rate,
             fixed: FIXED,
         };
         self.predictor.predict(&now, &self.limits).expect("something was seen")
@@ -240,8 +247,19 @@ fn within(said: u64, real: u64, factor: f64, more: u64) -> bool {
     !far(said, real) && !far(real, said)
 }
 
+/// What is stated here is an error that was measured, no law: a change is judged by the same guests each time. Others:
+/// `PROPTEST_RNG_SEED=N`, and more of them: `PROPTEST_CASES=N`.
+fn the_same_in_every_run() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let rng_seed = match config.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(1),
+        given => given,
+    };
+    ProptestConfig { rng_seed, ..config }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { ..ProptestConfig::default() })]
+    #![proptest_config(the_same_in_every_run())]
 
     #[test]
     fn what_is_said_after_round_one_of_a_steady_guest_comes_true(
@@ -250,12 +268,13 @@ proptest! {
         let mut world = World::new(seed, pages, rate, writes, limits(downtime));
         let first = world.round();
         let said = world.prediction();
+        let said_lower = world.prediction_at((rate as f64 / EDGE) as u64);
         let impossible = world.predictor.impossible(&world.limits, FIXED);
         let asked_at = world.now;
         let is_short = asked_at < Duration::from_millis(400);
         let real = first.or_else(|| world.rest());
         prop_assert!(!impossible || real.is_none(), "impossible, and it came: {real:?}, {said:?}");
-        let needed = said.needed_bandwidth.expect("there is one") as f64 * 16.0 / 17.0;
+        let needed = said.needed_bandwidth as f64 * 16.0 / 17.0;
         let near = needed / rate as f64;
         let is_near = near > 1.0 / NEAR_ABOVE && near < NEAR_BELOW;
         if is_near || said.confidence == Confidence::Early {
@@ -269,7 +288,8 @@ proptest! {
                 let took = millis(end.at - asked_at);
                 prop_assert!(within(in_ms, took, TIME_FACTOR, TIME_MS), "{in_ms} ms, took {took}: {said:?}");
                 let stands = millis(end.downtime);
-                let longest = said.downtime_ms as f64 * DOWNTIME_FACTOR + DOWNTIME_MS as f64;
+                let at_the_edge = said_lower.downtime_ms.min(downtime);
+                let longest = said.downtime_ms.max(at_the_edge) as f64 * DOWNTIME_FACTOR + DOWNTIME_MS as f64;
                 prop_assert!(said.downtime_ms <= downtime && stands as f64 <= longest, "{said:?}, and {end:?}");
             }
             _ => prop_assert!(false, "{said:?}, and {real:?}"),
@@ -285,7 +305,7 @@ proptest! {
         let said = world.prediction();
         let watched = world.now;
         prop_assume!(said.confidence != Confidence::Early);
-        let needed = said.needed_bandwidth.expect("there is one") as f64 * 16.0 / 17.0;
+        let needed = said.needed_bandwidth as f64 * 16.0 / 17.0;
         for (factor, fits) in [(NEAR_ABOVE, true), (1.0 / NEAR_BELOW, false)] {
             let rate = ((needed * factor) as u64).max(PAGE_BYTES * 100);
             let mut other = World::new(seed, pages, rate, writes, limits(downtime));
@@ -354,7 +374,7 @@ fn one_quiet_scan_is_no_convergence() {
     assert!(predictor.impossible(&limits, FIXED), "150 MiB/s, and 50 are sent");
     let said = predictor.predict(&a_round_of(30, rate), &limits).expect("seen");
     assert_eq!((said.fits, said.confidence), (Fits::No, Confidence::Firm));
-    let needed = said.needed_bandwidth.expect("there is one");
+    let needed = said.needed_bandwidth;
     assert!((150 * MIB..170 * MIB).contains(&needed), "{}", needed / MIB);
     let now_ms = fed(&mut predictor, now_ms, &[1], rate);
     let said = predictor.predict(&a_round_of(30, rate), &limits).expect("seen");
@@ -392,11 +412,21 @@ fn nothing_is_said_to_be_impossible_too_early() {
     assert!(!predictor.impossible(&limits(300), FIXED), "the link can do better");
 }
 
+/// A set that is written again and again within one scan: how fast, a second scan would tell. The round ends 3 ms later.
 #[test]
-fn no_bandwidth_makes_up_for_a_switchover_that_takes_longer_than_is_allowed() {
+fn a_scan_right_after_another_is_no_second_look() {
+    let writes = Writes { set_pages: 1984, mib_per_second: 122, in_laps: true, phases: None };
+    let mut world = World::new(0, 25 * MIB_PAGES, 123 * MIB, writes, limits(134));
+    assert!(world.round().is_none() && world.now < Duration::from_millis(205), "{world:?}");
+    assert_eq!(world.prediction().confidence, Confidence::Early);
+}
+
+#[test]
+fn a_switchover_that_takes_longer_than_is_allowed_leaves_half_of_it_for_the_rest() {
     let mut predictor = Predictor::new(Duration::ZERO, 1 << 30);
     fed(&mut predictor, 0, &[1, 1], 100 * MIB);
     let said = predictor.predict(&a_round_of(1, 100 * MIB), &limits(5)).expect("seen");
-    assert_eq!((said.fits, said.needed_bandwidth), (Fits::No, None));
-    assert!(predictor.impossible(&limits(5), FIXED));
+    assert!(matches!(said.fits, Fits::Yes { .. }), "{said:?}");
+    assert!(!predictor.impossible(&limits(5), FIXED));
+    assert_eq!(limits(5).for_the_rest(FIXED), Duration::from_micros(2_500));
 }

@@ -6,6 +6,7 @@
 //! ```
 
 mod drain;
+mod founding;
 mod guests;
 mod layers;
 mod met;

@@ -30,6 +30,7 @@ fn is_on(guest: &Guest, node: &NodeName, deleted_too: bool) -> bool {
         }
         Life::Deleting(left) => deleted_too && left.contains(node),
         Life::Purged => false,
+        Life::Unsure(doubt) => doubt.licences().iter().any(|licence| licence.node == *node),
     };
     let is_copied = |source: &Licence, target: &Licence| source.node == *node || target.node == *node;
     let in_phase = ownership.attempt.as_ref().is_some_and(|attempt| match &attempt.phase {

@@ -16,7 +16,7 @@ impl World {
             .names
             .iter()
             .zip(&self.hosts)
-            .filter(|(_, host)| host.up)
+            .filter(|(_, host)| host.up && host.ends.is_none())
             .map(|(name, _)| name.clone())
             .collect();
         if let Some((guest, migration, target)) = self.registry.next_admission(&reachable) {
@@ -24,15 +24,21 @@ impl World {
         }
         // A fenced node that is back has stopped what the fence names, by its duties.
         for at in 0..3 {
-            let fenced = self.registry.nodes.get(&self.names[at]).is_some_and(|node| node.fenced.is_some());
-            let clean = self.hosts[at].up && self.hosts[at].running().count() == 0;
-            if fenced && clean && self.hosts[at].view + 1 == self.history.len() {
+            let node = self.registry.nodes.get(&self.names[at]);
+            let Some(named) = node.and_then(|node| node.fenced.clone()) else { continue };
+            let host = &self.hosts[at];
+            // In a group that was founded anew the fence may be old, and name nothing of what runs here now.
+            let stands_still = |instance: &InstanceId| self.disasters > 0 && !named.contains(instance);
+            let all_stand_still = host.running().all(|process| stands_still(&process.runner.instance));
+            let clean = host.up && host.ends.is_none() && all_stand_still;
+            if clean && self.hosts[at].view + 1 == self.history.len() {
                 self.commit(Command::FenceSeen { node: self.names[at].clone() });
             }
         }
     }
 
     pub(super) fn operator_acts(&mut self) {
+        self.is_mute = false;
         let present = self.present().clone();
         if let Life::Lost { last, kept } = &present.life {
             let copies = [Some(last), kept.as_ref()];
@@ -138,6 +144,7 @@ impl World {
         } else {
             self.hosts[at].up = true;
             self.hosts[at].boot += 1;
+            self.follow(at);
             self.join(at);
             self.note(|| format!("{at}: boots again"));
         }

@@ -2,6 +2,7 @@
 //! repeated and reordered, node processes that restart with the oldest view, runners and hosts that die, an operator
 //! who cancels, deletes, vouches and recovers.
 
+mod disaster;
 mod luck;
 mod sides;
 
@@ -45,6 +46,17 @@ pub(crate) struct World {
     /// How far the guest has come anywhere.
     age: u64,
     deaths: usize,
+    /// States that may take the log's place.
+    backups: Vec<Registry>,
+    /// Whether the group may be lost.
+    may_be_lost: bool,
+    pub(crate) disasters: usize,
+    /// Where the present group's log begins.
+    begins: usize,
+    /// The guest ran when its host followed to the present group.
+    ran_through: bool,
+    /// Whoever acts has nobody to propose to.
+    is_mute: bool,
     pub(crate) events: usize,
     pub(crate) hand_overs: usize,
     pub(crate) faults_inside: usize,
@@ -67,6 +79,12 @@ impl World {
             migrations: 0,
             age: 0,
             deaths: 0,
+            backups: Vec::new(),
+            may_be_lost: false,
+            disasters: 0,
+            begins: 0,
+            ran_through: false,
+            is_mute: false,
             events: 0,
             hand_overs: 0,
             faults_inside: 0,
@@ -85,6 +103,11 @@ impl World {
         world
     }
 
+    /// The same, and the group may be lost and founded anew.
+    pub(crate) fn with_disasters(seed: u64) -> Self {
+        Self { may_be_lost: true, ..Self::new(seed) }
+    }
+
     pub(crate) fn steps_planned(&mut self) -> usize {
         self.random.usize(2500..4500)
     }
@@ -98,6 +121,10 @@ impl World {
     /// One random thing happens.
     pub(crate) fn step(&mut self) {
         let at = self.random.usize(0..3);
+        if self.may_be_lost {
+            self.around_a_disaster(at);
+        }
+        self.is_mute = self.hosts[at].ends.is_some();
         match self.random.u32(0..100) {
             0..22 => self.wake(at),
             22..38 => self.log_takes_a_proposal(),
@@ -143,6 +170,9 @@ impl World {
             self.hand_overs += usize::from(!was && handed(&guest.ownership));
             self.history.push(guest.ownership.clone());
         }
+        if self.may_be_lost {
+            self.back_up();
+        }
     }
 
     fn log_takes_a_proposal(&mut self) {
@@ -159,6 +189,9 @@ impl World {
     }
 
     fn propose(&mut self, entry: Entry) {
+        if self.is_mute {
+            return;
+        }
         let command = Command::Guest { guest: GUEST, entry };
         // Repeats add nothing: what is under way may arrive any number of times.
         if !self.proposals.iter().any(|(_, known)| *known == command) {
@@ -177,11 +210,12 @@ impl World {
     }
 
     fn view(&self, at: usize) -> Ownership {
-        self.history[self.hosts[at].view.min(self.history.len() - 1)].clone()
+        let newest = self.hosts[at].ends.unwrap_or(self.history.len() - 1);
+        self.history[self.hosts[at].view.min(newest)].clone()
     }
 
     fn learn(&mut self, at: usize) {
-        let newest = self.history.len() - 1;
+        let newest = self.hosts[at].ends.unwrap_or(self.history.len() - 1);
         let host = &mut self.hosts[at];
         if host.up && host.view < newest {
             host.view = if self.random.bool() { host.view + 1 } else { newest };
@@ -298,7 +332,8 @@ impl World {
                 if !process.may_run_under(epoch) {
                     return;
                 }
-                let rolled_back = self.present().rollbacks > 0;
+                // An operator's act that the log knows, or one that was lost since.
+                let rolled_back = self.history.iter().any(|then| then.rollbacks > 0);
                 let process = self.hosts[at].process(instance).expect("it is there");
                 assert!(process.age == newest || rolled_back, "S2: an older copy runs");
                 process.runner.state = RunnerState::Running(epoch);
@@ -336,7 +371,7 @@ impl World {
                 Life::Lost { .. } => panic!("S1: declared lost while it runs"),
                 Life::Creating(_) => panic!("S5: it runs before it was born"),
                 // A late start by the last licensee is harmless: one copy, soon destroyed.
-                Life::Deleting(_) => {}
+                Life::Deleting(_) | Life::Unsure(_) => {}
                 Life::Purged => panic!("S5: it runs after it was purged"),
             }
         }
@@ -354,6 +389,7 @@ impl World {
             if !self.hosts[at].up {
                 self.hosts[at].up = true;
                 self.hosts[at].boot += 1;
+                self.follow(at);
                 self.join(at);
             }
         }
@@ -378,13 +414,14 @@ impl World {
             }
             Life::Purged if over && copies == 0 => Some("deleted"),
             Life::Lost { last, kept } => {
-                assert!(self.deaths > 0, "L2: a guest is lost though nothing died");
+                assert!(self.deaths + self.disasters > 0, "L2: a guest is lost though nothing died");
+                assert!(!self.is_lost_for_nothing(), "L2: a guest that ran is lost by a disaster");
                 // Kept copies, if there are any, are for the operator; he acts in time.
                 let instances = [Some(last), kept.as_ref()].into_iter().flatten().map(|l| l.instance);
                 let there = |instance: InstanceId| self.hosts.iter().any(|host| host.has_paused(instance));
                 (over && !instances.into_iter().any(there)).then_some("lost with its host")
             }
-            Life::Alive(_) | Life::Creating(_) | Life::Deleting(_) | Life::Purged => None,
+            Life::Alive(_) | Life::Creating(_) | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => None,
         }
     }
 }

@@ -2,7 +2,7 @@
 //! taking what arrives, giving up.
 
 use godwit_domain::agent::{Arrived, RunnerState};
-use godwit_domain::ownership::{Entry, Mode, Ownership, Phase, Side};
+use godwit_domain::ownership::{Entry, Life, Mode, Ownership, Phase, Side};
 use godwit_domain::{Epoch, InstanceId, MigrationId, planted};
 
 use super::{Final, World};
@@ -14,6 +14,9 @@ impl World {
             return;
         }
         let view = self.view(at);
+        if let Life::Unsure(_) = view.life {
+            return;
+        }
         let Some(attempt) = &view.attempt else { return };
         let migration = attempt.migration.clone();
         let Phase::Copying { source, .. } = &attempt.phase else { return self.testify(at, &view) };
@@ -118,6 +121,9 @@ impl World {
             return;
         }
         let view = self.view(at);
+        if let Life::Unsure(_) = view.life {
+            return;
+        }
         let Some(attempt) = &view.attempt else { return };
         let migration = attempt.migration.clone();
         match &attempt.phase {
@@ -156,7 +162,9 @@ impl World {
             Some(instance) => instance,
             None if self.hosts[at].processes.is_empty() || planted::is_on("licence-names-node") => {
                 let instance = self.fresh_instance();
-                self.hosts[at].processes.push(Process::incoming(instance, epoch, None, false));
+                let process = Process::incoming(instance, epoch, None, false);
+                let arriving = Some(migration.clone());
+                self.hosts[at].processes.push(Process { arriving, ..process });
                 instance
             }
             None => return,

@@ -18,10 +18,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use godwit_admin::client::{changes, new_request_id};
 use godwit_admin::{AskError, Client, ClientError, read_as};
 use godwit_domain::{GuestName, GuestSpec, Labels, MigrationId, NodeName};
 use godwit_node::ca::{self, CaError};
-use godwit_wire::admin::{Act, ControlStatus, GuestDetail, GuestStats, MigrationDetail, NodeDetail};
+use godwit_wire::admin::{
+    Act, Code, ControlStatus, GuestDetail, GuestStats, MigrationDetail, NodeDetail, Problem,
+};
 use godwit_wire::handoff::{Stats, Verified};
 use serde_json::Value;
 use tokio::process::Command;
@@ -85,6 +88,12 @@ pub enum ClusterError {
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> ClusterError {
     let what = what.into();
     move |source| ClusterError::Io { what, source }
+}
+
+/// Whether a question met a change of leaders.
+fn is_election(problem: &Problem) -> bool {
+    let passes = matches!(problem.code, Code::Unavailable | Code::Unknown);
+    passes && ["a quorum of voters must", "the leader must"].iter().any(|rule| problem.rule.starts_with(rule))
 }
 
 /// See the module.
@@ -239,18 +248,38 @@ impl Cluster {
     /// Asks a node.
     pub async fn ask(&self, node: &NodeName, act: Act) -> Result<Value, ClusterError> {
         let process = self.nodes.get(node).ok_or(ClusterError::NobodyLives)?;
-        let mut client = Client::connect(&process.socket).await?;
-        Ok(client.ask(act, |_| {}).await?)
+        self.ask_past_elections(act, async || Ok(Client::connect(&process.socket).await?)).await
     }
 
     /// Asks any node that answers; the first that can be connected to.
     pub async fn ask_any(&self, act: Act) -> Result<Value, ClusterError> {
-        for process in self.nodes.values() {
-            if let Ok(mut client) = Client::connect(&process.socket).await {
-                return Ok(client.ask(act, |_| {}).await?);
+        let first = async || {
+            for process in self.nodes.values() {
+                if let Ok(client) = Client::connect(&process.socket).await {
+                    return Ok(client);
+                }
             }
+            Err(ClusterError::NobodyLives)
+        };
+        self.ask_past_elections(act, first).await
+    }
+
+    /// Asks again, under the same request id, as long as nobody leads or whoever led went before the answer came.
+    async fn ask_past_elections(
+        &self,
+        act: Act,
+        connect: impl AsyncFn() -> Result<Client, ClusterError>,
+    ) -> Result<Value, ClusterError> {
+        let id = if changes(&act) { Some(new_request_id().map_err(AskError::from)?) } else { None };
+        let deadline = Instant::now() + STEP_TIMEOUT;
+        loop {
+            let answer = connect().await?.ask_under(id.clone(), act.clone(), |_| {}).await;
+            match answer {
+                Err(AskError::Problem(problem)) if is_election(&problem) && Instant::now() < deadline => {}
+                answer => return Ok(answer?),
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        Err(ClusterError::NobodyLives)
     }
 
     /// Who leads, in which term; waits for an election.

@@ -33,6 +33,11 @@ pub struct NodeSpec {
     pub networks: Vec<(String, SocketAddr)>,
 }
 
+/// Ports of voters in a lab.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+/// So many of them may be taken in a row.
+const TRIES: u16 = 100;
+
 impl NodeSpec {
     /// A node on loopback. Its packets are larger than on a common network: loopback carries them.
     pub fn on_loopback(name: NodeName, voters: &BTreeMap<NodeName, SocketAddr>) -> Self {
@@ -52,12 +57,18 @@ impl NodeSpec {
     }
 }
 
-/// Control addresses on loopback for so many voters. The ports were free a moment ago; somebody may be faster.
+/// Control addresses on loopback for so many voters. The ports were free a moment ago, and are of those that the kernel
+/// gives to nobody who asks for any (32768 and up, if nobody has set that otherwise): a node may have its own again after
+/// a restart.
 pub fn free_addresses(names: &[NodeName]) -> std::io::Result<BTreeMap<NodeName, SocketAddr>> {
-    let sockets: Vec<UdpSocket> =
-        names.iter().map(|_| UdpSocket::bind(("127.0.0.1", 0))).collect::<Result<_, _>>()?;
+    let sockets: Vec<UdpSocket> = names.iter().map(|_| on_a_free_port()).collect::<Result<_, _>>()?;
     let addresses = sockets.iter().map(UdpSocket::local_addr);
     names.iter().cloned().zip(addresses).map(|(name, address)| Ok((name, address?))).collect()
+}
+
+fn on_a_free_port() -> std::io::Result<UdpSocket> {
+    let tried = (0..TRIES).find_map(|_| UdpSocket::bind(("127.0.0.1", fastrand::u16(PORTS))).ok());
+    tried.map_or_else(|| UdpSocket::bind(("127.0.0.1", 0)), Ok)
 }
 
 /// A running node process.

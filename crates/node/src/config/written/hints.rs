@@ -105,7 +105,8 @@ impl Written<'_> {
                 let address = addresses.find(|address| !has(address, &|_| true));
                 format!("{} = {}", bare(name), address.unwrap_or_default())
             }
-            Kind::Table(Lines::Labels | Lines::Networks) => self.without(table, name),
+            Kind::Table(Lines::Renames) if !name.is_empty() => format!("{} = \"/mnt/images/\"", bare(name)),
+            Kind::Table(Lines::Labels | Lines::Networks | Lines::Renames) => self.without(table, name),
             Kind::Table(Lines::Voters) | Kind::Text | Kind::Bytes | Kind::Number => {
                 let name = if name.parse::<NodeName>().is_ok() { name } else { "node-a" };
                 let mut addresses = (1..=u8::MAX).map(|host| format!("\"10.0.0.{host}:{CONTROL_PORT}\""));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use godwit_domain::machine::Body;
-use godwit_domain::ownership::{Entry, Licence, Life, Phase};
+use godwit_domain::ownership::{Doubt, Entry, Licence, Life, Phase};
 use godwit_domain::registry::{BootId, Command, Guest, GuestUid, Home, Registry, WaitReason};
 use godwit_domain::{GuestName, InstanceId, Labels, NodeName, PageCount};
 use godwit_wire::admin::{Done, Fenced, GuestStats, LostGuest, NodeDetail, Problem, RunnerRow};
@@ -248,7 +248,7 @@ async fn owner_of(group: &Group, name: &GuestName) -> Result<(GuestUid, Licence)
     let (uid, life) = named(group, name, |uid, guest, _| (uid, guest.ownership.life.clone())).await?;
     match life {
         Life::Alive(owner) => Ok((uid, owner)),
-        Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => {
+        Life::Creating(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => {
             let message = format!("guest {name} is {}", life.name());
             Err(refused("the guest must be alive", message, "godwit guest show NAME says how it stands"))
         }
@@ -271,6 +271,37 @@ pub(super) async fn stats(group: &Group, name: GuestName) -> Answered {
     }
 }
 
+/// Why a guest's runner does not run it, or, if it is lost, why its last one has ended; if its node answers and knows.
+pub(super) async fn why_still(group: &Group, name: &GuestName) -> Option<(Still, String)> {
+    let found = named(group, name, |_, guest, _| match &guest.ownership.life {
+        Life::Lost { last, .. } => Some((Still::Lost, last.clone())),
+        _ => guest.ownership.owner().map(|owner| (Still::NotRun, owner.clone())),
+    });
+    let (still, Licence { node, instance, .. }) = found.await.ok()??;
+    match ask_node(group, &node, NodeAsk::WhyEnded(instance)).await {
+        Ok(NodeAnswer::Why(why)) => why.map(|why| (still, why)),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// What a guest is that does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Still {
+    /// Its runner has ended.
+    Lost,
+    /// Its runner is there, and was told to run it.
+    NotRun,
+}
+
+/// Presses a guest's power button where it runs.
+pub(super) async fn power_button(group: &Group, name: GuestName) -> Answered {
+    let (uid, owner) = owner_of(group, &name).await?;
+    match ask_node(group, &owner.node, NodeAsk::PowerButton(uid)).await? {
+        NodeAnswer::Pressed => json(&Done::default()),
+        other => Err(problem::failed("node", format!("node {} answered {other:?}", owner.node))),
+    }
+}
+
 /// Ends a guest for good, and its VirtualMachine, which would wish for it again.
 pub(super) async fn stop(group: &Group, asked: Asked, name: GuestName) -> Answered {
     let found =
@@ -282,6 +313,15 @@ pub(super) async fn stop(group: &Group, asked: Asked, name: GuestName) -> Answer
     };
     asked.propose(group, None, command).await?;
     until_gone(group, &name, uid).await
+}
+
+/// Forgets a guest, and has its process left running.
+pub(super) async fn release(group: &Group, asked: Asked, name: GuestName) -> Answered {
+    let (uid, owner) = owner_of(group, &name).await?;
+    match ask_node(group, &owner.node, NodeAsk::Release(uid)).await? {
+        NodeAnswer::Released => stop(group, asked, name).await,
+        other => Err(problem::failed("node", format!("node {} answered {other:?}", owner.node))),
+    }
 }
 
 /// Answered when a guest that was ended is gone wherever it can be reached.
@@ -309,7 +349,12 @@ pub(super) async fn fenced_before(group: &Group, node: NodeName) -> Answered {
                 let kept_on = kept.as_ref().map(|kept| kept.node.clone());
                 Some(LostGuest { guest: guest.name.clone(), kept_on })
             }
-            Life::Lost { .. } | Life::Creating(_) | Life::Alive(_) | Life::Deleting(_) | Life::Purged => None,
+            Life::Lost { .. }
+            | Life::Creating(_)
+            | Life::Alive(_)
+            | Life::Deleting(_)
+            | Life::Purged
+            | Life::Unsure(_) => None,
         });
         lost.collect::<Vec<_>>()
     });
@@ -321,7 +366,9 @@ pub(super) async fn fenced_before(group: &Group, node: NodeName) -> Answered {
 fn holders(guest: &Guest) -> String {
     match &guest.ownership.life {
         Life::Deleting(left) => left.iter().map(NodeName::to_string).collect::<Vec<_>>().join(", "),
-        Life::Creating(_) | Life::Alive(_) | Life::Lost { .. } | Life::Purged => String::new(),
+        Life::Creating(_) | Life::Alive(_) | Life::Lost { .. } | Life::Purged | Life::Unsure(_) => {
+            String::new()
+        }
     }
 }
 
@@ -333,9 +380,15 @@ pub(super) async fn recover(
     instance: Option<InstanceId>,
 ) -> Answered {
     let (uid, life) = named(group, &name, |uid, guest, _| (uid, guest.ownership.life.clone())).await?;
-    let Life::Lost { last, kept } = life else {
-        let message = format!("guest {name} is {}", life.name());
-        return Err(refused("only a lost guest is recovered", message, "godwit guest show NAME"));
+    let (last, kept) = match life {
+        Life::Lost { last, kept } => (last, kept),
+        Life::Unsure(doubt) => {
+            return choose(group, asked, (name, uid), accept_rollback, instance, &doubt).await;
+        }
+        Life::Creating(_) | Life::Alive(_) | Life::Deleting(_) | Life::Purged => {
+            let message = format!("guest {name} is {}", life.name());
+            return Err(refused("only a lost guest is recovered", message, "godwit guest show NAME"));
+        }
     };
     if !accept_rollback {
         let message = format!(
@@ -359,5 +412,31 @@ pub(super) async fn recover(
     let recover = Command::Guest { guest: uid, entry: Entry::Recover { instance: copy } };
     asked.propose(group, None, recover).await?;
     tracing::warn!(guest = %name, instance = %copy, "recovered from an older copy, by an operator");
+    guest_detail(group, name).await
+}
+
+/// Of a guest that more than one runner claims, in a group that was founded anew: which one it is.
+async fn choose(
+    group: &Group,
+    asked: Asked,
+    (name, uid): (GuestName, GuestUid),
+    accept_rollback: bool,
+    instance: Option<InstanceId>,
+    doubt: &Doubt,
+) -> Answered {
+    if !doubt.open {
+        let message =
+            format!("not every node has said since the group was founded anew what it has of guest {name}");
+        let hint = "godwit status says which nodes are waited for; one that is gone for good: godwit node fence NODE";
+        return Err(refused("every node is heard before a guest is chosen", message, hint));
+    }
+    let (Some(instance), true) = (instance, accept_rollback) else {
+        let message = format!("more than one runner claims guest {name}, and all but one will be ended");
+        let hint = "godwit guest show NAME lists them; --instance INSTANCE --accept-rollback chooses";
+        return Err(refused("which of several runners it is, is an explicit act", message, hint));
+    };
+    let recover = Command::Guest { guest: uid, entry: Entry::Recover { instance } };
+    asked.propose(group, None, recover).await?;
+    tracing::warn!(guest = %name, %instance, "chosen from several that claim to be it, by an operator");
     guest_detail(group, name).await
 }

@@ -33,9 +33,9 @@ pub(super) async fn add(group: &Group, asked: Asked, node: NodeName) -> Answered
     let name = node.clone();
     let known = group.read(move |registry| {
         let node = registry.nodes.get(&name)?;
-        Some((node.control, node.fenced.is_some()))
+        Some((node.control, node.control_stays, node.fenced.is_some()))
     });
-    let (address, is_fenced) = known.await.ok_or_else(gone)?.ok_or_else(|| no_node(&node))?;
+    let (address, stays, is_fenced) = known.await.ok_or_else(gone)?.ok_or_else(|| no_node(&node))?;
     if is_fenced || group.floor().session(&node).is_none() {
         return Err(problem::unreachable(&node));
     }
@@ -43,6 +43,12 @@ pub(super) async fn add(group: &Group, asked: Asked, node: NodeName) -> Answered
         let message = format!("node {node} says that it is reached at {address}, where nobody finds it");
         let hint = "give `listen` in [control] of its config the address and port where the others reach it, and start it again";
         return Err(refused("a voter has an address where the others reach it", message, hint));
+    }
+    if !stays {
+        let message =
+            format!("node {node} is reached at {address} until it is started again, and elsewhere then");
+        let hint = "give `listen` in [control] of its config a port, and start it again";
+        return Err(refused("a voter has an address that stays", message, hint));
     }
     asked.change(group, Wanted::Add(node.clone()), MemberChange::Added).await?;
     tracing::info!(%node, "is taken into the control group, and learns");

@@ -150,7 +150,9 @@ pub(super) async fn again(group: &Group, made: Option<String>) -> Answered {
             let guest = registry.guests.get(&uid)?;
             let home = match &guest.ownership.life {
                 Life::Creating(node) => Some(node.clone()),
-                Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged => None,
+                Life::Alive(_) | Life::Lost { .. } | Life::Deleting(_) | Life::Purged | Life::Unsure(_) => {
+                    None
+                }
             };
             let ends = matches!(guest.ownership.life, Life::Deleting(_) | Life::Purged);
             Some((guest.name.clone(), home, ends, guest.memory_bytes()))

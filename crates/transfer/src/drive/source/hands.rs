@@ -13,7 +13,9 @@ use super::{Event, MemoryJob, RunnerJob};
 use crate::drive::stream::{self, SharedLimiter};
 use crate::drive::{Runner, RunnerError, chain};
 use crate::pages::{Encoded, Reader};
+use crate::source::Plan;
 use crate::target::Lane;
+use crate::young::Young;
 use crate::{audit, control};
 
 /// Lives on a thread of its own: what it does may take milliseconds and must be done in order.
@@ -22,21 +24,23 @@ pub(super) struct MemoryWorker {
     /// None beside a guest that stands still.
     pub(super) tracker: Option<Tracker>,
     pub(super) written: PageSet,
+    /// Of a guest whose disks write its memory by themselves.
+    pub(super) young: Option<Young>,
 }
 
 impl MemoryWorker {
     pub(super) fn work(mut self, mut jobs: mpsc::Receiver<MemoryJob>, events: &mpsc::Sender<Event>) {
         while let Some(job) = jobs.blocking_recv() {
             let event = match job {
-                MemoryJob::Scan => {
-                    self.scan().map_or_else(|error| Event::Unreadable(None, chain(&error)), Event::Scanned)
-                }
+                MemoryJob::Scan(last) => self
+                    .scan(last)
+                    .map_or_else(|error| Event::Unreadable(None, chain(&error)), Event::Scanned),
                 MemoryJob::Digest(run) if planted::audit_stalls(run) => continue,
                 MemoryJob::Digest(run) => match audit::digests(self.reader.memory(), run) {
                     Ok(digests) => Event::Digested(run, digests),
                     Err(error) => Event::Unreadable(None, format!("read of guest memory: {error}")),
                 },
-                MemoryJob::Read(plan, to) => match self.reader.read(&plan) {
+                MemoryJob::Read(plan, to) => match self.read(&plan) {
                     // The connection is gone, which its own tasks have said.
                     Ok(encoded) => match to.blocking_send(encoded) {
                         Ok(()) => continue,
@@ -57,10 +61,24 @@ impl MemoryWorker {
         }
     }
 
-    fn scan(&mut self) -> Result<PageSet, TrackerError> {
+    fn read(&mut self, plan: &Plan) -> std::io::Result<Encoded> {
+        if let Some(young) = &mut self.young {
+            young.sends(self.reader.memory(), &plan.runs)?;
+        }
+        self.reader.read(plan)
+    }
+
+    fn scan(&mut self, last: bool) -> Result<PageSet, TrackerError> {
         let mut written = self.written.clone();
         if let Some(tracker) = &mut self.tracker {
             tracker.scan(|run| written.insert_run(run))?;
+        }
+        match &mut self.young {
+            Some(young) if last => {
+                young.at_last(self.reader.memory(), &mut written).map_err(TrackerError::Scan)?;
+            }
+            Some(young) => young.scanned(Instant::now(), &written),
+            None => {}
         }
         planted::drop_one_in_ten_thousand(&mut written);
         Ok(written)

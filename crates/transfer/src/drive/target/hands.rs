@@ -173,6 +173,7 @@ pub(super) fn hear_faults(faults: &Faults, until: &io::PipeReader, events: &mpsc
         let mut pages = Vec::new();
         let read = faults.read(|page| pages.push(page));
         for page in pages {
+            tracing::trace!(page = page.0, "somebody waits");
             if events.blocking_send(Event::Fault(page)).is_err() {
                 return;
             }

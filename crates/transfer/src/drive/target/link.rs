@@ -2,15 +2,28 @@
 //!
 //! Always true: what still comes out of an older link is told apart by its number; either connection gone is the link gone.
 
-use quinn::{Connection, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use godwit_wire::migration::SessionId;
+use godwit_wire::migration::{Preamble, SessionId};
 
 use super::hands::{accept_pages, hear_frames};
-use super::{BROKE_PROTOCOL, Driver, Inbound};
+use super::{BROKE_PROTOCOL, Driver};
 use crate::target::{Lane, Violation};
+
+/// A connection whose preamble fits.
+#[derive(Debug)]
+pub struct Inbound {
+    /// Which of the two connections of a link it is.
+    pub lane: Lane,
+    /// The connection.
+    pub connection: Connection,
+    /// Its control stream, greeted.
+    pub control: (SendStream, RecvStream),
+    /// What the source said.
+    pub preamble: Preamble,
+}
 
 /// How a closed connection tells the peer that another is wanted.
 const LINK_LOST: u32 = 3;

@@ -200,6 +200,14 @@ fn a_guest_that_could_not_be_kept_as_it_is_is_refused() {
         ("{godwit.dev/tick-interval-ms: '0'}", &["from 1"]),
         ("{godwit.dev/pattern: cold-set}", &["uniform or hot-set or streaming"]),
         ("{godwit.dev/dirty-rate: 4mi}", &["godwit.dev/dirty-rate", "4mi"]),
+        ("{godwit.dev/cpus: '2'}", &["godwit.dev/cpus", "add godwit.dev/runner: qemu"]),
+        ("{godwit.dev/runner: xen}", &["builtin or qemu"]),
+        ("{godwit.dev/runner: qemu, godwit.dev/cpus: '0'}", &["from 1 to 255"]),
+        ("{godwit.dev/runner: qemu, godwit.dev/qemu-arguments: '[]'}", &["as `godwit get` shows it"]),
+        (
+            "{godwit.dev/runner: qemu, godwit.dev/kernel: /k, godwit.dev/qemu-arguments: '{}'}",
+            &["godwit.dev/kernel", "excludes godwit.dev/qemu-arguments"],
+        ),
         ("[]", &["metadata.annotations: must be a map"]),
     ] {
         refused(&instance(&format!("{{{memory}}}"), annotations), words);
@@ -213,6 +221,28 @@ fn a_guest_that_could_not_be_kept_as_it_is_is_refused() {
     let (manifest, notes) = one(&host.replace(": 5}", ": '5'}")).expect("an instance");
     let Manifest::Instance { body: Some(body), .. } = manifest else { panic!("a body") };
     assert_eq!((body.local_disks_bytes, notes.len()), (5, 0));
+}
+
+#[test]
+fn a_virtual_machine_is_what_its_annotations_say() {
+    let annotations = "{godwit.dev/runner: qemu, godwit.dev/cpus: '2', godwit.dev/accel: tcg, godwit.dev/kernel: /k, \
+                       godwit.dev/initrd: /i, godwit.dev/disks: /srv/a.qcow2 /srv/b.img, godwit.dev/network: tap0}";
+    let (manifest, notes) =
+        one(&instance("{domain: {memory: {guest: 64Mi}}}", annotations)).expect("an instance");
+    let Manifest::Instance { body: Some(body), .. } = manifest else { panic!("a body") };
+    let qemu = body.spec.qemu.expect("a virtual machine");
+    assert_eq!((qemu.program.as_str(), notes.len()), ("qemu-system-x86_64", 0));
+    let line = qemu.arguments.join(" ");
+    for part in [
+        "-machine q35,memory-backend=ram -m 65536K",
+        "-smp 2 -accel tcg",
+        "-kernel /k -initrd /i -append console=ttyS0",
+        "file=/srv/a.qcow2,format=qcow2",
+        "file=/srv/b.img,format=raw",
+        "tap,id=net0,ifname=tap0",
+    ] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
 }
 
 #[test]

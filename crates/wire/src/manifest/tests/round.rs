@@ -2,7 +2,7 @@
 
 use godwit_domain::guest::GuestSpec;
 use godwit_domain::settings::PostCopyTrigger;
-use godwit_domain::{Overrides, Priority, Quantity};
+use godwit_domain::{Adopted, Overrides, Priority, Qemu, Quantity};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -106,11 +106,16 @@ fn body() -> impl Strategy<Value = Body> {
     let pattern = prop_oneof![Just("uniform"), Just("hot-set"), Just("streaming")];
     let runner = (size(), size(), pattern, 0..=100_u8, 0..=100_u8, 1..=u8::MAX, any::<u64>(), 1..=u64::MAX);
     let memory = (1..=u32::MAX).prop_map(|pages| u64::from(pages) * 4096);
-    (memory, option::of(runner), some_labels(), option::of(size()), any::<bool>()).prop_map(
-        |(memory_bytes, runner, node_selector, local_disks, critical)| {
+    let adopted = (any::<i32>(), any::<u64>(), "[a-z/,\"]{1,9}")
+        .prop_map(|(pid, started_ticks, qmp)| Adopted { pid, started_ticks, qmp });
+    let qemu = ("[a-z/-]{1,9}", vec("[ -~]{0,9}", 0..5), "[a-z.]{1,5}", option::of(adopted))
+        .prop_map(|(program, arguments, ram_id, adopted)| Qemu { program, arguments, ram_id, adopted });
+    let runs = (option::of(runner), option::of(qemu));
+    (memory, runs, some_labels(), option::of(size()), any::<bool>()).prop_map(
+        |(memory_bytes, (runner, qemu), node_selector, local_disks, critical)| {
             let idle = GuestSpec::idle(memory_bytes);
             let spec = match runner {
-                None => idle,
+                None => GuestSpec { qemu, ..idle },
                 Some((set, rate, pattern, zero, compressible, threads, seed, tick)) => GuestSpec {
                     memory_bytes,
                     working_set_bytes: set,
@@ -121,6 +126,7 @@ fn body() -> impl Strategy<Value = Body> {
                     threads,
                     seed,
                     tick_interval_ms: tick,
+                    qemu,
                 },
             };
             Body { spec, node_selector, local_disks_bytes: local_disks.unwrap_or(0), critical }

@@ -1,11 +1,11 @@
 //! The runner's end of the hand-off socket.
 //!
 //! ```text
-//!   accept ─▶ attach (the older connection is shut) ─▶ thread: Hello + 3 descriptors
+//!   accept ─▶ attach (the older connection is shut) ─▶ thread: Hello + descriptors
 //!                                                        └▶ line ─▶ decode ─▶ execute ─▶ reply ─▶ line ─▶ …
 //! ```
 //!
-//! Always true: a line is capped before it is decoded; what is no request is answered with the rule `format` and
+//! Always true: a line, and the device state that follows one, are capped before they are read; what is no request is answered with the rule `format` and
 //! the connection goes on; the runner outlives every connection and ends by `stop` alone. The socket appears in
 //! the folder complete, that is listening: whoever sees it can connect.
 
@@ -13,29 +13,58 @@ use std::fs::Permissions;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_wire::handoff::{Command, Hello, LINE_BYTES_MAX, Outcome, Refusal, Reply, Request};
+use godwit_wire::handoff::{
+    Answer, Command, Hello, LINE_BYTES_MAX, Outcome, Refusal, Reply, Request, STATE_BYTES_MAX,
+};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use super::decide::refusal;
-use super::machine::{Attachment, Machine};
+use crate::runner::decide::refusal;
 
 /// The socket in a runner's folder.
-pub(super) const SOCKET_NAME: &str = "runner.sock";
+pub(crate) const SOCKET_NAME: &str = "runner.sock";
 /// How long a reply may wait for a node to read. One that takes longer is no reader, and its connection is closed.
 const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 /// Rest after a failed accept, which is for want of descriptors or memory, before the next try.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// A connection's number. The greatest is the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attachment(pub(crate) u64);
+
+/// What answers at a hand-off socket.
+pub(crate) trait Machine: std::fmt::Debug + Send + Sync + 'static {
+    /// Makes a connection the newest: the older one is shut and nothing more that it said is carried out. `None`: the runner
+    /// has ended.
+    fn attach(&self, stream: Arc<UnixStream>) -> Option<(Attachment, Hello)>;
+
+    /// The descriptors that travel with Hello, in the order that the protocol names; [`DESCRIPTORS_MAX`] at most.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Carries out a command. `state`: what came along with it, and then what goes along with the answer. `None`: not carried out, or nobody is left to hear the answer, because a newer connection is
+    /// attached or the runner has ended.
+    fn execute(&self, attachment: Attachment, command: &Command, state: &mut Vec<u8>) -> Option<Outcome>;
+
+    /// What may wait until the answer has gone.
+    fn afterwards(&self) {}
+
+    /// Whether the runner was stopped.
+    fn has_ended(&self) -> bool;
+}
+
+/// Most descriptors that travel with a Hello.
+const DESCRIPTORS_MAX: usize = 4;
+
 /// A listening socket and what answers at it.
 #[derive(Debug)]
-pub(super) struct Server {
-    machine: Machine,
+pub(crate) struct Server<M> {
+    machine: M,
     listener: UnixListener,
     socket: PathBuf,
 }
@@ -48,9 +77,9 @@ enum Line {
     End,
 }
 
-impl Server {
+impl<M: Machine> Server<M> {
     /// Binds the socket in a folder that is the runner's own. What an earlier runner left there is replaced.
-    pub(super) fn bind(dir: &Path, machine: Machine) -> io::Result<Self> {
+    pub(crate) fn bind(dir: &Path, machine: M) -> io::Result<Self> {
         let (socket, unready) = (dir.join(SOCKET_NAME), dir.join(format!("{SOCKET_NAME}.new")));
         match std::fs::remove_file(&unready) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -62,9 +91,14 @@ impl Server {
         Ok(Self { machine, listener, socket })
     }
 
+    /// What answers.
+    pub(crate) fn machine(&self) -> &M {
+        &self.machine
+    }
+
     /// Serves connections until the runner is stopped.
-    pub(super) fn serve(self) {
-        let server = Arc::new(self);
+    pub(crate) fn serve(self: Arc<Self>) {
+        let server = self;
         loop {
             match server.listener.accept() {
                 Ok((stream, _)) => server.greet(stream),
@@ -116,12 +150,18 @@ impl Server {
                     continue;
                 }
             };
-            let Some(outcome) = self.machine.execute(attachment, &command) else { return Ok(()) };
+            let mut state = read_state(&mut reader, &command)?;
+            let Some(outcome) = self.machine.execute(attachment, &command, &mut state) else { return Ok(()) };
+            let brings = matches!(outcome, Outcome::Ok(Answer::State { .. }));
             let reply = line_of(&Reply { id, outcome })?;
             if command == Command::Stop {
                 return self.say_goodbye(stream, &reply);
             }
             stream.write_all(&reply)?;
+            if brings {
+                stream.write_all(&state)?;
+            }
+            self.machine.afterwards();
         }
     }
 
@@ -138,10 +178,10 @@ impl Server {
     fn say_hello(&self, mut stream: &UnixStream, hello: &Hello) -> io::Result<()> {
         let line = line_of(hello)?;
         let descriptors = self.machine.descriptors();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-            return Err(io::Error::other("no room for three descriptors"));
+            return Err(io::Error::other("no room for so many descriptors"));
         }
         let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
         stream.write_all(line.get(sent..).unwrap_or_default())
@@ -162,6 +202,20 @@ fn read_line(reader: &mut impl BufRead) -> io::Result<Line> {
         Some(_) if line.len() == LINE_BYTES_MAX => Line::TooLong,
         Some(_) | None => Line::End,
     })
+}
+
+/// What follows a command's line.
+fn read_state(reader: &mut impl Read, command: &Command) -> io::Result<Vec<u8>> {
+    let Command::Load { bytes, .. } = command else { return Ok(Vec::new()) };
+    let bytes = *bytes as usize;
+    if bytes > STATE_BYTES_MAX {
+        // Whatever it is, it is no line: what comes after it could not be told from it.
+        let message = format!("a state of {bytes} bytes; at most {STATE_BYTES_MAX} are taken");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    let mut state = vec![0; bytes];
+    reader.read_exact(&mut state)?;
+    Ok(state)
 }
 
 fn decode(line: &[u8]) -> Result<Request, Refusal> {

@@ -1,0 +1,497 @@
+//! The runner of a QEMU: the hand-off's commands as QEMU's own.
+//!
+//! ```text
+//!   node ─ pause, save, load, resume, throttle, stats, stop ─▶ decide ─▶ written down ─▶ QMP ─▶ QEMU
+//!   keeper dies ─▶ QEMU goes on (or waits for pages: it has a userfaultfd of its own) ─▶ another keeper, the same record
+//! ```
+//!
+//! Always true:
+//! - QEMU runs by our `cont` alone, and under an epoch only above every epoch that it ran under or sealed;
+//! - nothing waits under the lock of `core`: QEMU may be stuck until a *new* node serves its faults, and that node must be
+//!   greeted;
+//! - a QEMU that was adopted and never resumed by us is left as it was found; any other ends with `stop`.
+
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
+use godwit_memory::adopt;
+use godwit_wire::handoff::{
+    Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Standing, Stats,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
+use serde_json::json;
+
+use super::cgroup::Cgroup;
+use super::ended::{self, How};
+use super::kept::{Kept, Step};
+use super::qmp::{Qmp, QmpError};
+use super::state;
+use super::vm::{self, Vm};
+use crate::runner::decide::{Action, decide, refusal};
+use crate::server::{Attachment, Machine};
+
+/// How long a machine that runs may take to write what its disks have not, when it is ended.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a word that QEMU is to be left alone holds. The stop that it is for follows at once, or never.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the end of a killed process may take.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who a keeper is.
+#[derive(Debug)]
+pub(super) struct Identity {
+    pub(super) guest: GuestName,
+    pub(super) instance: InstanceId,
+    pub(super) node: NodeName,
+    pub(super) dir: PathBuf,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    identity: Identity,
+    vm: Vm,
+    cgroup: Option<Cgroup>,
+    core: Mutex<Core>,
+    qmp: Mutex<Talk>,
+    attached: AtomicU64,
+    /// It was told to stop: that QEMU ends now is no news.
+    stopping: AtomicBool,
+    ended: AtomicBool,
+    /// It runs here since a moment ago, and the network does not know yet.
+    arrived: AtomicBool,
+    /// Its power button was pressed.
+    pressed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Core {
+    kept: Kept,
+    throttle_percent: u8,
+    /// Until when `stop` leaves QEMU running.
+    released_until: Option<Instant>,
+    stream: Option<Arc<UnixStream>>,
+    /// Time that it has run before, and since when it runs.
+    running: (Duration, Option<Instant>),
+}
+
+#[derive(Debug)]
+struct Talk {
+    qmp: Qmp,
+    /// What was saved, for as long as it stands still.
+    saved: Option<Vec<u8>>,
+}
+
+impl Keeper {
+    /// A keeper of this machine, which stands as `kept` says.
+    pub(super) fn new(identity: Identity, vm: Vm, mut qmp: Qmp, kept: Kept) -> Result<Self, QmpError> {
+        state::prepare(&mut qmp)?;
+        // Written before the machine is taken out of it.
+        if let Err(error) = kept.write(&identity.dir) {
+            tracing::warn!(%error, "should this keeper be killed, another would not know where QEMU was");
+        }
+        let before = kept.cgroup.as_deref();
+        let cgroup = Cgroup::enter(&identity.instance.to_string(), kept.pid, vm.processors, before)
+            .inspect_err(
+                |error| tracing::warn!(%error, "no cgroup of its own: this guest can not be throttled"),
+            )
+            .ok();
+        let since = (kept.standing.state == RunState::Running).then(Instant::now);
+        let core = Core {
+            kept,
+            throttle_percent: 0,
+            released_until: None,
+            stream: None,
+            running: (Duration::ZERO, since),
+        };
+        Ok(Self {
+            identity,
+            vm,
+            cgroup,
+            core: Mutex::new(core),
+            qmp: Mutex::new(Talk { qmp, saved: None }),
+            attached: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            arrived: AtomicBool::new(false),
+            pressed: AtomicBool::new(false),
+        })
+    }
+
+    /// Ends what a keeper before has begun: a machine that is sealed does not run.
+    pub(super) fn settle(&self) -> Result<(), Refusal> {
+        let step = self.lock().kept.step;
+        let mut talk = self.talk();
+        let runs = vm::runs(&mut talk.qmp).map_err(failed)?;
+        if runs && matches!(step, Some(Step::Pausing(_))) {
+            talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
+        }
+        let mut core = self.lock();
+        core.kept.standing = core.kept.found(runs);
+        core.kept.step = None;
+        if core.kept.standing.state == RunState::Running {
+            core.running.1 = Some(Instant::now());
+        }
+        self.write(&core)
+    }
+
+    /// Whether it was told to stop.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// QEMU has ended by itself: nothing is left of it but its logs, and why it did, which is returned.
+    pub(super) fn ended_by_itself(&self, how: How) -> String {
+        let dir = &self.identity.dir;
+        // Whoever asks it something meanwhile is told at once that nobody is there.
+        let reason = ended::reason(&mut self.talk().qmp);
+        let pressed = self.pressed.load(Ordering::Relaxed);
+        let why = ended::words(reason.as_deref(), how, pressed, ended::log(dir).as_deref());
+        if let Err(error) = ended::leave(dir, &why) {
+            tracing::warn!(%error, "why QEMU ended is told nobody");
+        }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.remove();
+        }
+        let _ = Kept::forget(dir);
+        why
+    }
+
+    /// QEMU's process, to wait for its end.
+    pub(super) fn process(&self) -> std::io::Result<OwnedFd> {
+        self.vm.process.try_clone()
+    }
+
+    fn pause(&self, mut core: MutexGuard<'_, Core>, attachment: Attachment, epoch: Epoch) -> Option<Outcome> {
+        core.kept.step = Some(Step::Pausing(epoch));
+        if let Err(refused) = self.write(&core) {
+            core.kept.step = None;
+            return Some(Outcome::Error(refused));
+        }
+        drop(core);
+        self.full_speed();
+        let stopped = self.talk().qmp.execute_within("stop", json!({}), None);
+        let mut core = self.lock();
+        // Another command may have ended this step while this one waited for QEMU.
+        if core.kept.step == Some(Step::Pausing(epoch)) && stopped.is_ok() {
+            core.kept.standing = Standing { state: RunState::Paused, epoch, loaded: None };
+            core.kept.step = None;
+            if let Some(since) = core.running.1.take() {
+                core.running.0 += since.elapsed();
+            }
+            tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "sealed and paused");
+            let _ = self.write(&core);
+        }
+        if self.superseded(attachment) {
+            return None;
+        }
+        Some(match (stopped, core.kept.standing.state) {
+            (Ok(_), RunState::Paused) => Outcome::Ok(Answer::Done),
+            (Ok(_), _) => Outcome::Error(refusal("state", "the pause was overtaken by another command")),
+            (Err(error), _) => Outcome::Error(failed(error)),
+        })
+    }
+
+    /// Runs it: a new one, one that has arrived, one that was paused, and one that was found running.
+    fn run(&self, mut core: MutexGuard<'_, Core>, epoch: Epoch, arrived: bool) -> Result<Answer, Refusal> {
+        core.kept.step = Some(Step::Resuming(epoch));
+        self.write(&core)?;
+        drop(core);
+        let mut talk = self.talk();
+        talk.saved = None;
+        let ran = cont(&mut talk.qmp, arrived);
+        drop(talk);
+        self.arrived.store(arrived && ran.is_ok(), Ordering::Relaxed);
+        let mut core = self.lock();
+        core.kept.step = None;
+        if ran.is_ok() {
+            core.kept.standing = Standing { state: RunState::Running, epoch, loaded: None };
+            core.running.1 = Some(Instant::now());
+            tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
+        }
+        let _ = self.write(&core);
+        let percent = core.throttle_percent;
+        drop(core);
+        if percent > 0 {
+            self.throttle(percent)?;
+        }
+        ran.map(|()| Answer::Done).map_err(failed)
+    }
+
+    fn save(&self, state: &mut Vec<u8>) -> Result<Answer, Refusal> {
+        let mut talk = self.talk();
+        if talk.saved.is_none() {
+            let begun = Instant::now();
+            let saved = state::save(&mut talk.qmp).map_err(|error| broke("save", &error))?;
+            tracing::info!(bytes = saved.len(), took = ?begun.elapsed(), "state saved");
+            talk.saved = Some(saved);
+        }
+        state.clone_from(talk.saved.get_or_insert_default());
+        Ok(Answer::State { bytes: u32::try_from(state.len()).unwrap_or(u32::MAX) })
+    }
+
+    fn load(&self, core: MutexGuard<'_, Core>, epoch: Epoch, bytes: &[u8]) -> Result<Answer, Refusal> {
+        if let Some(loaded) = core.kept.standing.loaded {
+            if loaded == epoch && self.talk().saved.as_deref() == Some(bytes) {
+                return Ok(Answer::Done);
+            }
+            let message =
+                format!("a QEMU loads one state, and has that of epoch {loaded}; start another runner");
+            return Err(refusal("state", message));
+        }
+        drop(core);
+        let begun = Instant::now();
+        let mut talk = self.talk();
+        state::load(&mut talk.qmp, bytes).map_err(|error| broke("load", &error))?;
+        tracing::info!(bytes = bytes.len(), took = ?begun.elapsed(), %epoch, "state loaded");
+        talk.saved = Some(bytes.to_vec());
+        drop(talk);
+        let mut core = self.lock();
+        core.kept.standing.loaded = Some(epoch);
+        self.write(&core)?;
+        Ok(Answer::Done)
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), Refusal> {
+        match (&self.cgroup, percent) {
+            (None, 0) => Ok(()),
+            (None, _) => {
+                Err(refusal("state", "this host has no cgroups with a cpu controller that can be written"))
+            }
+            (Some(cgroup), _) => cgroup
+                .throttle(percent)
+                .map_err(|error| refusal("state", format!("the cpu quota was not set: {error}"))),
+        }
+    }
+
+    /// What comes of it is for the guest to say: QEMU only tells it.
+    fn press(&self) -> Result<Answer, Refusal> {
+        // In post-copy QEMU may wait for a page first.
+        let pressed = self.talk().qmp.execute_within("system_powerdown", json!({}), None);
+        pressed.map_err(failed)?;
+        self.pressed.store(true, Ordering::Relaxed);
+        tracing::info!(guest = %self.identity.guest, "power button pressed");
+        Ok(Answer::Done)
+    }
+
+    /// Nobody writes memory while it is stopped and saved: slowing that down would only lengthen it.
+    fn full_speed(&self) {
+        let _ = self.throttle(0);
+    }
+
+    fn stats(&self, core: &Core) -> Stats {
+        let running = core.running.0 + core.running.1.map_or(Duration::ZERO, |since| since.elapsed());
+        Stats {
+            standing: core.kept.standing,
+            memory_bytes: self.vm.pages.bytes(),
+            dirty_rate_asked: 0,
+            dirty_rate_achieved: 0,
+            pages_written: 0,
+            running_us: u64::try_from(running.as_micros()).unwrap_or(u64::MAX),
+            tick: 0,
+            throttle_percent: core.throttle_percent,
+        }
+    }
+
+    /// Ends QEMU, or leaves one alone that never was ours.
+    fn stop(&self, core: MutexGuard<'_, Core>) -> Outcome {
+        let (pid, userfaultfd) = (core.kept.pid, core.kept.userfaultfd);
+        let never_ours =
+            core.kept.adopted && core.kept.standing.state == RunState::Incoming && core.kept.step.is_none();
+        let runs = core.kept.standing.state == RunState::Running;
+        // One that stands still may have run on elsewhere.
+        let released = runs && core.released_until.is_some_and(|until| Instant::now() < until);
+        let leave = released || never_ours;
+        drop(core);
+        self.stopping.store(true, Ordering::Relaxed);
+        self.full_speed();
+        if leave {
+            self.leave(pid, userfaultfd);
+        } else if !self.end(runs) {
+            return Outcome::Error(refusal(
+                "state",
+                format!("QEMU's process {pid} does not end; it may hang in the kernel"),
+            ));
+        }
+        if let Err(error) = Kept::forget(&self.identity.dir) {
+            tracing::warn!(%error, "kept.json stays");
+        }
+        self.ended.store(true, Ordering::Relaxed);
+        Outcome::Ok(Answer::Done)
+    }
+
+    fn leave(&self, pid: i32, userfaultfd: i32) {
+        if let Some(pid) = Pid::from_raw(pid)
+            && let Err(error) = adopt::close_in(pid, userfaultfd)
+        {
+            tracing::warn!(%error, "a descriptor of ours stays open in QEMU");
+        }
+        if let Some(Err(error)) = self.cgroup.as_ref().map(|cgroup| cgroup.leave(pid)) {
+            tracing::warn!(%error, "QEMU stays in a cgroup of ours");
+        }
+        tracing::info!(guest = %self.identity.guest, pid, "QEMU is left as it was");
+    }
+
+    /// Whether it has ended.
+    fn end(&self, runs: bool) -> bool {
+        // One that stands still may have run on elsewhere: it must not write to a disk again, not even a cache.
+        let quits = runs
+            && self.qmp.try_lock().is_ok_and(|mut talk| {
+                let asked = talk.qmp.execute_within("quit", json!({}), Some(QUIT_TIMEOUT));
+                asked.is_ok() && has_ended(&self.vm.process, QUIT_TIMEOUT)
+            });
+        if !quits {
+            let _ = pidfd_send_signal(&self.vm.process, Signal::KILL);
+        }
+        let ended = quits || has_ended(&self.vm.process, KILL_TIMEOUT);
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| ended) {
+            cgroup.remove();
+        }
+        ended
+    }
+
+    fn write(&self, core: &Core) -> Result<(), Refusal> {
+        let written = core.kept.write(&self.identity.dir);
+        written.map_err(|error| refusal("state", format!("{}: {error}", self.identity.dir.display())))
+    }
+
+    fn superseded(&self, attachment: Attachment) -> bool {
+        self.attached.load(Ordering::Relaxed) != attachment.0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.qmp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Machine for Keeper {
+    fn attach(&self, stream: Arc<UnixStream>) -> Option<(Attachment, Hello)> {
+        if self.has_ended() {
+            return None;
+        }
+        let mut core = self.lock();
+        let attachment = Attachment(self.attached.fetch_add(1, Ordering::Relaxed) + 1);
+        if let Some(older) = core.stream.replace(stream) {
+            let _ = older.shutdown(Shutdown::Both);
+        }
+        let Identity { guest, instance, node, dir: _ } = &self.identity;
+        let region = Region { address: self.vm.address, bytes: self.vm.pages.bytes(), offset_bytes: 0 };
+        let hello = Hello {
+            v: HANDOFF_VERSION,
+            guest: guest.clone(),
+            instance: *instance,
+            node: node.clone(),
+            pid: u32::try_from(core.kept.pid).unwrap_or(0),
+            regions: vec![region],
+            standing: core.kept.standing,
+        };
+        Some((attachment, hello))
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let Vm { memory, uffd, pagemap, process, .. } = &self.vm;
+        vec![memory.as_fd(), uffd.as_fd(), pagemap.as_fd(), process.as_fd()]
+    }
+
+    fn execute(&self, attachment: Attachment, command: &Command, state: &mut Vec<u8>) -> Option<Outcome> {
+        let mut core = self.lock();
+        if self.superseded(attachment) || self.has_ended() {
+            return None;
+        }
+        let standing = core.kept.standing;
+        let answer = match decide(&standing, command) {
+            Err(refused) => Err(refused),
+            Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
+            Ok(Action::Stop) => return Some(self.stop(core)),
+            Ok(Action::Seal(epoch) | Action::Relabel(epoch)) => {
+                core.kept.standing.epoch = epoch;
+                self.write(&core).map(|()| Answer::Done)
+            }
+            Ok(Action::Save) => {
+                drop(core);
+                self.save(state)
+            }
+            Ok(Action::Load(epoch)) => self.load(core, epoch, state),
+            Ok(Action::Start(epoch)) => self.run(core, epoch, true),
+            Ok(Action::RunOn(epoch)) => self.run(core, epoch, false),
+            Ok(Action::Throttle(percent)) => {
+                let done = self.throttle(percent);
+                if done.is_ok() {
+                    core.throttle_percent = percent;
+                }
+                done.map(|()| Answer::Done)
+            }
+            Ok(Action::Verify) => Err(refusal(
+                "state",
+                "nobody knows what a virtual machine's memory must hold; an audit compares both sides of a move",
+            )),
+            Ok(Action::Release) if core.kept.adopted => {
+                core.released_until = Some(Instant::now() + RELEASE_TIMEOUT);
+                Ok(Answer::Done)
+            }
+            Ok(Action::Release) => {
+                Err(refusal("state", "this QEMU was started here; only one that was adopted is left running"))
+            }
+            Ok(Action::PowerButton) => {
+                drop(core);
+                self.press()
+            }
+            Ok(Action::Stats) => Ok(Answer::Stats(self.stats(&core))),
+        };
+        Some(answer.map_or_else(Outcome::Error, Outcome::Ok))
+    }
+
+    /// Switches learn where it is now. A machine without a network has nothing to say.
+    fn afterwards(&self) {
+        if self.arrived.swap(false, Ordering::Relaxed) {
+            let often = json!({ "initial": 50, "max": 550, "rounds": 5, "step": 50 });
+            if let Err(error) = self.talk().qmp.execute("announce-self", often) {
+                tracing::warn!(%error, "the network was not told where the guest is");
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// One that has arrived is known to stand still.
+fn cont(qmp: &mut Qmp, arrived: bool) -> Result<(), QmpError> {
+    if arrived || !vm::runs(qmp)? {
+        qmp.execute("cont", json!({}))?;
+    }
+    Ok(())
+}
+
+fn failed(error: QmpError) -> Refusal {
+    refusal("state", error.to_string())
+}
+
+fn broke(what: &str, error: &dyn std::error::Error) -> Refusal {
+    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+    refusal("state", format!("{what}: {error}{cause}"))
+}
+
+/// Whether a process ends within so long.
+pub(super) fn has_ended(process: &OwnedFd, limit: Duration) -> bool {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).ok();
+    poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// Waits until a process has ended.
+pub(super) fn wait(process: &OwnedFd) {
+    while !has_ended(process, Duration::from_secs(3600)) {}
+}
