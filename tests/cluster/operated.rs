@@ -14,7 +14,7 @@ use godwit_guest::qemu::Qmp;
 use godwit_guest::qemu::command::of_machine;
 use godwit_wire::admin::Act;
 use libtest_mimic::Trial;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::qemu::{
     WRITES_FAST, after_rounds, command, is_confined, is_post_copy, keepers, moves, post_copy, qemus,
@@ -32,6 +32,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         what_is_typed_at_a_console_arrives_and_is_answered,
         a_machine_that_is_applied_runs_and_moves,
         a_machine_that_may_not_open_its_disk_says_so_and_waits,
+        a_node_without_descriptors_takes_nothing_for_dead,
     ];
     let more = other_qemu().map(|_| stories![a_machine_moves_between_two_versions_of_qemu]);
     all.into_iter().chain(more.into_iter().flatten()).map(|story| unless(vm::missing(), story)).collect()
@@ -184,6 +185,28 @@ async fn a_machine_that_may_not_open_its_disk_says_so_and_waits(world: &mut Worl
     let all_confined = arrived.iter().all(|pid| is_confined(&pid.as_raw_nonzero().to_string()));
     assert!(!arrived.is_empty() && all_confined, "it is nobody's: {arrived:?}");
     started.wait()?;
+    Ok(())
+}
+
+/// Its keeper dies, and the node has no descriptor left with which it could look for QEMU: it waits until it has.
+async fn a_node_without_descriptors_takes_nothing_for_dead(world: &mut World) -> Outcome {
+    world.announce(&["nobody keeps a QEMU", "the keeper of a QEMU has died", "Too many open files"]);
+    world.start_with(&[]).await?;
+    let mut vm = Vm::boot(world, VmSpec::default()).await?;
+    let on = node("node-a");
+    let process = world.cluster.node(&on).and_then(|node| Pid::from_raw(i32::try_from(node.pid).ok()?));
+    let all = getrlimit(Resource::Nofile);
+    let first = keepers(&world.cluster, &on);
+    // Those that it has stay.
+    prlimit(process, Resource::Nofile, Rlimit { current: Some(3), ..all })?;
+    first.iter().for_each(|pid| kill_process(*pid, Signal::KILL).expect("killed"));
+    world.logs("node-a", "nobody keeps a QEMU that lives").await;
+    prlimit(process, Resource::Nofile, Rlimit { current: all.maximum, ..all })?;
+    let another = || keepers(&world.cluster, &on).into_iter().find(|pid| !first.contains(pid));
+    until("another keeper is there", PATIENCE, another).await;
+    world.runs_under_the_agreed_epoch().await?;
+    vm.prove(world).await?;
+    moves(world, &mut vm, "node-b", unlimited()).await?;
     Ok(())
 }
 

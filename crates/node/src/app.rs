@@ -26,6 +26,7 @@ use godwit_transfer::drive::chain;
 use godwit_transfer::drive::target::Inbound;
 use godwit_wire::migration::Role;
 use godwit_wire::session::{ASK_BYTES_MAX, Welcome};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -93,6 +94,7 @@ pub fn run(config: &NodeConfig) -> Result<(), AppError> {
     #[cfg(feature = "planted-bugs")]
     godwit_domain::planted::plant_everywhere(&std::env::var("GODWIT_PLANTED").unwrap_or_default());
     let kernel = probe::self_test()?;
+    take_all_descriptors();
     let _lock = lock(&config.state)?;
     let identity = Identity::load(&config.identity, &config.name)?;
     let runtime = || {
@@ -111,6 +113,15 @@ pub fn run(config: &NodeConfig) -> Result<(), AppError> {
             Ended::Followed => Err(begin_anew()),
         }
     })
+}
+
+/// Each guest here takes a handful of descriptors, and a process is given 1,024 unless it asks: it may have what its hard
+/// limit says, in systemd half a million. Runners and QEMU inherit that.
+fn take_all_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, descriptors = limit.current, "this node has few descriptors");
+    }
 }
 
 /// Why a node ends.
@@ -332,5 +343,19 @@ pub(crate) fn lock(state: &Path) -> Result<File, AppError> {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(AppError::StateInUse { path: state.to_owned() }),
         Err(error) => Err(failed(error.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_takes_the_descriptors_that_it_may_have() {
+        let limit = getrlimit(Resource::Nofile);
+        let fewer = limit.maximum.expect("a number") - 1;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(fewer), ..limit }).expect("lowered");
+        take_all_descriptors();
+        assert_eq!(getrlimit(Resource::Nofile).current, limit.maximum);
     }
 }

@@ -30,6 +30,8 @@ use crate::records::About;
 const STOPPED_KEPT_MAX: usize = 16;
 /// How often a starting runner's socket is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// How often a process is looked for whose end the system does not tell of by itself.
+const LOOK_REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a runner may take to start, beside a second for every 128 MiB it has to fill.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a runner may take to end; freeing a large guest's memory takes a second for every few GiB.
@@ -60,6 +62,9 @@ pub enum LocalError {
     /// It did not get ready.
     #[error("runner was not ready within {} s", .0.as_secs())]
     NotReady(Duration),
+    /// Whether its QEMU lives can not be told.
+    #[error("look for a QEMU whose keeper has died")]
+    NotTold(#[source] io::Error),
     /// It can not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -207,13 +212,16 @@ impl Runners {
     /// Starts another keeper for the QEMU in this folder, whose own has died; `None`: no QEMU lives there, or it has ended
     /// before it was kept again.
     pub async fn keep_again(&self, dir: &Path) -> Option<Result<Attached, LocalError>> {
-        let (guest, instance) = qemu::outlives_its_keeper(dir)?;
+        let (guest, instance) = match qemu::outlives_its_keeper(dir) {
+            Ok(who) => who?,
+            Err(error) => return Some(Err(LocalError::NotTold(error))),
+        };
         if !qemu::clear_socket(dir) {
             return Some(attach(dir.to_owned()).await);
         }
         tracing::warn!(%guest, %instance, "the keeper of a QEMU has died; another takes over");
         match self.spawn(dir, (&guest, instance), "keep", &["--again".to_owned()], 0).await {
-            Err(_) if qemu::outlives_its_keeper(dir).is_none() => None,
+            Err(_) if has_no_qemu(dir) => None,
             kept => Some(kept),
         }
     }
@@ -250,11 +258,8 @@ impl Runners {
     pub async fn find(&self) -> Sought {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         // Without a socket: one that just starts, and a QEMU whose keeper has died and that has no other yet.
-        let is_lived_in = |dir: &PathBuf| {
-            dir.join("runner.sock").exists()
-                || qemu::is_claimed(dir)
-                || qemu::outlives_its_keeper(dir).is_some()
-        };
+        let is_lived_in =
+            |dir: &PathBuf| dir.join("runner.sock").exists() || qemu::is_claimed(dir) || !has_no_qemu(dir);
         let dirs = entries.map(|entry| entry.path()).filter(is_lived_in);
         let sought = self.seek(dirs.collect()).await;
         self.forget_the_oldest();
@@ -323,8 +328,7 @@ impl Runners {
     fn forget_the_oldest(&self) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         // Without a socket is a QEMU, too, whose keeper has died and that has no other yet: its folder knows it.
-        let has_stopped =
-            |dir: &PathBuf| !dir.join("runner.sock").exists() && qemu::outlives_its_keeper(dir).is_none();
+        let has_stopped = |dir: &PathBuf| !dir.join("runner.sock").exists() && has_no_qemu(dir);
         let stopped = entries.map(|entry| entry.path()).filter(has_stopped);
         let age =
             |dir: &PathBuf| fs::metadata(dir).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -336,6 +340,11 @@ impl Runners {
             let _ = fs::remove_dir_all(dir);
         }
     }
+}
+
+/// That none lives there is known; not merely that none is seen.
+fn has_no_qemu(dir: &Path) -> bool {
+    matches!(qemu::outlives_its_keeper(dir), Ok(None))
 }
 
 /// A process by descriptor: its number may be used again, the descriptor is that process's for ever.
@@ -364,18 +373,22 @@ impl Process {
     }
 }
 
-/// Waits until a process has ended.
+/// Waits until a process has ended. It is looked for now and then where the system refuses to wake us.
 pub async fn until_ended(process: OwnedFd) {
     let interest = tokio::io::Interest::READABLE;
     #[expect(deprecated, reason = "an OwnedFd keeps what its unsafe successor wants to be promised")]
-    let watched = tokio::io::unix::AsyncFd::with_interest(process, interest);
+    let watched = tokio::io::unix::AsyncFd::try_with_interest(process, interest);
     match watched {
-        Ok(process) => {
-            let _ = process.readable().await;
+        Ok(watched) => {
+            let _ = watched.readable().await;
         }
-        Err(error) => {
-            tracing::error!(%error, "the end of a process will not be seen");
-            std::future::pending::<()>().await;
+        Err(refused) => {
+            let (pidfd, error) = refused.into_parts();
+            tracing::warn!(%error, "the end of a process is looked for each second");
+            let process = Process { pidfd };
+            while !process.has_ended_within(Duration::ZERO) {
+                tokio::time::sleep(LOOK_REFUSED_INTERVAL).await;
+            }
         }
     }
 }

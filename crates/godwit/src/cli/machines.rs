@@ -116,8 +116,8 @@ impl GuestAdopt {
         let qmp = std::path::absolute(qmp).map_err(Failure::usage)?;
         let inspected = qemu::inspect(pid, &qmp)
             .map_err(|objections| Failure::failed(outside(&format!("QEMU {pid}"), &objections)))?;
-        let began =
-            qemu::started_ticks(pid).ok_or_else(|| Failure::failed(format!("process {pid} has ended")))?;
+        let began = qemu::started_ticks(pid).map_err(Failure::failed)?;
+        let began = began.ok_or_else(|| Failure::failed(format!("process {pid} has ended")))?;
         if dry_run {
             return super::print(&would(&guest, &inspected)).map_err(Failure::from);
         }

@@ -115,7 +115,7 @@ pub fn why_ended(dir: &Path) -> Option<String> {
     match tail(&dir.join(NAME)) {
         Ok(told) => Some(plain(&told)),
         // Its keeper, which would have said more, is gone with it. One that lives has not ended.
-        Err(_) if Kept::read(dir).is_ok_and(|kept| !kept.lives()) => {
+        Err(_) if Kept::read(dir).and_then(|kept| kept.lives()).is_ok_and(|lives| !lives) => {
             let log = log(dir).map_or_else(String::new, |log| format!("; the end of qemu.log: {log}"));
             Some(plain(&format!("QEMU has ended, and its keeper with it, as when a host goes down{log}")))
         }

@@ -103,7 +103,7 @@ impl MachineFile {
 impl Begun {
     /// Notes that this process was started here.
     pub(super) fn write(dir: &Path, pid: i32) -> io::Result<()> {
-        let started_ticks = started_ticks(pid).ok_or(io::ErrorKind::NotFound)?;
+        let started_ticks = started_ticks(pid)?.ok_or(io::ErrorKind::NotFound)?;
         replace(dir, "begun.json", &Self { pid, started_ticks })
     }
 
@@ -111,8 +111,8 @@ impl Begun {
         read(&dir.join("begun.json"))
     }
 
-    fn lives(&self) -> bool {
-        started_ticks(self.pid).is_some_and(|ticks| ticks == self.started_ticks)
+    fn lives(&self) -> io::Result<bool> {
+        Ok(started_ticks(self.pid)? == Some(self.started_ticks))
     }
 }
 
@@ -130,8 +130,21 @@ impl Kept {
         std::fs::remove_file(dir.join("kept.json"))
     }
 
+    /// What this folder says of a QEMU that lives. `None`: it has ended, or the folder says nothing that can be understood:
+    /// so are the files of a host that went down.
+    ///
+    /// # Errors
+    /// Neither can be told, as when there are no descriptors left.
+    pub(super) fn living(dir: &Path) -> io::Result<Option<Self>> {
+        match Self::read(dir) {
+            Ok(kept) => Ok(kept.lives()?.then_some(kept)),
+            Err(error) if is_no_such_file(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether that very process is there.
-    pub(super) fn lives(&self) -> bool {
+    pub(super) fn lives(&self) -> io::Result<bool> {
         Begun { pid: self.pid, started_ticks: self.started_ticks }.lives()
     }
 
@@ -147,9 +160,11 @@ impl Kept {
 }
 
 /// Whose QEMU it is that lives, of a runner whose socket nobody answers: another keeper can take it over.
-pub fn outlives_its_keeper(dir: &Path) -> Option<(GuestName, InstanceId)> {
-    let kept = Kept::read(dir).ok().filter(Kept::lives)?;
-    Some((kept.guest, kept.instance))
+///
+/// # Errors
+/// Whether one lives can not be told. It is no proof of an end.
+pub fn outlives_its_keeper(dir: &Path) -> io::Result<Option<(GuestName, InstanceId)>> {
+    Ok(Kept::living(dir)?.map(|kept| (kept.guest, kept.instance)))
 }
 
 /// Whether a runner or a keeper has this folder, though it may not answer yet.
@@ -183,7 +198,7 @@ pub fn end_orphan(dir: &Path) {
     let process = Pid::from_raw(begun.pid).map(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()));
     // Looked at now that the number can not become another's.
     if let Some(Ok(process)) = process
-        && begun.lives()
+        && begun.lives().is_ok_and(|lives| lives)
     {
         let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
     }
@@ -193,7 +208,7 @@ pub fn end_orphan(dir: &Path) {
 pub fn end_unkept(dir: &Path) {
     // What can not be read may well speak of a guest that runs.
     let is_unkept = Kept::read(dir).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-    let begun = is_unkept && Begun::read(dir).is_ok_and(|begun| begun.lives());
+    let begun = is_unkept && Begun::read(dir).and_then(|begun| begun.lives()).is_ok_and(|lives| lives);
     // A keeper that is about to say more has the folder.
     if begun && let Ok(_folder) = claim_folder(dir) {
         end_orphan(dir);
@@ -201,15 +216,33 @@ pub fn end_unkept(dir: &Path) {
 }
 
 /// When a process was started, in clock ticks since boot; `None`: there is none, or it is a zombie.
-pub fn started_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+///
+/// # Errors
+/// The system does not tell.
+pub fn started_ticks(pid: i32) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // The second: it ended while it was read.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     // The name, in parentheses, may hold anything.
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
-    let state = fields.next()?;
-    if state == "Z" || state == "X" {
-        return None;
+    let fields = stat.rfind(')').map(|name| stat[name + 1..].split_whitespace());
+    let mut fields = fields.ok_or(io::ErrorKind::InvalidData)?;
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return Ok(None);
     }
-    fields.nth(18)?.parse().ok()
+    let ticks = fields.nth(18).and_then(|ticks| ticks.parse().ok());
+    Ok(Some(ticks.ok_or(io::ErrorKind::InvalidData)?))
+}
+
+/// Not there, or not what [`replace`] writes.
+fn is_no_such_file(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), NotFound | InvalidData | UnexpectedEof)
 }
 
 fn replace(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
@@ -237,7 +270,7 @@ pub(super) mod tests {
     pub(in crate::qemu) fn kept(step: Option<Step>) -> Kept {
         let standing = Standing { state: RunState::Incoming, epoch: Epoch(0), loaded: Some(Epoch(4)) };
         let pid = i32::try_from(std::process::id()).expect("a number");
-        let started_ticks = started_ticks(pid).expect("we live");
+        let started_ticks = started_ticks(pid).expect("told").expect("we live");
         let (guest, instance) = ("vm".parse().expect("a name"), InstanceId::from_random([1; 16]));
         Kept {
             guest,
@@ -273,10 +306,13 @@ pub(super) mod tests {
         let kept = kept(None);
         kept.write(dir.path()).expect("written");
         assert_eq!(Kept::read(dir.path()).expect("reads"), kept);
-        assert_eq!(outlives_its_keeper(dir.path()), Some((kept.guest.clone(), kept.instance)));
+        assert_eq!(outlives_its_keeper(dir.path()).expect("told"), Some((kept.guest.clone(), kept.instance)));
         Kept { started_ticks: kept.started_ticks + 1, ..kept }.write(dir.path()).expect("written");
-        assert!(outlives_its_keeper(dir.path()).is_none(), "another process has that number now");
-        assert!(outlives_its_keeper(&dir.path().join("none")).is_none());
+        assert!(
+            outlives_its_keeper(dir.path()).expect("told").is_none(),
+            "another process has that number now"
+        );
+        assert!(outlives_its_keeper(&dir.path().join("none")).expect("told").is_none());
     }
 
     #[test]
@@ -285,8 +321,11 @@ pub(super) mod tests {
         let kept = Kept { adopted: true, ..kept(None) };
         kept.write(dir.path()).expect("written");
         end_orphan(dir.path());
-        assert!(kept.lives(), "it is this very process");
-        assert!(outlives_its_keeper(dir.path()).is_none(), "no node takes it over from this folder");
+        assert!(kept.lives().expect("told"), "it is this very process");
+        assert!(
+            outlives_its_keeper(dir.path()).expect("told").is_none(),
+            "no node takes it over from this folder"
+        );
     }
 
     #[test]
@@ -324,13 +363,30 @@ pub(super) mod tests {
         let other = Begun { started_ticks: begun.started_ticks + 1, ..begun };
         replace(dir.path(), "begun.json", &other).expect("written");
         end_orphan(dir.path());
-        assert!(begun.lives(), "it was another's number");
+        assert!(begun.lives().expect("told"), "it was another's number");
         replace(dir.path(), "begun.json", &begun).expect("written");
         let folder = claim_folder(dir.path()).expect("claimed");
         end_unkept(dir.path());
-        assert!(begun.lives(), "its keeper is at it");
+        assert!(begun.lives().expect("told"), "its keeper is at it");
         drop(folder);
         end_unkept(dir.path());
         assert!(!waits.wait().expect("ends").success());
+    }
+
+    /// Neither an end nor a life is made up.
+    #[test]
+    fn what_can_not_be_looked_at_has_not_ended() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("kept.json");
+        assert_eq!(outlives_its_keeper(dir.path()).expect("nothing is there"), None);
+        std::fs::write(&path, "").expect("what a host that went down leaves");
+        assert_eq!(outlives_its_keeper(dir.path()).expect("it says nothing"), None);
+        std::fs::remove_file(&path).expect("removed");
+        std::os::unix::fs::symlink("kept.json", &path).expect("its own name");
+        assert!(outlives_its_keeper(dir.path()).is_err());
+        std::fs::remove_file(&path).expect("removed");
+        let kept = kept(None);
+        kept.write(dir.path()).expect("written");
+        assert_eq!(outlives_its_keeper(dir.path()).expect("read"), Some((kept.guest, kept.instance)));
     }
 }

@@ -89,6 +89,14 @@ pub enum KeeperError {
         /// What is wrong.
         source: io::Error,
     },
+    /// There may be another keeper's QEMU.
+    #[error("whether a QEMU that was kept in {} lives can not be told", .dir.display())]
+    Kept {
+        /// Its folder.
+        dir: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
     /// Its machine.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -112,7 +120,7 @@ pub fn keep(config: KeeperConfig) -> Result<(), KeeperError> {
     godwit_domain::planted::plant_everywhere(&std::env::var("GODWIT_PLANTED").unwrap_or_default());
     let KeeperConfig { guest, instance, node, dir, task } = config;
     let _folder = claim_folder(&dir)?;
-    let earlier = Kept::read(&dir).ok().filter(Kept::lives);
+    let earlier = Kept::living(&dir).map_err(|source| KeeperError::Kept { dir: dir.clone(), source })?;
     if task == KeeperTask::TakeOver && earlier.is_none() {
         return Err(KeeperError::Gone(dir));
     }

@@ -167,7 +167,7 @@ pub(super) fn adopt(
     memory_bytes: u64,
 ) -> Result<(Vm, Qmp, Kept), VmError> {
     let Adopted { pid, started_ticks: began, qmp } = running;
-    if started_ticks(*pid) != Some(*began) {
+    if started_ticks(*pid).map_err(system("look for the process"))? != Some(*began) {
         return Err(AdoptError::Ended { pid: *pid }.into());
     }
     let path = Path::new(qmp);
@@ -217,7 +217,7 @@ fn lend(
     let gone = || VmError::Adopt(AdoptError::Ended { pid });
     let raw = Pid::from_raw(pid).ok_or_else(gone)?;
     let process = rustix::process::pidfd_open(raw, PidfdFlags::empty()).map_err(|_| gone())?;
-    let started_ticks = started_ticks(pid).ok_or_else(gone)?;
+    let started_ticks = started_ticks(pid).map_err(system("look for the process"))?.ok_or_else(gone)?;
     let (mapping, memory) = ram_of(pid, memory_bytes)?;
     let pages = PageCount::of_memory(memory_bytes).filter(|_| mapping.offset == 0).ok_or_else(|| {
         VmError::Memory(format!("a mapping of {memory_bytes} bytes at offset {}", mapping.offset))

@@ -74,8 +74,8 @@ impl NodeActor {
     fn take_in(&mut self, ctx: &mut Context<Self>, about: About, attached: Attached) {
         let (uid, instance, standing) = (about.uid, attached.hello.instance, attached.hello.standing);
         tracing::info!(guest = %attached.hello.guest, %instance, ?standing, "runner is here");
-        self.watch(ctx, &attached);
         let attached = Arc::new(attached);
+        self.watch(ctx, Arc::clone(&attached));
         let here = Here {
             about,
             attached,
@@ -91,14 +91,20 @@ impl NodeActor {
     }
 
     /// Hears of a runner's end. That of a keeper alone is none: another takes over its QEMU.
-    fn watch(&self, ctx: &mut Context<Self>, attached: &Attached) {
+    fn watch(&self, ctx: &mut Context<Self>, attached: Arc<Attached>) {
         let (instance, dir) = (attached.hello.instance, attached.dir.clone());
-        let process = match attached.process() {
-            Ok(process) => process,
-            Err(error) => return tracing::error!(%instance, %error, "the runner's end will not be seen"),
-        };
         let (home, runners) = (ctx.address(), self.runners.clone());
         tokio::spawn(async move {
+            let process = loop {
+                match attached.process() {
+                    Ok(process) => break process,
+                    Err(error) => {
+                        tracing::error!(%instance, %error, "the runner's end would not be seen; tried again")
+                    }
+                }
+                tokio::time::sleep(MAKE_AGAIN_AFTER).await;
+            };
+            drop(attached);
             until_ended(process).await;
             while let Some(again) = runners.keep_again(&dir).await {
                 match again {
@@ -329,7 +335,6 @@ impl Handler<KeptAgain> for NodeActor {
 
     fn handle(&mut self, KeptAgain(mut attached): KeptAgain, ctx: &mut Self::Context) {
         let instance = attached.hello.instance;
-        self.watch(ctx, &attached);
         let arrives = |transfer: &Transfer| transfer.instance == instance && transfer.expected.is_some();
         let arrives = self.transfers.values().any(arrives);
         let Some(here) = self.here.get_mut(&instance) else { return };
@@ -340,10 +345,12 @@ impl Handler<KeptAgain> for NodeActor {
             let new = std::mem::replace(&mut attached.runner, known.clone());
             tokio::spawn(async move { known.follow(new).await });
         }
-        (here.standing, here.attached) = (attached.hello.standing, Arc::new(attached));
+        let attached = Arc::new(attached);
+        (here.standing, here.attached) = (attached.hello.standing, Arc::clone(&attached));
         // A task that is at the old connection comes home with an error, and is followed by a question.
         here.stale |= here.busy;
         let uid = here.about.uid;
+        self.watch(ctx, attached);
         self.look(ctx, uid);
     }
 }
