@@ -148,7 +148,14 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     all_vote(&folders)?;
     let settled = healed.elapsed();
     for row in herd.rows().await? {
-        herd.verify(&row).await.map_err(|why| format!("{} can not be compared: {why}", row.name))?;
+        // A node that is asked may have lost its leader a moment ago.
+        let deadline = Instant::now() + plan.patience;
+        while let Err(why) = herd.verify(&row).await {
+            if Instant::now() >= deadline {
+                return Err(format!("{} can not be compared: {why}", row.name).into());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
     all_tick(&eyes, &herd).await?;
     eyes.close();

@@ -31,6 +31,18 @@ fn hear(at: &UdpSocket) -> (String, SocketAddr) {
     (String::from_utf8(buffer[..length].to_vec()).expect("words"), from)
 }
 
+/// Binds an address that was, or is about to be, given back; another test may draw it for a moment.
+fn bound_again(address: SocketAddr) -> UdpSocket {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match UdpSocket::bind(address) {
+            Ok(socket) => return socket,
+            Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn until_counts(relay: &Relay, way: Way, look: impl Fn(&Counts) -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !look(&relay.counts(way)) {
@@ -146,7 +158,7 @@ fn a_target_that_is_away_is_spoken_to_again_when_it_is_back() {
         say(&client, relay.address(), "nobody hears");
         until_counts(&relay, Way::There, |counts| counts.delivered == number);
     }
-    let target = UdpSocket::bind(address).expect("the same address");
+    let target = bound_again(address);
     target.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     // An error of those before may meet one more.
     for _ in 0..2 {
@@ -161,7 +173,7 @@ fn a_relay_that_is_dropped_gives_its_address_back() {
     let relay = relay_to(&socket(), Plan::PERFECT);
     let address = relay.address();
     drop(relay);
-    UdpSocket::bind(address).expect("free again");
+    bound_again(address);
 }
 
 #[test]
@@ -170,7 +182,9 @@ fn for_one_client_too_many_the_most_silent_is_forgotten() {
     let relay = relay_to(&target, Plan::PERFECT);
     say(&loyal, relay.address(), "first");
     let (_, its_own) = hear(&target);
-    say(&socket(), relay.address(), "silent");
+    // It stays open, so that none of those below is given its address.
+    let silent_client = socket();
+    say(&silent_client, relay.address(), "silent");
     let (_, silent) = hear(&target);
     // More than there is room for, each of which is heard; one is heard again and again.
     for number in 0..70 {
@@ -179,5 +193,6 @@ fn for_one_client_too_many_the_most_silent_is_forgotten() {
         say(&loyal, relay.address(), "still here");
         assert_eq!(hear(&target), ("still here".to_owned(), its_own), "after {number} others");
     }
-    UdpSocket::bind(silent).expect("the forgotten one's socket is closed");
+    // The forgotten one's socket is closed.
+    bound_again(silent);
 }

@@ -260,7 +260,9 @@ impl<S: StateMachine> Driver<S> {
         self.unsent_question = Some(question);
         self.guarded(|running, hands| {
             if hands.asked.len() >= QUESTIONS_MAX {
-                hands.asked.pop_first();
+                // The oldest stays: its answer is the next to come, however many are asked meanwhile.
+                let asked = std::mem::take(&mut hands.asked);
+                hands.asked = asked.into_iter().step_by(2).collect();
             }
             hands.asked.insert(question, now);
             running.engine.ask_quorum(question);

@@ -46,12 +46,19 @@ const REMOVALS_PER_BATCH: usize = 256;
 pub struct SledFolder {
     folder: PathBuf,
     identity: Identity,
+    has_begun: bool,
 }
 
 impl SledFolder {
     /// The folder of this node, made when first opened.
     pub fn new(folder: impl Into<PathBuf>, identity: Identity) -> Self {
-        Self { folder: folder.into(), identity }
+        Self { folder: folder.into(), identity, has_begun: false }
+    }
+
+    /// The folder of one that has voted before: it has a log, and where that is gone nothing is begun in its place.
+    #[must_use]
+    pub fn that_has_begun(self, has_begun: bool) -> Self {
+        Self { has_begun, ..self }
     }
 }
 
@@ -59,20 +66,25 @@ impl SledFolder {
     fn try_open(&self) -> Result<SledDisk, DiskError> {
         let place = Place(self.folder.display().to_string());
         // Damage that sled does not expect makes it panic; for whoever opens the folder that is damage all the same.
-        catch_unwind(AssertUnwindSafe(|| SledDisk::open(&self.folder, &self.identity, &place)))
+        catch_unwind(AssertUnwindSafe(|| SledDisk::open(self, &place)))
             .unwrap_or_else(|panic| Err(place.damaged(crate::status::panic_message(panic.as_ref()))))
+    }
+
+    /// Whoever had it open until now may hold its lock for a moment.
+    fn patiently(&self) -> Result<SledDisk, DiskError> {
+        for _ in 0..LOCK_TRIES {
+            match self.try_open() {
+                Err(DiskError::InUse { .. }) => std::thread::sleep(LOCK_PAUSE),
+                opened => return opened,
+            }
+        }
+        self.try_open()
     }
 }
 
 impl DiskSource for SledFolder {
     fn open(&mut self) -> Result<Box<dyn Disk>, DiskError> {
-        for _ in 0..LOCK_TRIES {
-            match self.try_open() {
-                Err(DiskError::InUse { .. }) => std::thread::sleep(LOCK_PAUSE),
-                opened => return Ok(Box::new(opened?)),
-            }
-        }
-        Ok(Box::new(self.try_open()?))
+        Ok(Box::new(self.patiently()?))
     }
 }
 
@@ -171,7 +183,8 @@ fn remove_unfinished(folder: &Path, place: &Place) -> Result<(), DiskError> {
 }
 
 impl SledDisk {
-    fn open(folder: &Path, identity: &Identity, place: &Place) -> Result<Self, DiskError> {
+    fn open(at: &SledFolder, place: &Place) -> Result<Self, DiskError> {
+        let SledFolder { folder, identity, has_begun } = at;
         fs::create_dir_all(folder).map_err(place.io("make the folder"))?;
         remove_unfinished(folder, place)?;
         let db = sled::Config::default()
@@ -200,15 +213,15 @@ impl SledDisk {
         let place = place.clone();
         let (head, held) = (Head::default(), Vec::new());
         let mut disk = Self { place, db, file, mark, head, held, pieces: 0, found: None };
-        disk.adopt(&records, identity)?;
+        disk.adopt(&records, identity, *has_begun)?;
         Ok(disk)
     }
 
-    /// Takes what was read as its own, if it is; an empty folder becomes this node's.
-    fn adopt(&mut self, records: &Records, identity: &Identity) -> Result<(), DiskError> {
+    /// Takes what was read as its own, if it is; an empty folder becomes this node's, unless it had a log before.
+    fn adopt(&mut self, records: &Records, identity: &Identity, has_begun: bool) -> Result<(), DiskError> {
         let synced = self.mark.read().map_err(self.place.io("read the mark"))?;
         let owner: Identity = match (&records.owner, &records.head) {
-            (None, None) if synced == Some(0) => {
+            (None, None) if synced == Some(0) && !has_begun => {
                 let owner = self.encode("owner", identity)?;
                 let mut batch = Batch::default();
                 batch.insert(OWNER, owner);
@@ -410,7 +423,7 @@ mod tests {
     }
 
     fn open(folder: &Path) -> SledDisk {
-        SledDisk::open(folder, &identity(), &Place("test".to_owned())).expect("opens")
+        SledFolder::new(folder, identity()).patiently().expect("opens")
     }
 
     fn snapshot(index: u64, bytes: usize) -> Snapshot {
@@ -440,7 +453,7 @@ mod tests {
             assert!(!unfinished.exists(), "it is removed");
             // Not under somebody who may be at it.
             fs::write(&unfinished, "").expect("written");
-            let second = SledDisk::open(dir.path(), &identity(), &Place("test".to_owned()));
+            let second = SledFolder::new(dir.path(), identity()).try_open();
             assert!(matches!(second, Err(DiskError::InUse { .. })), "{second:?}");
             assert!(unfinished.exists());
         }

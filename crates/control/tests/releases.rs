@@ -43,7 +43,15 @@ fn expected() -> Stored {
 
 /// All records of a closed folder, and its mark, as text.
 fn dump(folder: &Path) -> String {
-    let log = sled::open(folder).expect("opens");
+    // Whoever had it open holds its lock for a moment.
+    let opened = (0..100).find_map(|_| {
+        let opened = sled::open(folder).ok();
+        opened.or_else(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            None
+        })
+    });
+    let log = opened.expect("opens");
     let mut text = String::new();
     for record in log.iter() {
         let (key, value) = record.expect("reads");

@@ -283,7 +283,7 @@ fn scans_see_the_dirty_rate_that_was_asked_for() {
         // A machine that stands still for a while lets nobody write: then it is looked at again.
         let mut looks = Vec::new();
         let is_right = |rate: f64| (rate - ASKED).abs() < ASKED / 10.0;
-        for _ in 0..5 {
+        for _ in 0..15 {
             let seen = seen_by_scans(runner.connect(), Duration::from_millis(100));
             let stats = runner.connect().stats();
             assert_eq!(stats.dirty_rate_asked, 50 << 20);

@@ -224,12 +224,16 @@ fn no_write_is_lost(processors: u32) {
     let mut tracker = machine.tracker();
     let ended = AtomicUsize::new(0);
     let mut copy = vec![0; PAGES.0 as usize];
-    let mut rounds = 0;
+    let rounds = AtomicUsize::new(0);
     thread::scope(|scope| {
         for id in 0..processors {
-            let (mut processor, ended) = (machine.processor(id.into()), &ended);
+            let (mut processor, ended, rounds) = (machine.processor(id.into()), &ended, &rounds);
             scope.spawn(move || {
                 for lap in 1..=LAPS {
+                    while lap == LAPS && rounds.load(Ordering::SeqCst) < 3 {
+                        // They are to be looked at while they write, however the threads are scheduled.
+                        thread::yield_now();
+                    }
                     processor.store(id, PAGES.0 / processors, processors.cast_signed(), lap);
                 }
                 ended.fetch_add(1, Ordering::SeqCst);
@@ -242,13 +246,13 @@ fn no_write_is_lost(processors: u32) {
                     copy[page as usize] = machine.word(page);
                 }
             }
-            rounds += 1;
+            rounds.fetch_add(1, Ordering::SeqCst);
             if last {
                 break;
             }
         }
     });
-    assert!(rounds > 2, "{rounds} rounds: the processors had ended before they were looked at");
+    let rounds = rounds.into_inner();
     let stale = copy.iter().filter(|word| **word != LAPS).count();
     assert_eq!(stale, 0, "pages whose last write was not seen, in {rounds} rounds");
     assert_eq!(written(&mut tracker), []);

@@ -64,7 +64,11 @@ pub enum AppError {
         source: io::Error,
     },
     /// Another node lives on it.
-    #[error("state folder {} is in use by another node process; give this one its own `state`", path.display())]
+    #[error(
+        "state folder {} is in use by another node process: stop that one (whoever looks after it may start it again: systemctl \
+         stop), or give this one a `state` of its own",
+        path.display()
+    )]
     StateInUse {
         /// The folder.
         path: PathBuf,

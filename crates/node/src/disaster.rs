@@ -186,9 +186,14 @@ pub fn survey(config: &NodeConfig) -> Result<Survey, DisasterError> {
     let me = (place.voter, config.name.clone());
     let identity = Identity::seated(config.cluster.clone(), book.group, me, book.founders.clone());
     let mut replica = Replica::new(Arc::default());
-    let mut disk = SledFolder::new(log, identity).open()?;
+    let mut disk = SledFolder::new(log, identity).that_has_begun(place.opened).open()?;
     let Replayed { members, last, committed } = founding::replay(disk.as_mut(), &mut replica)?;
     drop(disk);
+    if !members.get(place.voter).is_some_and(|me| me.votes) {
+        return Err(none(
+            "it did not vote yet, or no more, as far as its log says: a voter has agreed to more",
+        ));
+    }
     if last.index == 0 {
         return Err(none("its log is empty: nothing was ever agreed on, so found a cluster instead"));
     }
@@ -283,7 +288,10 @@ fn found(
     };
     places.change(group)?;
     // Until then a node that starts here finds a log that is not its own, and says so.
-    Keeper::open(state)?.replace(book)?;
+    if let Err(error) = Keeper::open(state).and_then(|keeper| keeper.replace(book)) {
+        undo_what_was_interrupted(state)?;
+        return Err(error.into());
+    }
     fs::remove_file(&places.founding).map_err(at(&places.founding))?;
     Ok(group)
 }

@@ -310,12 +310,19 @@ impl Runners {
             }
             Err(_) => tracing::warn!(%guest, %instance, "runner is busy and does not end by itself"),
         }
+        // No other keeper comes after one whose QEMU is left alone.
+        if !ends && !qemu::ends_with_its_keeper(&attached.dir) {
+            qemu::end_orphan(&attached.dir);
+        }
         match attached.process() {
             Ok(pidfd) => Process { pidfd }.wait_or_kill().await,
             Err(error) => tracing::error!(%guest, %instance, %error, "the runner's end is not waited for"),
         }
         // A keeper that said so has ended its QEMU, or left one alone that is not ours.
-        if !ends && let Ok(Some(pidfd)) = attached.guest_process() {
+        if !ends
+            && qemu::ends_with_its_keeper(&attached.dir)
+            && let Ok(Some(pidfd)) = attached.guest_process()
+        {
             let process = Process { pidfd };
             let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
             process.wait_or_kill().await;

@@ -23,6 +23,7 @@ use godwit_control::{
 };
 use godwit_domain::NodeName;
 use godwit_transfer::drive::chain;
+use rustix::io::Errno;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 
@@ -123,6 +124,18 @@ pub fn duty(me: &NodeName, book: &Book, open: Option<Place>, removed: bool, has_
     }
 }
 
+/// Whether a node goes on without its voter: guests are here. Where it has never voted, what is wrong is wrong with its start.
+fn stands_by(error: &DiskError, place: Place) -> bool {
+    match error {
+        DiskError::Damaged { .. } => true,
+        // Any other may pass, or is cured by whoever looks after the host.
+        DiskError::Io { source, .. } => {
+            place.opened && source.raw_os_error() == Some(Errno::IO.raw_os_error())
+        }
+        _ => false,
+    }
+}
+
 impl Seat {
     /// A seat that is not taken.
     pub fn new(about: Whereabouts, keeper: Keeper) -> Self {
@@ -171,6 +184,7 @@ impl Seat {
         let has_log = self.log().exists();
         match duty(&self.0.about.name, &book, open.as_ref().map(|open| open.place), removed, has_log) {
             Duty::Nothing => {
+                self.note_that_it_has_begun(open.as_mut())?;
                 // The group does not count on it any more.
                 if open.is_none() {
                     self.set_out_of_order(None);
@@ -180,7 +194,7 @@ impl Seat {
             // What was damaged once is not tried again by this process.
             Duty::Open(place) if self.is_out_of_order(place.voter) => Ok(()),
             Duty::Open(place) => match self.take(&book, place) {
-                Err(SeatError::Voter(StartError::Disk(error @ DiskError::Damaged { .. }))) => {
+                Err(SeatError::Voter(StartError::Disk(error))) if stands_by(&error, place) => {
                     self.stand_by(place.voter, &chain(&error));
                     Ok(())
                 }
@@ -258,20 +272,30 @@ impl Seat {
         let audit = Audit::start(audit::folder_of(state, book.group)).map_err(host("a thread"))?;
         let replica = Replica::new(Arc::clone(&bells)).audited(audit);
         let config = Config::joining(place.voter, book.founders.clone(), number()?);
-        let folder = SledFolder::new(self.log(), identity);
+        let folder = SledFolder::new(self.log(), identity).that_has_begun(place.opened);
         let spoken_by = (book.group, place.voter, place.log);
         let peers = Peers::start(fabric.clone(), name.clone(), cluster.clone(), spoken_by);
         let handle = ControlHandle::start(config, replica, Box::new(folder), Arc::clone(&peers) as _)?;
-        let place = Place { opened: true, ..place };
-        self.0.keeper.take(place)?;
+        let mut begun = Open { place, handle, _tasks: JoinSet::new() };
+        self.note_that_it_has_begun(Some(&mut begun))?;
+        let Open { place, handle, _tasks: mut tasks } = begun;
         let (proposals, keeper) = (handle.proposals().clone(), self.0.keeper.clone());
         let group = Group::new(name.clone(), cluster.clone(), keeper, proposals, handle.view(), bells);
-        let mut tasks = JoinSet::new();
         tasks.spawn(group::lead(group.clone()));
         tasks.spawn(introduce(peers, group.clone(), self.0.about.known.clone()));
         tracing::info!(group = %book.group, voter = %place.voter, since = place.since, "in the control group");
         self.0.group.send_replace(Some(group));
         Ok(Open { place, handle, _tasks: tasks })
+    }
+
+    /// From then on a log that is gone is missed. One that waits for room on its disk may not have begun it.
+    fn note_that_it_has_begun(&self, open: Option<&mut Open>) -> Result<(), SeatError> {
+        let Some(open) = open.filter(|open| !open.place.opened) else { return Ok(()) };
+        if open.handle.view().borrow().condition == Condition::Running {
+            open.place.opened = true;
+            self.0.keeper.take(open.place)?;
+        }
+        Ok(())
     }
 
     async fn leave(&self, open: Option<Open>) -> Result<(), SeatError> {

@@ -104,9 +104,10 @@ impl<S: StateMachine> Sink for Hands<S> {
     fn quorum(&mut self, question: u64, index: u64) {
         self.proofs.answered(question, index);
         self.prove();
-        let Some(asked) = self.asked.remove(&question) else { return };
-        self.answered = self.answered.max(Some(asked));
-        self.asked = self.asked.split_off(&question);
+        // Of those that are kept, the last that was asked no later.
+        let asked = self.asked.range(..=question).next_back().map(|(_, asked)| *asked);
+        self.answered = self.answered.max(asked);
+        self.asked = self.asked.split_off(&(question + 1));
     }
 }
 

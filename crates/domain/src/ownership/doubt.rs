@@ -307,7 +307,15 @@ impl Doubt {
             }
         };
         let newest = self.newest_that_stands().and_then(|(instance, ..)| self.licence(instance));
-        Life::Lost { kept: newest.filter(|kept| kept.instance != last.instance), last }
+        let kept = match &self.believed {
+            Believed::Lost { kept: Some(kept), .. } if self.claims.contains_key(&kept.instance) => {
+                Some(kept.clone())
+            }
+            Believed::Creating(_) | Believed::Alive(_) | Believed::Lost { .. } => {
+                newest.filter(|kept| kept.instance != last.instance)
+            }
+        };
+        Life::Lost { kept, last }
     }
 }
 

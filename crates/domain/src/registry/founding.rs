@@ -85,9 +85,9 @@ impl Registry {
         for Testified { guest: uid, instance, stands, arriving } in runners {
             let Some(guest) = self.guests.get(&uid) else { continue };
             let present = guest.ownership.attempt.as_ref().map(|attempt| &attempt.migration);
-            // One that is known to be over has brought everything; a name that another guest's has is none of this one's.
-            let arriving =
-                arriving.filter(|of| present == Some(of) || !self.index.by_migration.contains_key(of));
+            // One of its own that is known to be over has brought everything. Another guest's may have been given its name since.
+            let whose = |of: &MigrationId| self.index.by_migration.get(of);
+            let arriving = arriving.filter(|of| present == Some(of) || whose(of) != Some(&uid));
             let claim = Claim { node: node.clone(), stands, arriving };
             // Of a guest that is not in doubt it says what is known.
             effects.extend(self.entry(uid, Entry::Claimed { instance, claim }).unwrap_or_default());
@@ -105,6 +105,13 @@ impl Registry {
         let mut effects = BTreeSet::new();
         for uid in self.index.unsure.clone() {
             let before = self.present_migration(uid);
+            if self.would_go_on_as_anothers(uid, all) {
+                let _ = self.change(uid, |guest, _| {
+                    guest.ownership.leave_open();
+                    Ok(())
+                });
+                continue;
+            }
             let settled = self.entry(uid, Entry::Settle { all }).unwrap_or_default();
             let is_settled =
                 self.guests.get(&uid).is_some_and(|it| !matches!(it.ownership.life, Life::Unsure(_)));
@@ -118,6 +125,17 @@ impl Registry {
             effects.extend(holders.map(|node| Effect { node: node.clone(), guest: uid }));
         }
         effects
+    }
+
+    /// Whether a move would go on whose name another guest's has been given since the backup: its nodes know it by no other, and
+    /// nobody could tell the two apart. An operator decides.
+    fn would_go_on_as_anothers(&self, uid: GuestUid, all: bool) -> bool {
+        let Some(guest) = self.guests.get(&uid) else { return false };
+        let mut settled = guest.ownership.clone();
+        let _ = settled.apply(Entry::Settle { all });
+        let name =
+            settled.attempt.filter(|attempt| !attempt.phase.is_over()).map(|attempt| attempt.migration);
+        name.and_then(|name| self.index.by_migration.get(&name)).is_some_and(|whose| *whose != uid)
     }
 
     fn present_migration(&self, uid: GuestUid) -> Option<(crate::ownership::Attempt, Option<Record>)> {

@@ -8,6 +8,7 @@ use crate::ids::{GuestName, NodeName};
 use crate::labels::{self, Labels};
 use crate::machine::{Body, Machine};
 use crate::ownership::{Entry, Licence, Life, Ownership, Permits, Phase, Side};
+use crate::qemu::Qemu;
 
 /// Earlier migrations that are kept of a guest, beside the last one: five in all.
 const EARLIER_KEPT_MAX: usize = 4;
@@ -124,6 +125,7 @@ impl Registry {
         }
         if let Some(qemu) = &body.spec.qemu {
             qemu.check().map_err(Refusal::Invalid)?;
+            self.is_no_ones_yet(qemu, &node)?;
         }
         if self.guests.contains_key(&uid) {
             return Err(Refusal::UidTaken(uid));
@@ -143,6 +145,23 @@ impl Registry {
         self.state.guests.insert(uid, guest);
         self.index.refresh(&self.state, &node);
         Ok(effects)
+    }
+
+    /// One process is one guest. Where that guest is gone from, the process has ended.
+    fn is_no_ones_yet(&self, qemu: &Qemu, node: &NodeName) -> Result<(), Refusal> {
+        let process = |qemu: &Qemu| qemu.adopted.as_ref().map(|adopted| (adopted.pid, adopted.started_ticks));
+        let Some(wanted) = process(qemu) else { return Ok(()) };
+        let is_it = |guest: &&Guest| {
+            guest.ownership.life != Life::Purged
+                && guest.body.spec.qemu.as_ref().and_then(process) == Some(wanted)
+                && guest.ownership.holders.contains(node)
+        };
+        self.guests.values().find(is_it).map_or(Ok(()), |guest| {
+            Err(Refusal::Invalid(format!(
+                "QEMU {} on node {node} is guest {} already; godwit guest unadopt {} forgets that one",
+                wanted.0, guest.name, guest.name
+            )))
+        })
     }
 
     pub(super) fn guest_entry(&mut self, uid: GuestUid, entry: Entry) -> Applied {

@@ -135,6 +135,12 @@ impl Registry {
         if !self.nodes.contains_key(name) {
             return Err(Refusal::NoNode(name.clone()));
         }
+        if self.unheard.contains(name) {
+            return Err(Refusal::Invalid(format!(
+                "node {name} has not said what it has since the group was founded anew: a guest may run there of which nobody \
+                 knows; start it, or vouch that it is off: godwit node fence {name}"
+            )));
+        }
         let mut touched = self.touched_by(name);
         if let Some((_, guest)) = touched.find(|(_, guest)| concerned(&guest.ownership).contains(name)) {
             return Err(Refusal::NodeInUse { node: name.clone(), guest: guest.name.clone() });

@@ -39,7 +39,7 @@ pub(super) fn objection(what: impl Into<String>, cure: impl Into<String>) -> Obj
 }
 
 /// Options that stand alone and belong to one process.
-const ALONE: [&str; 3] = ["S", "daemonize", "preconfig"];
+const ALONE: [&str; 4] = ["S", "s", "daemonize", "preconfig"];
 /// Options that belong to one process, with what follows them.
 const DROPPED: [&str; 9] =
     ["incoming", "pidfile", "qmp", "qmp-pretty", "monitor", "mon", "D", "trace", "gdb"];
@@ -86,6 +86,9 @@ pub fn portable(
             continue;
         }
         if !takes_value(name) {
+            if name == "snapshot" {
+                objections.push(forgets("-snapshot"));
+            }
             kept.push(argument.clone());
             continue;
         }
@@ -123,7 +126,7 @@ pub fn portable(
 
 /// Those that take no value, of all that QEMU 7 to 10 have. Every other takes one.
 fn takes_value(name: &str) -> bool {
-    const FLAGS: [&str; 25] = [
+    const FLAGS: [&str; 30] = [
         "h",
         "help",
         "version",
@@ -148,7 +151,12 @@ fn takes_value(name: &str) -> bool {
         "enable-sync-profile",
         "no-kvm",
         "xen-attach",
+        "xen-domid-restrict",
         "enable-fips",
+        "usb",
+        "async-teardown",
+        "semihosting",
+        "old-param",
     ];
     !FLAGS.contains(&name)
 }
@@ -162,6 +170,9 @@ fn option(name: &str, value: &str, folder: &str, ram_id: &str) -> Result<String,
         ));
     }
     match name {
+        "drive" if matches!(value_of(value, "snapshot"), Some("on" | "yes" | "true")) => {
+            Err(forgets(&format!("-drive {value}")))
+        }
         "object" if value_of(value, "id") == Some(ram_id) => ram(value),
         "device" => device(value).map(|()| value.to_owned()),
         "netdev" | "nic" | "net" => network(name, value).map(|()| value.to_owned()),
@@ -175,6 +186,14 @@ fn option(name: &str, value: &str, folder: &str, ram_id: &str) -> Result<String,
         _ if PATHS.contains(&name) => Ok(absolute(value, folder)),
         _ => Ok(paths_in(value, folder)),
     }
+}
+
+/// What it has written since it was started is in a temporary file that no other host sees.
+fn forgets(what: &str) -> Objection {
+    objection(
+        format!("{what}: what the guest writes to its disk goes to a temporary file of this host"),
+        "start it without snapshots of QEMU's own, on a copy of the disk that every host sees",
+    )
 }
 
 /// The options that make RAM movable.
@@ -352,6 +371,7 @@ mod tests {
             ),
             ("-drive file=nbd://host/disk", "-drive file=nbd://host/disk"),
             ("disk.img -nodefaults", "/srv/vm/disk.img -nodefaults"),
+            ("-usb -device usb-tablet -s -m 1G", "-usb -device usb-tablet -m 1G"),
             (
                 "-object memory-backend-memfd,id=ram,size=512M,share=on",
                 "-object memory-backend-file,id=ram,size=512M,mem-path={ram},share=on",
@@ -380,6 +400,9 @@ mod tests {
             ("-netdev vhost-user,id=n,chardev=c", "another process", "-netdev tap"),
             ("-daemonize -drive file=disk.img", "file=disk.img: a path from a folder", "whole paths"),
             ("-device vfio-pci,host=1", "passed through", "virtio"),
+            ("-usb -device vfio-pci,host=1", "passed through", "virtio"),
+            ("-snapshot -drive file=/d", "temporary file", "a copy of the disk"),
+            ("-drive file=/d,snapshot=on", "temporary file", "a copy of the disk"),
             ("-device virtio-balloon-pci", "balloon", "without -device virtio-balloon"),
             (
                 "-object memory-backend-ram,id=ram,size=1G",

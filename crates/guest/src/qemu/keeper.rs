@@ -9,7 +9,9 @@
 //! - QEMU runs by our `cont` alone, and under an epoch only above every epoch that it ran under or sealed;
 //! - nothing waits under the lock of `core`: QEMU may be stuck until a *new* node serves its faults, and that node must be
 //!   greeted;
-//! - a QEMU that was adopted and never resumed by us is left as it was found; any other ends with `stop`.
+//! - a QEMU that was adopted and never resumed by us, or was released, is left as it was found; any other ends with `stop`.
+
+mod ending;
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,29 +22,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
-use godwit_memory::adopt;
 use godwit_wire::handoff::{
     Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Standing, Stats,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde_json::json;
 
 use super::cgroup::Cgroup;
 use super::ended::{self, How};
-use super::kept::{Kept, Step};
+use super::kept::{self, Kept, Step};
 use super::qmp::{Qmp, QmpError};
 use super::state;
 use super::vm::{self, Vm};
 use crate::runner::decide::{Action, decide, refusal};
 use crate::server::{Attachment, Machine};
 
-/// How long a machine that runs may take to write what its disks have not, when it is ended.
-const QUIT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a word that QEMU is to be left alone holds. The stop that it is for follows at once, or never.
-const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the end of a killed process may take.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a word that QEMU is to be left alone holds. The stop that it is for follows at once, or when its node is heard again.
+const RELEASE_SECONDS: u64 = 3600;
+/// How often it is looked whether a command that runs the machine was decided.
+const DECIDED_LOOK: Duration = Duration::from_millis(1);
+/// How long the end of a process that has closed its socket may take to be seen.
+const END_NOTICED: Duration = Duration::from_secs(1);
 
 /// Who a keeper is.
 #[derive(Debug)]
@@ -75,8 +75,6 @@ pub(super) struct Keeper {
 struct Core {
     kept: Kept,
     throttle_percent: u8,
-    /// Until when `stop` leaves QEMU running.
-    released_until: Option<Instant>,
     stream: Option<Arc<UnixStream>>,
     /// Time that it has run before, and since when it runs.
     running: (Duration, Option<Instant>),
@@ -91,8 +89,13 @@ struct Talk {
 
 impl Keeper {
     /// A keeper of this machine, which stands as `kept` says.
-    pub(super) fn new(identity: Identity, vm: Vm, mut qmp: Qmp, kept: Kept) -> Result<Self, QmpError> {
-        state::prepare(&mut qmp)?;
+    pub(super) fn new(identity: Identity, vm: Vm, mut qmp: Qmp, mut kept: Kept) -> Result<Self, QmpError> {
+        kept.before = Some(state::prepare(&mut qmp)?);
+        Ok(Self::again(identity, vm, qmp, kept))
+    }
+
+    /// A keeper that comes after another, which has prepared it.
+    pub(super) fn again(identity: Identity, vm: Vm, qmp: Qmp, kept: Kept) -> Self {
         // Written before the machine is taken out of it.
         if let Err(error) = kept.write(&identity.dir) {
             tracing::warn!(%error, "should this keeper be killed, another would not know where QEMU was");
@@ -103,15 +106,13 @@ impl Keeper {
                 |error| tracing::warn!(%error, "no cgroup of its own: this guest can not be throttled"),
             )
             .ok();
+        // Whoever slowed it down asked another keeper.
+        if let Some(Err(error)) = cgroup.as_ref().map(|cgroup| cgroup.throttle(0)) {
+            tracing::warn!(%error, "this guest may be throttled");
+        }
         let since = (kept.standing.state == RunState::Running).then(Instant::now);
-        let core = Core {
-            kept,
-            throttle_percent: 0,
-            released_until: None,
-            stream: None,
-            running: (Duration::ZERO, since),
-        };
-        Ok(Self {
+        let core = Core { kept, throttle_percent: 0, stream: None, running: (Duration::ZERO, since) };
+        Self {
             identity,
             vm,
             cgroup,
@@ -122,15 +123,15 @@ impl Keeper {
             ended: AtomicBool::new(false),
             arrived: AtomicBool::new(false),
             pressed: AtomicBool::new(false),
-        })
+        }
     }
 
-    /// Ends what a keeper before has begun: a machine that is sealed does not run.
+    /// Ends what a keeper before has begun: a machine that is sealed does not run. One that had begun nothing is asked nothing.
     pub(super) fn settle(&self) -> Result<(), Refusal> {
-        let step = self.lock().kept.step;
+        let Some(step) = self.lock().kept.step else { return Ok(()) };
         let mut talk = self.talk();
         let runs = vm::runs(&mut talk.qmp).map_err(failed)?;
-        if runs && matches!(step, Some(Step::Pausing(_))) {
+        if runs && matches!(step, Step::Pausing(_)) {
             talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
         }
         let mut core = self.lock();
@@ -140,6 +141,11 @@ impl Keeper {
             core.running.1 = Some(Instant::now());
         }
         self.write(&core)
+    }
+
+    /// Whether QEMU has greeted, and so tells us what becomes of it; it is asked to.
+    pub(super) fn listens(&self) -> bool {
+        self.qmp.try_lock().is_ok_and(|mut talk| talk.qmp.open().is_ok())
     }
 
     /// Whether it was told to stop.
@@ -170,9 +176,12 @@ impl Keeper {
     }
 
     fn pause(&self, mut core: MutexGuard<'_, Core>, attachment: Attachment, epoch: Epoch) -> Option<Outcome> {
+        let before = core.kept.clone();
+        // What was told to run a moment ago runs, for all that is known until it stands still.
+        core.kept.standing = core.kept.spoken();
         core.kept.step = Some(Step::Pausing(epoch));
         if let Err(refused) = self.write(&core) {
-            core.kept.step = None;
+            core.kept = before;
             return Some(Outcome::Error(refused));
         }
         drop(core);
@@ -182,7 +191,7 @@ impl Keeper {
         // Another command may have ended this step while this one waited for QEMU.
         if core.kept.step == Some(Step::Pausing(epoch)) && stopped.is_ok() {
             core.kept.standing = Standing { state: RunState::Paused, epoch, loaded: None };
-            core.kept.step = None;
+            (core.kept.step, core.kept.released_until_s) = (None, None);
             if let Some(since) = core.running.1.take() {
                 core.running.0 += since.elapsed();
             }
@@ -201,8 +210,11 @@ impl Keeper {
 
     /// Runs it: a new one, one that has arrived, one that was paused, and one that was found running.
     fn run(&self, mut core: MutexGuard<'_, Core>, epoch: Epoch, arrived: bool) -> Result<Answer, Refusal> {
-        core.kept.step = Some(Step::Resuming(epoch));
-        self.write(&core)?;
+        let before = core.kept.step.replace(Step::Resuming(epoch));
+        if let Err(refused) = self.write(&core) {
+            core.kept.step = before;
+            return Err(refused);
+        }
         drop(core);
         let mut talk = self.talk();
         talk.saved = None;
@@ -210,19 +222,35 @@ impl Keeper {
         drop(talk);
         self.arrived.store(arrived && ran.is_ok(), Ordering::Relaxed);
         let mut core = self.lock();
-        core.kept.step = None;
-        if ran.is_ok() {
-            core.kept.standing = Standing { state: RunState::Running, epoch, loaded: None };
-            core.running.1 = Some(Instant::now());
-            tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
+        // As with a pause.
+        if core.kept.step != Some(Step::Resuming(epoch)) {
+            return Err(refusal("state", "it was told something else before it ran"));
         }
+        match &ran {
+            Ok(()) => {
+                core.kept.standing = Standing { state: RunState::Running, epoch, loaded: None };
+                core.running.1 = Some(Instant::now());
+                tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
+            }
+            Err(Ran::No(_)) => {}
+            Err(Ran::Perhaps(_)) if self.is_stopping() || has_ended(&self.vm.process, END_NOTICED) => {}
+            Err(Ran::Perhaps(error)) => {
+                // Nothing that this keeper could say would be sure. The next one looks.
+                tracing::error!(%error, "whether the guest runs is not known; this keeper ends");
+                std::process::exit(1);
+            }
+        }
+        core.kept.step = None;
         let _ = self.write(&core);
         let percent = core.throttle_percent;
         drop(core);
         if percent > 0 {
             self.throttle(percent)?;
         }
-        ran.map(|()| Answer::Done).map_err(failed)
+        match ran {
+            Ok(()) => Ok(Answer::Done),
+            Err(Ran::No(error) | Ran::Perhaps(error)) => Err(failed(error)),
+        }
     }
 
     fn save(&self, state: &mut Vec<u8>) -> Result<Answer, Refusal> {
@@ -286,6 +314,17 @@ impl Keeper {
         let _ = self.throttle(0);
     }
 
+    /// Once it is known what became of being told to run: until then nobody can say how the machine stands.
+    fn decided<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        while let Some(Step::Resuming(_)) = core.kept.step {
+            drop(core);
+            drop(self.talk());
+            std::thread::sleep(DECIDED_LOOK);
+            core = self.lock();
+        }
+        core
+    }
+
     fn stats(&self, core: &Core) -> Stats {
         let running = core.running.0 + core.running.1.map_or(Duration::ZERO, |since| since.elapsed());
         Stats {
@@ -298,63 +337,6 @@ impl Keeper {
             tick: 0,
             throttle_percent: core.throttle_percent,
         }
-    }
-
-    /// Ends QEMU, or leaves one alone that never was ours.
-    fn stop(&self, core: MutexGuard<'_, Core>) -> Outcome {
-        let (pid, userfaultfd) = (core.kept.pid, core.kept.userfaultfd);
-        let never_ours =
-            core.kept.adopted && core.kept.standing.state == RunState::Incoming && core.kept.step.is_none();
-        let runs = core.kept.standing.state == RunState::Running;
-        // One that stands still may have run on elsewhere.
-        let released = runs && core.released_until.is_some_and(|until| Instant::now() < until);
-        let leave = released || never_ours;
-        drop(core);
-        self.stopping.store(true, Ordering::Relaxed);
-        self.full_speed();
-        if leave {
-            self.leave(pid, userfaultfd);
-        } else if !self.end(runs) {
-            return Outcome::Error(refusal(
-                "state",
-                format!("QEMU's process {pid} does not end; it may hang in the kernel"),
-            ));
-        }
-        if let Err(error) = Kept::forget(&self.identity.dir) {
-            tracing::warn!(%error, "kept.json stays");
-        }
-        self.ended.store(true, Ordering::Relaxed);
-        Outcome::Ok(Answer::Done)
-    }
-
-    fn leave(&self, pid: i32, userfaultfd: i32) {
-        if let Some(pid) = Pid::from_raw(pid)
-            && let Err(error) = adopt::close_in(pid, userfaultfd)
-        {
-            tracing::warn!(%error, "a descriptor of ours stays open in QEMU");
-        }
-        if let Some(Err(error)) = self.cgroup.as_ref().map(|cgroup| cgroup.leave(pid)) {
-            tracing::warn!(%error, "QEMU stays in a cgroup of ours");
-        }
-        tracing::info!(guest = %self.identity.guest, pid, "QEMU is left as it was");
-    }
-
-    /// Whether it has ended.
-    fn end(&self, runs: bool) -> bool {
-        // One that stands still may have run on elsewhere: it must not write to a disk again, not even a cache.
-        let quits = runs
-            && self.qmp.try_lock().is_ok_and(|mut talk| {
-                let asked = talk.qmp.execute_within("quit", json!({}), Some(QUIT_TIMEOUT));
-                asked.is_ok() && has_ended(&self.vm.process, QUIT_TIMEOUT)
-            });
-        if !quits {
-            let _ = pidfd_send_signal(&self.vm.process, Signal::KILL);
-        }
-        let ended = quits || has_ended(&self.vm.process, KILL_TIMEOUT);
-        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| ended) {
-            cgroup.remove();
-        }
-        ended
     }
 
     fn write(&self, core: &Core) -> Result<(), Refusal> {
@@ -394,7 +376,7 @@ impl Machine for Keeper {
             node: node.clone(),
             pid: u32::try_from(core.kept.pid).unwrap_or(0),
             regions: vec![region],
-            standing: core.kept.standing,
+            standing: core.kept.spoken(),
         };
         Some((attachment, hello))
     }
@@ -409,13 +391,17 @@ impl Machine for Keeper {
         if self.superseded(attachment) || self.has_ended() {
             return None;
         }
-        let standing = core.kept.standing;
+        // One that was told to run is told so again, and to anything else it may run already.
+        let again = matches!(command, Command::Resume { .. });
+        let standing = if again { core.kept.standing } else { core.kept.spoken() };
         let answer = match decide(&standing, command) {
             Err(refused) => Err(refused),
+            // It was told to stop, and may stand still by now.
+            Ok(Action::Relabel(epoch)) if core.kept.step.is_some() => self.run(core, epoch, false),
             Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
             Ok(Action::Stop) => return Some(self.stop(core)),
             Ok(Action::Seal(epoch) | Action::Relabel(epoch)) => {
-                core.kept.standing.epoch = epoch;
+                (core.kept.standing.epoch, core.kept.released_until_s) = (epoch, None);
                 self.write(&core).map(|()| Answer::Done)
             }
             Ok(Action::Save) => {
@@ -437,8 +423,12 @@ impl Machine for Keeper {
                 "nobody knows what a virtual machine's memory must hold; an audit compares both sides of a move",
             )),
             Ok(Action::Release) if core.kept.adopted => {
-                core.released_until = Some(Instant::now() + RELEASE_TIMEOUT);
-                Ok(Answer::Done)
+                let before = core.kept.released_until_s.replace(kept::now_s() + RELEASE_SECONDS);
+                let written = self.write(&core);
+                if written.is_err() {
+                    core.kept.released_until_s = before;
+                }
+                written.map(|()| Answer::Done)
             }
             Ok(Action::Release) => {
                 Err(refusal("state", "this QEMU was started here; only one that was adopted is left running"))
@@ -447,7 +437,7 @@ impl Machine for Keeper {
                 drop(core);
                 self.press()
             }
-            Ok(Action::Stats) => Ok(Answer::Stats(self.stats(&core))),
+            Ok(Action::Stats) => Ok(Answer::Stats(self.stats(&self.decided(core)))),
         };
         Some(answer.map_or_else(Outcome::Error, Outcome::Ok))
     }
@@ -467,12 +457,25 @@ impl Machine for Keeper {
     }
 }
 
-/// One that has arrived is known to stand still.
-fn cont(qmp: &mut Qmp, arrived: bool) -> Result<(), QmpError> {
-    if arrived || !vm::runs(qmp)? {
-        qmp.execute("cont", json!({}))?;
+/// Why it is not known to run.
+enum Ran {
+    /// It was not told to, or has refused.
+    No(QmpError),
+    /// It was told to, and nobody has heard what it did.
+    Perhaps(QmpError),
+}
+
+/// One that has arrived is known to stand still. It may take as long as its disks take: given up, it could still do it later.
+fn cont(qmp: &mut Qmp, arrived: bool) -> Result<(), Ran> {
+    if !arrived && vm::runs(qmp).map_err(Ran::No)? {
+        return Ok(());
     }
-    Ok(())
+    qmp.open().map_err(Ran::No)?;
+    match qmp.execute_within("cont", json!({}), None) {
+        Ok(_) => Ok(()),
+        Err(error @ QmpError::Refused { .. }) => Err(Ran::No(error)),
+        Err(error) => Err(Ran::Perhaps(error)),
+    }
 }
 
 fn failed(error: QmpError) -> Refusal {

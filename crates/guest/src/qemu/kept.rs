@@ -19,6 +19,7 @@ use godwit_wire::handoff::{RunState, Standing};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use super::state::Before;
 use crate::runner::{RunnerError, claim_folder};
 use crate::server::SOCKET_NAME;
 
@@ -71,11 +72,20 @@ pub(super) struct Kept {
     pub(super) qmp: PathBuf,
     /// The userfaultfd's number in it.
     pub(super) userfaultfd: i32,
+    /// How many it has.
+    #[serde(default)]
+    pub(super) processors: Option<u64>,
     /// It was running before we came, and is left running if it never became ours.
     pub(super) adopted: bool,
+    /// It was ours, and is left running all the same when its keeper is stopped until then, in seconds since boot.
+    #[serde(default)]
+    pub(super) released_until_s: Option<u64>,
     /// The cgroup in which it was before we came, below the root of the hierarchy.
     #[serde(default)]
     pub(super) cgroup: Option<PathBuf>,
+    /// How it was set before we came.
+    #[serde(default)]
+    pub(super) before: Option<Before>,
     /// How it stood when the last step was done.
     pub(super) standing: Standing,
     /// A step since.
@@ -148,6 +158,24 @@ impl Kept {
         Begun { pid: self.pid, started_ticks: self.started_ticks }.lives()
     }
 
+    /// How it stands for whoever asks meanwhile: what was told to run may run already.
+    pub(super) fn spoken(&self) -> Standing {
+        match self.step {
+            Some(Step::Resuming(epoch)) => Standing { state: RunState::Running, epoch, loaded: None },
+            Some(Step::Pausing(_)) | None => self.standing,
+        }
+    }
+
+    /// Whether it is left running by a keeper that is stopped now. One that stands still, or was told to, may have run on elsewhere.
+    pub(super) fn is_left(&self) -> bool {
+        let left = match self.standing.state {
+            RunState::Incoming => true,
+            RunState::Running => self.released_until_s.is_some_and(|until| now_s() < until),
+            RunState::Paused => false,
+        };
+        self.adopted && left && self.step.is_none()
+    }
+
     /// How it stands for a keeper that comes after another, which sees whether the machine runs.
     pub(super) fn found(&self, runs: bool) -> Standing {
         match self.step {
@@ -165,6 +193,15 @@ impl Kept {
 /// Whether one lives can not be told. It is no proof of an end.
 pub fn outlives_its_keeper(dir: &Path) -> io::Result<Option<(GuestName, InstanceId)>> {
     Ok(Kept::living(dir)?.map(|kept| (kept.guest, kept.instance)))
+}
+
+/// Whether a runner's QEMU is to be ended with it, where nobody answers any more: not one that is left alone, nor one that its
+/// keeper has done with.
+pub fn ends_with_its_keeper(dir: &Path) -> bool {
+    match Kept::read(dir) {
+        Ok(kept) => !kept.is_left(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 /// Whether a runner or a keeper has this folder, though it may not answer yet.
@@ -213,6 +250,12 @@ pub fn end_unkept(dir: &Path) {
     if begun && let Ok(_folder) = claim_folder(dir) {
         end_orphan(dir);
     }
+}
+
+/// Seconds since boot, whatever the clock on the wall is set to.
+pub(super) fn now_s() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0)
 }
 
 /// When a process was started, in clock ticks since boot; `None`: there is none, or it is a zombie.
@@ -279,8 +322,11 @@ pub(super) mod tests {
             started_ticks,
             qmp: "qmp.sock".into(),
             userfaultfd: 9,
+            processors: Some(1),
             adopted: false,
+            released_until_s: None,
             cgroup: None,
+            before: None,
             standing,
             step,
         }
@@ -388,5 +434,37 @@ pub(super) mod tests {
         let kept = kept(None);
         kept.write(dir.path()).expect("written");
         assert_eq!(outlives_its_keeper(dir.path()).expect("read"), Some((kept.guest, kept.instance)));
+    }
+
+    #[test]
+    fn what_is_left_running_was_never_ours_or_was_released_and_runs() {
+        let standing = |state| Standing { state, epoch: Epoch(5), loaded: None };
+        let (incoming, running, paused) =
+            (standing(RunState::Incoming), standing(RunState::Running), standing(RunState::Paused));
+        let (earlier, later) = (Some(now_s()), Some(now_s() + 1000));
+        let rows = [
+            // adopted, released until, standing, step; is left
+            (true, None, incoming, None, true),
+            (true, None, incoming, Some(Step::Resuming(Epoch(6))), false),
+            (true, later, running, None, true),
+            (true, earlier, running, None, false),
+            (true, None, running, None, false),
+            (true, later, running, Some(Step::Pausing(Epoch(5))), false),
+            (true, later, paused, None, false),
+            (false, later, running, None, false),
+            (false, None, incoming, None, false),
+        ];
+        for (adopted, released_until_s, standing, step, left) in rows {
+            let kept = Kept { adopted, released_until_s, standing, ..kept(step) };
+            assert_eq!(kept.is_left(), left, "{kept:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_told_to_run_is_said_to_run() {
+        let spoken = |step| kept(step).spoken();
+        assert_eq!(spoken(None).state, RunState::Incoming);
+        let Standing { state, epoch, .. } = spoken(Some(Step::Resuming(Epoch(7))));
+        assert_eq!((state, epoch), (RunState::Running, Epoch(7)));
     }
 }

@@ -27,6 +27,7 @@ mod vm;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_wire::handoff::Refusal;
@@ -35,7 +36,8 @@ pub use self::command::Objection;
 pub use self::ended::{WORDS_CHARS_MAX, why_ended};
 pub use self::envelope::{Inspected, inspect};
 pub use self::kept::{
-    MachineFile, clear_socket, end_orphan, end_unkept, is_claimed, outlives_its_keeper, started_ticks,
+    MachineFile, clear_socket, end_orphan, end_unkept, ends_with_its_keeper, is_claimed, outlives_its_keeper,
+    started_ticks,
 };
 pub use self::qmp::{Qmp, QmpError};
 pub use self::vm::VmError;
@@ -45,6 +47,9 @@ use self::keeper::{Identity, Keeper};
 use self::kept::Kept;
 use crate::runner::{RunnerError, claim_folder};
 use crate::server::{self, Server};
+
+/// How often a keeper that comes after another asks QEMU to greet it.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a keeper is started with.
 #[derive(Debug, Clone)]
@@ -143,12 +148,15 @@ pub fn keep(config: KeeperConfig) -> Result<(), KeeperError> {
         // As if it had been loaded: no epoch was sealed before it.
         kept.standing.loaded = Some(Epoch(0));
     }
-    let keeper = Keeper::new(identity, vm, qmp, kept)?;
+    let keeper =
+        if found { Keeper::again(identity, vm, qmp, kept) } else { Keeper::new(identity, vm, qmp, kept)? };
     keeper.settle().map_err(KeeperError::Settle)?;
     let process = keeper.process().map_err(KeeperError::Socket)?;
     let server = Arc::new(Server::bind(&dir, keeper).map_err(KeeperError::Socket)?);
     let watched = Arc::clone(&server);
     let watch = move || {
+        // What QEMU says at its end is told to whom it has greeted. It may wait for a page before it does.
+        while !watched.machine().listens() && !keeper::has_ended(&process, LISTEN_AGAIN) {}
         keeper::wait(&process);
         let how = ended::how(&process);
         if !watched.machine().is_stopping() {

@@ -4,15 +4,17 @@
 //!   connect ─▶ greeting, at once or never ─▶ qmp_capabilities ─▶ execute ─▶ return or error; events in between
 //! ```
 //!
-//! Always true: no line above its cap is read; every command has a deadline, and one that was missed closes the connection,
-//! because a late answer would be taken for the next one's.
+//! Always true: no line above its cap is read; every command has a deadline, and one that was missed ends the connection,
+//! because a late answer would be taken for the next one's. The next command makes another: QEMU greets it when it has done, or
+//! dropped, what it was at.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -66,9 +68,11 @@ pub enum QmpError {
     },
 }
 
-/// A connection that has been greeted.
+/// A connection that has been greeted, or that is made when something is asked.
 #[derive(Debug)]
 pub struct Qmp {
+    /// Where it is made again; nothing: nowhere.
+    path: Option<PathBuf>,
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     /// Part of a line that was read before a deadline passed.
@@ -84,18 +88,28 @@ impl Qmp {
     /// # Errors
     /// See [`QmpError`].
     pub fn connect(path: &Path) -> Result<Self, QmpError> {
-        Self::over(UnixStream::connect(path)?)
+        let mut qmp = Self::over(dial(path)?)?;
+        qmp.path = Some(path.to_owned());
+        Ok(qmp)
     }
 
-    /// As [`Self::connect`], over a connection that is there.
+    /// Connects when something is asked: QEMU may wait for a page that comes only when its runner has greeted a node.
+    ///
+    /// # Errors
+    /// No sockets can be made.
+    pub fn later(path: &Path) -> Result<Self, QmpError> {
+        // The other end of this one is gone at once.
+        let (nobody, _) = UnixStream::pair()?;
+        let path = Some(path.to_owned());
+        Ok(Self { path, dead: true, ..Self::new(nobody)? })
+    }
+
+    /// As [`Self::connect`], over a connection that is there. It is not made again.
     ///
     /// # Errors
     /// See [`QmpError`].
     pub fn over(stream: UnixStream) -> Result<Self, QmpError> {
-        stream.set_write_timeout(Some(COMMAND_TIMEOUT))?;
-        let reader = BufReader::new(stream.try_clone()?);
-        let (partial, events) = (Vec::new(), VecDeque::new());
-        let mut qmp = Self { stream, reader, partial, events, dead: false, version: String::new() };
+        let mut qmp = Self::new(stream)?;
         let greeting = qmp.line(Instant::now() + GREETING_TIMEOUT)?.ok_or(QmpError::NoGreeting)?;
         let version =
             greeting.pointer("/QMP/version/qemu").ok_or_else(|| format_error("greeting", &greeting))?;
@@ -103,6 +117,40 @@ impl Qmp {
         qmp.version = format!("{}.{}.{}", part("major"), part("minor"), part("micro"));
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    fn new(stream: UnixStream) -> Result<Self, QmpError> {
+        stream.set_write_timeout(Some(COMMAND_TIMEOUT))?;
+        let reader = BufReader::new(stream.try_clone()?);
+        let (partial, events) = (Vec::new(), VecDeque::new());
+        Ok(Self { path: None, stream, reader, partial, events, dead: false, version: String::new() })
+    }
+
+    /// Connects, where there is no connection.
+    ///
+    /// # Errors
+    /// See [`QmpError`].
+    pub fn open(&mut self) -> Result<(), QmpError> {
+        if self.dead { self.again() } else { Ok(()) }
+    }
+
+    /// In place of a connection that has ended. What it had told stays.
+    fn again(&mut self) -> Result<(), QmpError> {
+        let Some(path) = &self.path else { return Err(QmpError::Closed) };
+        // It has one client at a time.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        let stream = dial(path).map_err(|error| match error {
+            QmpError::Socket(_) => QmpError::Closed,
+            other => other,
+        })?;
+        let mut made = Self::over(stream)?;
+        made.path = self.path.take();
+        let told = std::mem::take(&mut self.events);
+        *self = made;
+        for event in told.into_iter().rev() {
+            self.events.push_front(event);
+        }
+        Ok(())
     }
 
     /// QEMU's version, as `7.2.1`.
@@ -148,9 +196,7 @@ impl Qmp {
         limit: Option<Duration>,
         with: Option<BorrowedFd<'_>>,
     ) -> Result<Value, QmpError> {
-        if self.dead {
-            return Err(QmpError::Closed);
-        }
+        self.open()?;
         let begun = Instant::now();
         let outcome = self.exchange(command, arguments, limit, with);
         tracing::debug!(command, took = ?begun.elapsed(), done = outcome.is_ok(), "asked QEMU");
@@ -251,6 +297,21 @@ impl Qmp {
     }
 }
 
+/// Connects, without waiting for room in a queue in which those stand whom QEMU has not greeted.
+fn dial(path: &Path) -> Result<UnixStream, QmpError> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let system = |error: rustix::io::Errno| match error {
+        rustix::io::Errno::AGAIN => QmpError::NoGreeting,
+        error => QmpError::Socket(error.into()),
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(system)?;
+    connect(&socket, &SocketAddrUnix::new(path).map_err(system)?).map_err(system)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 fn format_error(what: &str, said: &Value) -> QmpError {
     let said: String = said.to_string().chars().take(QUOTED_CHARS_MAX).collect();
     QmpError::Format(format!("unexpected {what}: {said}"))
@@ -334,6 +395,34 @@ mod tests {
         let mut heard = String::new();
         other.read_to_string(&mut heard).expect("read");
         assert_eq!(heard, "state");
+    }
+
+    #[test]
+    fn a_connection_that_has_ended_is_made_again_when_something_is_asked() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("qmp.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("bound");
+        let done = "{\"return\": {}}\r\n";
+        let first = format!("{GREETING}{done}{{\"event\": \"STOP\"}}\r\n{done}");
+        let second = format!("{GREETING}{done}{done}");
+        let qemu = std::thread::spawn(move || {
+            [first, second].map(|text| {
+                let mut client = listener.accept().expect("a client").0;
+                client.write_all(text.as_bytes()).expect("written");
+                client
+            })
+        });
+        let silent =
+            |qmp: &mut Qmp| qmp.execute_within("query-status", json!({}), Some(Duration::from_millis(20)));
+        let mut qmp = Qmp::later(&path).expect("nothing is asked yet");
+        qmp.execute("stop", json!({})).expect("the first answers");
+        assert!(matches!(silent(&mut qmp), Err(QmpError::Timeout { .. })));
+        qmp.execute("cont", json!({})).expect("the second answers");
+        assert!(matches!(silent(&mut qmp), Err(QmpError::Timeout { .. })));
+        drop(qemu.join().expect("they are gone"));
+        assert!(matches!(qmp.execute("cont", json!({})), Err(QmpError::Closed)));
+        let event = qmp.event(Instant::now() + COMMAND_TIMEOUT).expect("kept").expect("told");
+        assert_eq!(event.get("event"), Some(&json!("STOP")), "what was told before is not lost");
     }
 
     #[test]

@@ -16,12 +16,15 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use godwit_wire::handoff::STATE_BYTES_MAX;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::qmp::{Qmp, QmpError};
 
 /// How long QEMU may take to write or read its state: it takes 6 to 14 ms. In post-copy it waits for pages while it reads.
 const STATE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it may take to be set as it was: whoever ends its keeper does not wait for long.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often it is asked how far it is, if it does not tell.
 const LOOK: Duration = Duration::from_millis(2);
 /// What QEMU knows its end of the stream by.
@@ -44,17 +47,48 @@ pub(super) enum StateError {
     Timeout { what: &'static str },
 }
 
-/// What both sides agree on before anything moves. RAM is not in the stream; events tell its end at once; disks are opened
-/// when the guest runs, and not before.
-pub(super) fn prepare(qmp: &mut Qmp) -> Result<(), QmpError> {
-    let capability = |name: &str| json!({ "capability": name, "state": true });
-    let all = json!({ "capabilities": [
-        capability("x-ignore-shared"), capability("events"), capability("late-block-activate")
-    ] });
-    qmp.execute("migrate-set-capabilities", all)?;
+/// What is on for as long as a keeper has it: RAM is not in the stream; events tell its end at once; disks are opened when the
+/// guest runs, and not before.
+const CAPABILITIES: [&str; 3] = ["x-ignore-shared", "events", "late-block-activate"];
+
+/// How it was set before a keeper had it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Before {
+    /// Of [`CAPABILITIES`], those that were off.
+    off: Vec<String>,
+    /// Bytes per second; 0: unlimited.
+    bandwidth_max: u64,
+}
+
+/// Sets what both sides agree on before anything moves.
+pub(super) fn prepare(qmp: &mut Qmp) -> Result<Before, QmpError> {
+    let all = qmp.execute("query-migrate-capabilities", json!({}))?;
+    let is_on = |name: &str| {
+        let mut all = all.as_array().into_iter().flatten();
+        all.any(|one| one.get("capability") == Some(&json!(name)) && one.get("state") == Some(&json!(true)))
+    };
+    let off = CAPABILITIES.iter().filter(|name| !is_on(name)).map(|name| (*name).to_owned()).collect();
+    let parameters = qmp.execute("query-migrate-parameters", json!({}))?;
+    let bandwidth_max = parameters.get("max-bandwidth").and_then(Value::as_u64).unwrap_or(0);
+    qmp.execute("migrate-set-capabilities", capabilities(&CAPABILITIES, true))?;
     // Unlimited. Its own limit, 128 MiB/s, would stand in the way of some hundred kilobytes.
     qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": 0 }))?;
+    Ok(Before { off, bandwidth_max })
+}
+
+/// Sets it as it was.
+pub(super) fn restore(qmp: &mut Qmp, before: &Before) -> Result<(), QmpError> {
+    let limit = Some(RESTORE_TIMEOUT);
+    qmp.execute_within("migrate-set-capabilities", capabilities(&before.off, false), limit)?;
+    let bandwidth = json!({ "max-bandwidth": before.bandwidth_max });
+    qmp.execute_within("migrate-set-parameters", bandwidth, limit)?;
     Ok(())
+}
+
+fn capabilities<N: AsRef<str>>(names: &[N], state: bool) -> Value {
+    let one = |name: &N| json!({ "capability": name.as_ref(), "state": state });
+    json!({ "capabilities": names.iter().map(one).collect::<Vec<_>>() })
 }
 
 /// The state of a machine that stands still.

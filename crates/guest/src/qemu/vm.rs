@@ -179,10 +179,12 @@ pub(super) fn adopt(
     Ok((vm, qmp, Kept { adopted: true, ..kept }))
 }
 
-/// Takes over from a keeper that has died.
+/// Takes over from a keeper that has died. QEMU is asked nothing yet, unless it was told to run or stop: it may wait for a page
+/// that a new node serves, once it has been greeted.
 pub(super) fn again(who: &Identity, kept: &Kept, memory_bytes: u64) -> Result<(Vm, Qmp), VmError> {
-    let qmp = Qmp::connect(&who.dir.join(&kept.qmp))?;
-    let (vm, qmp, _) = lend(who, kept.pid, &kept.qmp, memory_bytes, qmp, Some(kept.userfaultfd))?;
+    let path = who.dir.join(&kept.qmp);
+    let qmp = if kept.step.is_none() { Qmp::later(&path)? } else { Qmp::connect(&path)? };
+    let (vm, qmp, _) = lend(who, kept.pid, &kept.qmp, memory_bytes, qmp, Some(kept))?;
     Ok((vm, qmp))
 }
 
@@ -212,7 +214,7 @@ fn lend(
     qmp_path: &Path,
     memory_bytes: u64,
     mut qmp: Qmp,
-    userfaultfd: Option<i32>,
+    earlier: Option<&Kept>,
 ) -> Result<(Vm, Qmp, Kept), VmError> {
     let gone = || VmError::Adopt(AdoptError::Ended { pid });
     let raw = Pid::from_raw(pid).ok_or_else(gone)?;
@@ -224,13 +226,16 @@ fn lend(
     })?;
     Memfd::from_handed_over(memory.try_clone().map_err(system("descriptor"))?, pages)
         .map_err(|error| VmError::Memory(error.to_string()))?;
-    let (uffd, number) = match userfaultfd {
+    let (uffd, number) = match earlier.map(|kept| kept.userfaultfd) {
         Some(number) => (adopt::again(&process, raw, number)?, number),
         None => make_userfaultfd(&process, raw, &mut qmp)?,
     };
     let pagemap =
         File::open(format!("/proc/{pid}/pagemap")).map_err(system(format!("open /proc/{pid}/pagemap")))?;
-    let processors = qmp.execute("query-cpus-fast", json!({}))?.as_array().map_or(1, |all| all.len() as u64);
+    let processors = match earlier.and_then(|kept| kept.processors) {
+        Some(processors) => processors,
+        None => qmp.execute("query-cpus-fast", json!({}))?.as_array().map_or(1, |all| all.len() as u64),
+    };
     let standing = godwit_wire::handoff::Standing {
         state: godwit_wire::handoff::RunState::Incoming,
         epoch: godwit_domain::Epoch(0),
@@ -243,8 +248,11 @@ fn lend(
         started_ticks,
         qmp: qmp_path.to_owned(),
         userfaultfd: number,
+        processors: Some(processors),
         adopted: false,
+        released_until_s: None,
         cgroup: Cgroup::of(pid).ok(),
+        before: None,
         standing,
         step: None,
     };

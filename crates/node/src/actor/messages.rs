@@ -71,7 +71,8 @@ pub(super) struct Started {
 struct KeptAgain(Attached);
 
 impl NodeActor {
-    fn take_in(&mut self, ctx: &mut Context<Self>, about: About, attached: Attached) {
+    /// `is_new`: nobody else has told it anything.
+    fn take_in(&mut self, ctx: &mut Context<Self>, about: About, attached: Attached, is_new: bool) {
         let (uid, instance, standing) = (about.uid, attached.hello.instance, attached.hello.standing);
         tracing::info!(guest = %attached.hello.guest, %instance, ?standing, "runner is here");
         let attached = Arc::new(attached);
@@ -87,7 +88,12 @@ impl NodeActor {
             stale: false,
         };
         self.here.insert(instance, here);
-        self.look(ctx, uid);
+        if is_new {
+            self.look(ctx, uid);
+        } else {
+            // It may be at something that it was told before; its answer comes after that.
+            self.refresh(ctx, instance);
+        }
     }
 
     /// Hears of a runner's end. That of a keeper alone is none: another takes over its QEMU.
@@ -304,7 +310,7 @@ impl Handler<Found> for NodeActor {
         self.unreached = sought.unreached;
         self.seeking = false;
         for (about, attached) in sought.found {
-            self.take_in(ctx, about, attached);
+            self.take_in(ctx, about, attached, false);
         }
     }
 }
@@ -317,7 +323,7 @@ impl Handler<Started> for NodeActor {
         match result {
             Ok(attached) => {
                 self.not_made.remove(&about.uid);
-                self.take_in(ctx, about, attached);
+                self.take_in(ctx, about, attached, true);
             }
             Err(error) => {
                 let why = chain(&error);
@@ -337,10 +343,14 @@ impl Handler<KeptAgain> for NodeActor {
         let instance = attached.hello.instance;
         let arrives = |transfer: &Transfer| transfer.instance == instance && transfer.expected.is_some();
         let arrives = self.transfers.values().any(arrives);
-        let Some(here) = self.here.get_mut(&instance) else { return };
-        let view = self.views.get(&here.about.uid);
-        if arrives && view.is_some_and(|view| view.ownership.licenses(instance)) {
-            // Its driver tells it to run until it does: nobody else may run the guest.
+        let Some(here) = self.here.get_mut(&instance) else {
+            // It was ended here meanwhile.
+            let runners = self.runners.clone();
+            tokio::spawn(async move { runners.discard(&attached).await });
+            return;
+        };
+        if arrives {
+            // Its driver has told it what to do, and goes on to: it may be the only one that runs the guest.
             let known = here.attached.runner.clone();
             let new = std::mem::replace(&mut attached.runner, known.clone());
             tokio::spawn(async move { known.follow(new).await });

@@ -122,6 +122,8 @@ pub struct NodeActor {
     asked: bool,
     /// It is being told.
     testifying: bool,
+    /// What it waits for before it can be told, as the log has it.
+    testimony_waits_for: Vec<String>,
 }
 
 impl NodeActor {
@@ -149,6 +151,7 @@ impl NodeActor {
             telling: BTreeSet::new(),
             asked: false,
             testifying: false,
+            testimony_waits_for: Vec::new(),
         }
     }
 

@@ -26,8 +26,11 @@ impl NodeActor {
         let is_known = self.unreached.is_empty()
             && self.starting.is_empty()
             && self.here.values().all(|here| !here.busy && !here.stale && !here.dead);
-        if !self.asked || self.testifying || !self.complete || self.fenced.is_some() || !is_known {
+        if !self.asked || self.testifying || !self.complete || self.fenced.is_some() {
             return;
+        }
+        if !is_known {
+            return self.say_what_is_waited_for();
         }
         self.testifying = true;
         let mut all: Vec<Testified> = self
@@ -63,6 +66,23 @@ impl NodeActor {
             }
             let _ = home.send(Said(refused)).await;
         });
+    }
+
+    /// For whoever looks why guests stay unsure: a runner that hangs is waited for.
+    fn say_what_is_waited_for(&mut self) {
+        let folders = self.unreached.iter().map(|dir| format!("a runner in {}", dir.display()));
+        let silent = self.here.iter().filter(|(_, here)| here.stale);
+        let silent =
+            silent.map(|(instance, here)| format!("runner {instance} of {}", here.attached.hello.guest));
+        let waits_for: Vec<String> = folders.chain(silent).collect();
+        if !waits_for.is_empty() && waits_for != self.testimony_waits_for {
+            let whom = waits_for.join(", ");
+            tracing::info!(
+                whom,
+                "the control group was founded anew and is told what is here once these have answered"
+            );
+        }
+        self.testimony_waits_for = waits_for;
     }
 
     fn stands(&self, instance: godwit_domain::InstanceId, here: &Here) -> Stands {

@@ -303,13 +303,15 @@ async fn an_end_is_told_and_frees_the_addresses() {
 
 /// Binds a node to the control address that it had. The old socket goes a moment after its last connection.
 pub(crate) async fn rebind(cluster: &Cluster, node: &str, address: SocketAddr) -> Serving {
-    let free = async {
-        while std::net::UdpSocket::bind(address).is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    let bound = async {
+        loop {
+            match cluster.try_bind(node, "one", &address.to_string(), "") {
+                Ok(fabric) => return fabric,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
         }
     };
-    soon(free).await;
-    Serving::new(cluster.bind(node, "one", &address.to_string()))
+    Serving::new(soon(bound).await)
 }
 
 #[tokio::test]

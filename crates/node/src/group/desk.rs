@@ -83,6 +83,12 @@ pub async fn answer(group: Group, line: String, mut send: SendStream, _receive: 
                 bodies.extend(std::iter::from_fn(|| told.try_recv().ok()).map(ReplyBody::Event));
                 last = Some(answered.map_or_else(ReplyBody::Error, ReplyBody::Ok));
             }
+            _ = send.stopped() => {
+                // Whoever asked has gone away. Who watches ends when nobody hears him; what was begun is ended by whoever began it.
+                drop(told);
+                tokio::spawn(work);
+                return;
+            }
         }
         let is_last = last.is_some();
         for body in bodies.into_iter().chain(last) {
@@ -391,7 +397,7 @@ async fn watch(group: &Group, migration: MigrationId, events: mpsc::Sender<Value
             }
         }
         next_look(group).await;
-        if !group.leads() {
+        if events.is_closed() || !group.leads() {
             return Err(problem::leadership_lost());
         }
     }

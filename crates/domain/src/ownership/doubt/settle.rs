@@ -107,6 +107,13 @@ impl Ownership {
         Ok(())
     }
 
+    /// What was heard settles nothing: an operator decides.
+    pub(crate) fn leave_open(&mut self) {
+        if let Life::Unsure(doubt) = &mut self.life {
+            doubt.open = true;
+        }
+    }
+
     /// An operator chooses one of the runners that are claimed. The others may go.
     pub(in crate::ownership) fn choose(&mut self, instance: InstanceId) -> Outcome {
         let Life::Unsure(doubt) = &self.life else { return Err(life("Recover", "Lost", self.life.name())) };

@@ -425,3 +425,15 @@ fn a_second_disaster_asks_anew() {
     guest.apply(Entry::Settle { all: true }).expect("settled");
     assert_eq!(fate(&guest), Fate::Lost { kept: None }, "what was said to the other group is void");
 }
+
+/// It was lost in post-copy, and the copy with the pages that its last runner lacked was kept.
+#[test]
+fn a_copy_that_was_kept_stays_so() {
+    let mut guest = believed(&in_post_copy());
+    let kept = Licence { node: node("a"), instance: id(1) };
+    let last = Licence { node: node("b"), instance: id(2) };
+    guest.life = Life::Lost { last, kept: Some(kept.clone()) };
+    let claims = [stands_still("a", 1, E1), stands_still("b", 2, E2)];
+    assert_eq!(fate(&settled(&guest, &claims, true)), Fate::Lost { kept: Some(1) });
+    assert_eq!(fate(&settled(&guest, &claims[1..], true)), Fate::Lost { kept: None }, "it is not there");
+}

@@ -155,3 +155,31 @@ fn what_a_node_says_again_replaces_what_it_has_said() {
     registry.apply(stamped(1, many(true, true, 7))).expect("said anew");
     assert_eq!(claims(&registry), 1);
 }
+
+#[test]
+fn a_move_under_a_name_that_is_anothers_by_now_is_left_to_an_operator() {
+    let mut registry = cluster(2);
+    found(&mut registry);
+    says(&mut registry, "a", vec![runs(0, 0, 1, None), stands_still(1, 1, 4)]).expect("said");
+    assert!(is_alive_on(&registry, 0, "a"));
+    // The backup is older than guest 1's move, and its name is given once more.
+    let asked = Command::Migrate { guest: GuestUid(0), migration: migration(40), wish: Wish::default() };
+    registry.apply(stamped(1, asked)).expect("asked");
+    says(&mut registry, "b", vec![]).expect("said");
+    says(&mut registry, "c", vec![runs(1, 30, 5, Some(40))]).expect("said");
+    let Life::Unsure(doubt) = life(&registry, 1) else { panic!("{:?}", life(&registry, 1)) };
+    assert!(doubt.open && doubt.claims.len() == 2, "its pages may lie in the copy on a: {doubt:?}");
+    assert!(registry.guests[&GuestUid(1)].ownership.attempt.is_none());
+}
+
+#[test]
+fn a_node_that_has_not_said_what_it_has_is_not_removed() {
+    let mut registry = cluster(1);
+    found(&mut registry);
+    let remove = || stamped(1, Command::RemoveNode { node: name("b") });
+    let refused = registry.apply(remove()).expect_err("a guest may run there").to_string();
+    assert!(refused.contains("has not said what it has"), "{refused}");
+    assert!(registry.unheard.contains(&name("b")));
+    says(&mut registry, "b", vec![]).expect("said");
+    registry.apply(remove()).expect("it has nothing");
+}

@@ -1,6 +1,7 @@
 //! Guests are wished for, made, changed and forgotten; and what is kept of their migrations.
 
 use super::*;
+use crate::qemu::{Adopted, Qemu};
 
 fn machine(body: Option<Body>, runs: bool) -> Machine {
     Machine { labels: Labels::new(), runs, template_labels: Some(labels(&[("tier", "gold")])), body }
@@ -180,4 +181,25 @@ fn whoever_may_hold_a_copy_hears_that_a_lost_guest_runs_again() {
     let rung = entry(&mut registry, 0, Entry::Recover { instance: owner });
     let rung: Vec<String> = rung.into_iter().map(|effect| effect.node.to_string()).collect();
     assert_eq!(rung, ["a", "b"]);
+}
+
+#[test]
+fn one_process_is_adopted_once() {
+    let mut registry = cluster(0);
+    let adopt = |n: u64, pid: i32, node: &str| {
+        let adopted = Some(Adopted { pid, started_ticks: 7, qmp: format!("/run/qmp-{n}") });
+        let qemu = Qemu { program: "q".to_owned(), arguments: Vec::new(), ram_id: "ram".to_owned(), adopted };
+        let spec = GuestSpec { qemu: Some(qemu), ..GuestSpec::idle(GIB) };
+        Command::PutInstance {
+            name: guest_name(n),
+            labels: Labels::new(),
+            body: Some(Body::of(spec)),
+            home: Some(Home { uid: GuestUid(n), node: name(node) }),
+        }
+    };
+    apply(&mut registry, adopt(0, 41, "a"));
+    let twice = refused(&mut registry, adopt(1, 41, "a"));
+    assert!(twice.contains("is guest") && twice.contains("already"), "{twice}");
+    apply(&mut registry, adopt(1, 42, "a"));
+    apply(&mut registry, adopt(2, 41, "b"));
 }

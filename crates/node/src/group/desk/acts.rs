@@ -90,6 +90,23 @@ fn vouch_for(registry: &Registry, node: &NodeName) -> Option<Vouch> {
     Some((boot, registry.instances_on(node), lost.collect()))
 }
 
+/// Guests that are lost, and whose last runner was there.
+fn lost_on(registry: &Registry, node: &NodeName) -> Vec<LostGuest> {
+    let lost = registry.guests.values().filter_map(|guest| match &guest.ownership.life {
+        Life::Lost { last, kept } if last.node == *node => {
+            let kept_on = kept.as_ref().map(|kept| kept.node.clone());
+            Some(LostGuest { guest: guest.name.clone(), kept_on })
+        }
+        Life::Lost { .. }
+        | Life::Creating(_)
+        | Life::Alive(_)
+        | Life::Deleting(_)
+        | Life::Purged
+        | Life::Unsure(_) => None,
+    });
+    lost.collect()
+}
+
 /// Who answers a leader that was just elected is known in a moment.
 pub(super) async fn settled(group: &Group) -> Result<(), Problem> {
     while !group.floor().is_settled() {
@@ -109,9 +126,16 @@ pub(super) async fn fence(group: &Group, asked: Asked, node: NodeName, although_
         return Err(refused("a node that is fenced is off", message, hint));
     }
     let name = node.clone();
-    let vouch = group.read(move |registry| vouch_for(registry, &name)).await.ok_or_else(gone)?;
-    let (boot, instances, lost) = vouch.ok_or_else(|| no_node(&node))?;
+    let vouch = group.read(move |registry| Some((vouch_for(registry, &name)?, lost_on(registry, &name))));
+    let vouch = vouch.await.ok_or_else(gone)?;
+    let ((boot, instances, mut lost), before) = vouch.ok_or_else(|| no_node(&node))?;
     asked.propose(group, None, Command::Fence { node: node.clone(), boot, instances }).await?;
+    // Those, too, of which it was not known who ran them.
+    let name = node.clone();
+    let now = group.read(move |registry| lost_on(registry, &name)).await.ok_or_else(gone)?;
+    lost.extend(now.into_iter().filter(|guest| !before.contains(guest)));
+    lost.sort_by(|one, other| one.guest.cmp(&other.guest));
+    lost.dedup_by(|one, other| one.guest == other.guest);
     tracing::warn!(%node, %boot, lost = lost.len(), "fenced: an operator vouches that it is off");
     let note = if lost.is_empty() {
         format!("node {node} is fenced. No guest was there")
@@ -196,6 +220,17 @@ pub(super) async fn settle_in(
 ) -> Result<(), Problem> {
     let limit = CREATE_TIMEOUT + Duration::from_secs(memory_bytes >> 27);
     let Err(why) = runs(group, uid, &node, limit).await else { return Ok(()) };
+    // A QEMU that was adopted has run before; once its node has taken it in, its end would be the end of what it runs.
+    let stays = named(group, name, |_, guest, _| {
+        let adopted = guest.body.spec.qemu.as_ref().is_some_and(|qemu| qemu.adopted.is_some());
+        adopted && !matches!(guest.ownership.life, Life::Creating(_))
+    });
+    if stays.await.unwrap_or(false) {
+        let message = format!("guest {name} on {node} was adopted, and does not answer: {why}");
+        let hint =
+            format!("its QEMU is left running: godwit guest show {name}, or godwit guest unadopt {name}");
+        return Err(refused("the guest's node must answer", message, hint));
+    }
     let _ = group.propose(Command::Guest { guest: uid, entry: Entry::Delete }).await;
     Err(problem::failed("the guest's runner must start", format!("guest {name} on {node}: {why}")))
 }
@@ -318,6 +353,15 @@ pub(super) async fn stop(group: &Group, asked: Asked, name: GuestName) -> Answer
 /// Forgets a guest, and has its process left running.
 pub(super) async fn release(group: &Group, asked: Asked, name: GuestName) -> Answered {
     let (uid, owner) = owner_of(group, &name).await?;
+    let moves = named(group, &name, |_, guest, _| {
+        let attempt = guest.ownership.attempt.as_ref().filter(|attempt| !attempt.phase.is_over());
+        attempt.map(|attempt| attempt.migration.clone())
+    });
+    if let Some(migration) = moves.await? {
+        let message = format!("guest {name} is in migration {migration}, which would end its first QEMU");
+        let hint = format!("godwit migration cancel {migration}, or wait for its end");
+        return Err(refused("a guest that is left alone is not being moved", message, hint));
+    }
     match ask_node(group, &owner.node, NodeAsk::Release(uid)).await? {
         NodeAnswer::Released => stop(group, asked, name).await,
         other => Err(problem::failed("node", format!("node {} answered {other:?}", owner.node))),
@@ -343,22 +387,7 @@ pub(super) async fn until_gone(group: &Group, name: &GuestName, uid: GuestUid) -
 /// The answer to a fence that was answered before.
 pub(super) async fn fenced_before(group: &Group, node: NodeName) -> Answered {
     let name = node.clone();
-    let lost = group.read(move |registry| {
-        let lost = registry.guests.values().filter_map(|guest| match &guest.ownership.life {
-            Life::Lost { last, kept } if last.node == name => {
-                let kept_on = kept.as_ref().map(|kept| kept.node.clone());
-                Some(LostGuest { guest: guest.name.clone(), kept_on })
-            }
-            Life::Lost { .. }
-            | Life::Creating(_)
-            | Life::Alive(_)
-            | Life::Deleting(_)
-            | Life::Purged
-            | Life::Unsure(_) => None,
-        });
-        lost.collect::<Vec<_>>()
-    });
-    let lost = lost.await.ok_or_else(gone)?;
+    let lost = group.read(move |registry| lost_on(registry, &name)).await.ok_or_else(gone)?;
     json(&Fenced { note: format!("node {node} was fenced by this request before"), node, lost })
 }
 

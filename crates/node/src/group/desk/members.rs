@@ -149,7 +149,7 @@ pub(super) async fn watch(group: &Group, node: NodeName, events: mpsc::Sender<Va
             }
         }
         next_look(group).await;
-        if !group.leads() {
+        if events.is_closed() || !group.leads() {
             return Err(problem::leadership_lost());
         }
     }

@@ -216,7 +216,7 @@ pub(super) async fn watch_drain(group: &Group, node: NodeName, events: mpsc::Sen
             }
         }
         next_look(group).await;
-        if !group.leads() {
+        if events.is_closed() || !group.leads() {
             return Err(problem::leadership_lost());
         }
     }
