@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use serde_json::Value;
 
@@ -50,6 +51,18 @@ pub(super) fn how(process: &OwnedFd) -> How {
         },
         Ok(None) | Err(_) => How::Unknown,
     }
+}
+
+/// Whether a process ends within so long.
+pub(super) fn within(process: &OwnedFd, limit: Duration) -> bool {
+    let mut ended = [PollFd::new(process, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).ok();
+    poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+/// Waits until a process has ended.
+pub(super) fn wait(process: &OwnedFd) {
+    while !within(process, Duration::from_secs(3600)) {}
 }
 
 /// The reason of the last `SHUTDOWN` among what a QEMU that has ended has left to read.
@@ -199,7 +212,7 @@ mod tests {
                 Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().expect("a shell");
             let pid = Pid::from_raw(i32::try_from(child.id()).expect("a number")).expect("a process");
             let process = pidfd_open(pid, PidfdFlags::empty()).expect("its descriptor");
-            super::super::keeper::wait(&process);
+            wait(&process);
             assert_eq!(how(&process), expected, "{script}");
             assert_eq!(how(&process), How::Unknown, "it is told once");
         }

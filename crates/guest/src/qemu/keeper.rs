@@ -7,7 +7,7 @@
 //!
 //! Always true:
 //! - QEMU runs by our `cont` alone, and under an epoch only above every epoch that it ran under or sealed;
-//! - nothing waits under the lock of `core`: QEMU may be stuck until a *new* node serves its faults, and that node must be
+//! - nothing waits under the lock of `core`, not for that of `qmp` either: QEMU may be stuck until a *new* node serves its faults, and that node must be
 //!   greeted;
 //! - a QEMU that was adopted and never resumed by us, or was released, is left as it was found; any other ends with `stop`.
 
@@ -25,7 +25,6 @@ use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_wire::handoff::{
     Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Standing, Stats,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::cgroup::Cgroup;
@@ -186,9 +185,11 @@ impl Keeper {
         }
         drop(core);
         self.full_speed();
-        let stopped = self.talk().qmp.execute_within("stop", json!({}), None);
+        let stopped = self
+            .talk_in(Step::Pausing(epoch))
+            .map(|mut talk| talk.qmp.execute_within("stop", json!({}), None));
         let mut core = self.lock();
-        // Another command may have ended this step while this one waited for QEMU.
+        let stopped = stopped.unwrap_or(Ok(json!({})));
         if core.kept.step == Some(Step::Pausing(epoch)) && stopped.is_ok() {
             core.kept.standing = Standing { state: RunState::Paused, epoch, loaded: None };
             (core.kept.step, core.kept.released_until_s) = (None, None);
@@ -216,15 +217,17 @@ impl Keeper {
             return Err(refused);
         }
         drop(core);
-        let mut talk = self.talk();
+        let overtaken = || refusal("state", "it was told something else before it ran");
+        let mut talk = self.talk_in(Step::Resuming(epoch)).ok_or_else(overtaken)?;
         talk.saved = None;
         let ran = cont(&mut talk.qmp, arrived);
         drop(talk);
+        let is_gone = matches!(ran, Err(Ran::Perhaps(_)))
+            && (self.is_stopping() || ended::within(&self.vm.process, END_NOTICED));
         self.arrived.store(arrived && ran.is_ok(), Ordering::Relaxed);
         let mut core = self.lock();
-        // As with a pause.
         if core.kept.step != Some(Step::Resuming(epoch)) {
-            return Err(refusal("state", "it was told something else before it ran"));
+            return Err(overtaken());
         }
         match &ran {
             Ok(()) => {
@@ -233,7 +236,7 @@ impl Keeper {
                 tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
             }
             Err(Ran::No(_)) => {}
-            Err(Ran::Perhaps(_)) if self.is_stopping() || has_ended(&self.vm.process, END_NOTICED) => {}
+            Err(Ran::Perhaps(_)) if is_gone => {}
             Err(Ran::Perhaps(error)) => {
                 // Nothing that this keeper could say would be sure. The next one looks.
                 tracing::error!(%error, "whether the guest runs is not known; this keeper ends");
@@ -266,7 +269,9 @@ impl Keeper {
     }
 
     fn load(&self, core: MutexGuard<'_, Core>, epoch: Epoch, bytes: &[u8]) -> Result<Answer, Refusal> {
-        if let Some(loaded) = core.kept.standing.loaded {
+        let loaded = core.kept.standing.loaded;
+        drop(core);
+        if let Some(loaded) = loaded {
             if loaded == epoch && self.talk().saved.as_deref() == Some(bytes) {
                 return Ok(Answer::Done);
             }
@@ -274,7 +279,6 @@ impl Keeper {
                 format!("a QEMU loads one state, and has that of epoch {loaded}; start another runner");
             return Err(refusal("state", message));
         }
-        drop(core);
         let begun = Instant::now();
         let mut talk = self.talk();
         state::load(&mut talk.qmp, bytes).map_err(|error| broke("load", &error))?;
@@ -350,6 +354,13 @@ impl Keeper {
 
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// QEMU's ear, for this step; `None`: while it was waited for, another command has taken the step's place. Whoever has it is
+    /// the last to have been told, or is followed by the one who is.
+    fn talk_in(&self, step: Step) -> Option<MutexGuard<'_, Talk>> {
+        let talk = self.talk();
+        (self.lock().kept.step == Some(step)).then_some(talk)
     }
 
     fn talk(&self) -> MutexGuard<'_, Talk> {
@@ -485,16 +496,4 @@ fn failed(error: QmpError) -> Refusal {
 fn broke(what: &str, error: &dyn std::error::Error) -> Refusal {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
     refusal("state", format!("{what}: {error}{cause}"))
-}
-
-/// Whether a process ends within so long.
-pub(super) fn has_ended(process: &OwnedFd, limit: Duration) -> bool {
-    let mut ended = [PollFd::new(process, PollFlags::IN)];
-    let limit = Timespec::try_from(limit).ok();
-    poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
-}
-
-/// Waits until a process has ended.
-pub(super) fn wait(process: &OwnedFd) {
-    while !has_ended(process, Duration::from_secs(3600)) {}
 }

@@ -156,8 +156,8 @@ pub fn keep(config: KeeperConfig) -> Result<(), KeeperError> {
     let watched = Arc::clone(&server);
     let watch = move || {
         // What QEMU says at its end is told to whom it has greeted. It may wait for a page before it does.
-        while !watched.machine().listens() && !keeper::has_ended(&process, LISTEN_AGAIN) {}
-        keeper::wait(&process);
+        while !watched.machine().listens() && !ended::within(&process, LISTEN_AGAIN) {}
+        ended::wait(&process);
         let how = ended::how(&process);
         if !watched.machine().is_stopping() {
             // A guest that shut itself down, or a crash: the node sees that the process is gone, and reads why.

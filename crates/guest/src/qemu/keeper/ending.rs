@@ -16,9 +16,9 @@ use godwit_wire::handoff::{Answer, Outcome, RunState};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use serde_json::json;
 
-use super::{Core, Keeper, has_ended};
+use super::{Core, Keeper};
 use crate::qemu::kept::Kept;
-use crate::qemu::state;
+use crate::qemu::{ended, state};
 use crate::runner::decide::refusal;
 
 /// How long a machine that runs may take to write what its disks have not, when it is ended.
@@ -72,12 +72,12 @@ impl Keeper {
         let quits = runs
             && self.qmp.try_lock().is_ok_and(|mut talk| {
                 let asked = talk.qmp.execute_within("quit", json!({}), Some(QUIT_TIMEOUT));
-                asked.is_ok() && has_ended(&self.vm.process, QUIT_TIMEOUT)
+                asked.is_ok() && ended::within(&self.vm.process, QUIT_TIMEOUT)
             });
         if !quits {
             let _ = pidfd_send_signal(&self.vm.process, Signal::KILL);
         }
-        let ended = quits || has_ended(&self.vm.process, KILL_TIMEOUT);
+        let ended = quits || ended::within(&self.vm.process, KILL_TIMEOUT);
         if let Some(cgroup) = self.cgroup.as_ref().filter(|_| ended) {
             cgroup.remove();
         }
