@@ -245,9 +245,17 @@ impl Seat {
                     Some(_) | None => std::future::pending().await,
                 }
             };
+            let unbegun = self.0.open.lock().await.as_ref().is_some_and(|open| !open.place.opened);
+            let begun = async {
+                match &group {
+                    Some(group) if unbegun && group.runs().await => {}
+                    Some(_) | None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 changed = book.changed() => if changed.is_err() { return },
                 () = removed => {}
+                () = begun => {}
             }
         }
     }

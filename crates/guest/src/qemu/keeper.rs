@@ -12,6 +12,7 @@
 //! - a QEMU that was adopted and never resumed by us, or was released, is left as it was found; any other ends with `stop`.
 
 mod ending;
+mod steps;
 
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,26 +24,21 @@ use std::time::{Duration, Instant};
 
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
 use godwit_wire::handoff::{
-    Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Standing, Stats,
+    Answer, Command, HANDOFF_VERSION, Hello, Outcome, Refusal, Region, RunState, Stats,
 };
 use serde_json::json;
 
 use super::cgroup::Cgroup;
 use super::ended::{self, How};
-use super::kept::{self, Kept, Step};
+use super::kept::{self, Kept};
 use super::qmp::{Qmp, QmpError};
 use super::state;
-use super::vm::{self, Vm};
+use super::vm::Vm;
 use crate::runner::decide::{Action, decide, refusal};
 use crate::server::{Attachment, Machine};
 
 /// How long a word that QEMU is to be left alone holds. The stop that it is for follows at once, or when its node is heard again.
-const RELEASE_SECONDS: u64 = 3600;
-/// How often it is looked whether a command that runs the machine was decided.
-const DECIDED_LOOK: Duration = Duration::from_millis(1);
-/// How long the end of a process that has closed its socket may take to be seen.
-const END_NOTICED: Duration = Duration::from_secs(1);
-
+const RELEASE_SECONDS: u64 = 600;
 /// Who a keeper is.
 #[derive(Debug)]
 pub(super) struct Identity {
@@ -125,28 +121,6 @@ impl Keeper {
         }
     }
 
-    /// Ends what a keeper before has begun: a machine that is sealed does not run. One that had begun nothing is asked nothing.
-    pub(super) fn settle(&self) -> Result<(), Refusal> {
-        let Some(step) = self.lock().kept.step else { return Ok(()) };
-        let mut talk = self.talk();
-        let runs = vm::runs(&mut talk.qmp).map_err(failed)?;
-        if runs && matches!(step, Step::Pausing(_)) {
-            talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
-        }
-        let mut core = self.lock();
-        core.kept.standing = core.kept.found(runs);
-        core.kept.step = None;
-        if core.kept.standing.state == RunState::Running {
-            core.running.1 = Some(Instant::now());
-        }
-        self.write(&core)
-    }
-
-    /// Whether QEMU has greeted, and so tells us what becomes of it; it is asked to.
-    pub(super) fn listens(&self) -> bool {
-        self.qmp.try_lock().is_ok_and(|mut talk| talk.qmp.open().is_ok())
-    }
-
     /// Whether it was told to stop.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
@@ -172,88 +146,6 @@ impl Keeper {
     /// QEMU's process, to wait for its end.
     pub(super) fn process(&self) -> std::io::Result<OwnedFd> {
         self.vm.process.try_clone()
-    }
-
-    fn pause(&self, mut core: MutexGuard<'_, Core>, attachment: Attachment, epoch: Epoch) -> Option<Outcome> {
-        let before = core.kept.clone();
-        // What was told to run a moment ago runs, for all that is known until it stands still.
-        core.kept.standing = core.kept.spoken();
-        core.kept.step = Some(Step::Pausing(epoch));
-        if let Err(refused) = self.write(&core) {
-            core.kept = before;
-            return Some(Outcome::Error(refused));
-        }
-        drop(core);
-        self.full_speed();
-        let stopped = self
-            .talk_in(Step::Pausing(epoch))
-            .map(|mut talk| talk.qmp.execute_within("stop", json!({}), None));
-        let mut core = self.lock();
-        let stopped = stopped.unwrap_or(Ok(json!({})));
-        if core.kept.step == Some(Step::Pausing(epoch)) && stopped.is_ok() {
-            core.kept.standing = Standing { state: RunState::Paused, epoch, loaded: None };
-            (core.kept.step, core.kept.released_until_s) = (None, None);
-            if let Some(since) = core.running.1.take() {
-                core.running.0 += since.elapsed();
-            }
-            tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "sealed and paused");
-            let _ = self.write(&core);
-        }
-        if self.superseded(attachment) {
-            return None;
-        }
-        Some(match (stopped, core.kept.standing.state) {
-            (Ok(_), RunState::Paused) => Outcome::Ok(Answer::Done),
-            (Ok(_), _) => Outcome::Error(refusal("state", "the pause was overtaken by another command")),
-            (Err(error), _) => Outcome::Error(failed(error)),
-        })
-    }
-
-    /// Runs it: a new one, one that has arrived, one that was paused, and one that was found running.
-    fn run(&self, mut core: MutexGuard<'_, Core>, epoch: Epoch, arrived: bool) -> Result<Answer, Refusal> {
-        let before = core.kept.step.replace(Step::Resuming(epoch));
-        if let Err(refused) = self.write(&core) {
-            core.kept.step = before;
-            return Err(refused);
-        }
-        drop(core);
-        let overtaken = || refusal("state", "it was told something else before it ran");
-        let mut talk = self.talk_in(Step::Resuming(epoch)).ok_or_else(overtaken)?;
-        talk.saved = None;
-        let ran = cont(&mut talk.qmp, arrived);
-        drop(talk);
-        let is_gone = matches!(ran, Err(Ran::Perhaps(_)))
-            && (self.is_stopping() || ended::within(&self.vm.process, END_NOTICED));
-        self.arrived.store(arrived && ran.is_ok(), Ordering::Relaxed);
-        let mut core = self.lock();
-        if core.kept.step != Some(Step::Resuming(epoch)) {
-            return Err(overtaken());
-        }
-        match &ran {
-            Ok(()) => {
-                core.kept.standing = Standing { state: RunState::Running, epoch, loaded: None };
-                core.running.1 = Some(Instant::now());
-                tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
-            }
-            Err(Ran::No(_)) => {}
-            Err(Ran::Perhaps(_)) if is_gone => {}
-            Err(Ran::Perhaps(error)) => {
-                // Nothing that this keeper could say would be sure. The next one looks.
-                tracing::error!(%error, "whether the guest runs is not known; this keeper ends");
-                std::process::exit(1);
-            }
-        }
-        core.kept.step = None;
-        let _ = self.write(&core);
-        let percent = core.throttle_percent;
-        drop(core);
-        if percent > 0 {
-            self.throttle(percent)?;
-        }
-        match ran {
-            Ok(()) => Ok(Answer::Done),
-            Err(Ran::No(error) | Ran::Perhaps(error)) => Err(failed(error)),
-        }
     }
 
     fn save(&self, state: &mut Vec<u8>) -> Result<Answer, Refusal> {
@@ -318,17 +210,6 @@ impl Keeper {
         let _ = self.throttle(0);
     }
 
-    /// Once it is known what became of being told to run: until then nobody can say how the machine stands.
-    fn decided<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        while let Some(Step::Resuming(_)) = core.kept.step {
-            drop(core);
-            drop(self.talk());
-            std::thread::sleep(DECIDED_LOOK);
-            core = self.lock();
-        }
-        core
-    }
-
     fn stats(&self, core: &Core) -> Stats {
         let running = core.running.0 + core.running.1.map_or(Duration::ZERO, |since| since.elapsed());
         Stats {
@@ -354,13 +235,6 @@ impl Keeper {
 
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// QEMU's ear, for this step; `None`: while it was waited for, another command has taken the step's place. Whoever has it is
-    /// the last to have been told, or is followed by the one who is.
-    fn talk_in(&self, step: Step) -> Option<MutexGuard<'_, Talk>> {
-        let talk = self.talk();
-        (self.lock().kept.step == Some(step)).then_some(talk)
     }
 
     fn talk(&self) -> MutexGuard<'_, Talk> {
@@ -433,6 +307,12 @@ impl Machine for Keeper {
                 "state",
                 "nobody knows what a virtual machine's memory must hold; an audit compares both sides of a move",
             )),
+            Ok(Action::Release) if standing.state == RunState::Paused || core.kept.step.is_some() => {
+                Err(refusal(
+                    "state",
+                    "the guest is being moved, or stands still; one that runs can be left alone",
+                ))
+            }
             Ok(Action::Release) if core.kept.adopted => {
                 let before = core.kept.released_until_s.replace(kept::now_s() + RELEASE_SECONDS);
                 let written = self.write(&core);
@@ -465,27 +345,6 @@ impl Machine for Keeper {
 
     fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
-    }
-}
-
-/// Why it is not known to run.
-enum Ran {
-    /// It was not told to, or has refused.
-    No(QmpError),
-    /// It was told to, and nobody has heard what it did.
-    Perhaps(QmpError),
-}
-
-/// One that has arrived is known to stand still. It may take as long as its disks take: given up, it could still do it later.
-fn cont(qmp: &mut Qmp, arrived: bool) -> Result<(), Ran> {
-    if !arrived && vm::runs(qmp).map_err(Ran::No)? {
-        return Ok(());
-    }
-    qmp.open().map_err(Ran::No)?;
-    match qmp.execute_within("cont", json!({}), None) {
-        Ok(_) => Ok(()),
-        Err(error @ QmpError::Refused { .. }) => Err(Ran::No(error)),
-        Err(error) => Err(Ran::Perhaps(error)),
     }
 }
 

@@ -181,6 +181,10 @@ impl Kept {
         match self.step {
             // Sealed it is; whoever reads this stops it if it runs.
             Some(Step::Pausing(epoch)) => Standing { state: RunState::Paused, epoch, loaded: None },
+            // It was told to run on while it was being stopped, and has stopped.
+            Some(Step::Resuming(_)) if !runs && self.standing.state == RunState::Running => {
+                Standing { state: RunState::Paused, ..self.standing }
+            }
             Some(Step::Resuming(epoch)) if runs => Standing { state: RunState::Running, epoch, loaded: None },
             Some(Step::Resuming(_)) | None => self.standing,
         }

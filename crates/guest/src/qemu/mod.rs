@@ -30,7 +30,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_domain::{Epoch, GuestName, InstanceId, NodeName};
-use godwit_wire::handoff::Refusal;
 
 pub use self::command::Objection;
 pub use self::ended::{WORDS_CHARS_MAX, why_ended};
@@ -48,8 +47,8 @@ use self::kept::Kept;
 use crate::runner::{RunnerError, claim_folder};
 use crate::server::{self, Server};
 
-/// How often a keeper that comes after another asks QEMU to greet it.
-const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+/// How often a keeper that comes after another asks QEMU what has become of it.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a keeper is started with.
 #[derive(Debug, Clone)]
@@ -108,9 +107,6 @@ pub enum KeeperError {
     /// Its machine can not be asked.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// It can not be settled how it stands.
-    #[error("how the machine stands is not settled")]
-    Settle(#[source] Refusal),
     /// Its socket, or a thread.
     #[error("make the hand-off socket")]
     Socket(#[source] io::Error),
@@ -150,13 +146,12 @@ pub fn keep(config: KeeperConfig) -> Result<(), KeeperError> {
     }
     let keeper =
         if found { Keeper::again(identity, vm, qmp, kept) } else { Keeper::new(identity, vm, qmp, kept)? };
-    keeper.settle().map_err(KeeperError::Settle)?;
     let process = keeper.process().map_err(KeeperError::Socket)?;
     let server = Arc::new(Server::bind(&dir, keeper).map_err(KeeperError::Socket)?);
     let watched = Arc::clone(&server);
     let watch = move || {
-        // What QEMU says at its end is told to whom it has greeted. It may wait for a page before it does.
-        while !watched.machine().listens() && !ended::within(&process, LISTEN_AGAIN) {}
+        // QEMU may wait for a page before it greets, and tells its end to whom it has greeted.
+        while !watched.machine().is_settled() && !ended::within(&process, SETTLE_AGAIN) {}
         ended::wait(&process);
         let how = ended::how(&process);
         if !watched.machine().is_stopping() {

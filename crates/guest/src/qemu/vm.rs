@@ -179,11 +179,10 @@ pub(super) fn adopt(
     Ok((vm, qmp, Kept { adopted: true, ..kept }))
 }
 
-/// Takes over from a keeper that has died. QEMU is asked nothing yet, unless it was told to run or stop: it may wait for a page
-/// that a new node serves, once it has been greeted.
+/// Takes over from a keeper that has died. QEMU is asked nothing yet: it may wait for a page that a node serves once the keeper
+/// has greeted that.
 pub(super) fn again(who: &Identity, kept: &Kept, memory_bytes: u64) -> Result<(Vm, Qmp), VmError> {
-    let path = who.dir.join(&kept.qmp);
-    let qmp = if kept.step.is_none() { Qmp::later(&path)? } else { Qmp::connect(&path)? };
+    let qmp = Qmp::later(&who.dir.join(&kept.qmp))?;
     let (vm, qmp, _) = lend(who, kept.pid, &kept.qmp, memory_bytes, qmp, Some(kept))?;
     Ok((vm, qmp))
 }

@@ -9,19 +9,21 @@
 //! Always true: looking twice is as looking once; a runner has one task at a time.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
-use godwit_domain::ownership::Life;
+use godwit_domain::ownership::{Life, Mode, Phase};
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
+use godwit_guest::client::Attached;
 use godwit_transfer::drive::chain;
 use godwit_wire::handoff::{RunState, Standing};
 use tracing::Instrument;
 
 use super::proposals::until_answered;
 use super::rules::needs_to_know_all;
-use super::{Here, MAKE_AGAIN_AFTER, NodeActor};
+use super::{GuestView, Here, MAKE_AGAIN_AFTER, NodeActor};
 use crate::local::{LocalError, OwnedRole};
 use crate::owed::resume_if_behind;
 use crate::records::{About, Buried};
@@ -37,7 +39,7 @@ pub(super) struct Refreshed(pub(super) InstanceId, pub(super) Option<Standing>);
 /// A runner was ended by this node.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Gone(pub(super) InstanceId);
+pub(super) struct Gone(Arc<Attached>);
 
 /// A runner's process has ended.
 #[derive(Debug, Message)]
@@ -68,7 +70,10 @@ impl NodeActor {
         let ends = matches!(view.ownership.life, Life::Deleting(_) | Life::Purged);
         let is_busy = self.starting.contains(&uid)
             || self.runners_of(uid).any(|(_, here)| here.busy || here.stale && !ends);
-        if has_transfer || is_busy || self.step(ctx, &view) {
+        if has_transfer || is_busy && !self.waits_for_pages(&view) {
+            return;
+        }
+        if self.step(ctx, &view) || is_busy {
             return;
         }
         let duties = agent::duties(&self.name, &view.ownership, &self.local(uid));
@@ -76,6 +81,25 @@ impl NodeActor {
         for duty in duties.into_iter().filter(|duty| !(not_sure && needs_to_know_all(duty))) {
             self.act(ctx, uid, &view.name, duty);
         }
+    }
+
+    /// Whether a runner that has greeted may wait for a page, and answer nothing else before it has it: then its pages are served
+    /// first.
+    fn waits_for_pages(&self, view: &GuestView) -> bool {
+        let target = view.ownership.attempt.as_ref().and_then(|attempt| match &attempt.phase {
+            Phase::PostCopy { target, .. } | Phase::HandedOver { mode: Mode::PostCopy, target, .. } => {
+                Some(target)
+            }
+            Phase::Pending
+            | Phase::Preparing { .. }
+            | Phase::Copying { .. }
+            | Phase::HandedOver { .. }
+            | Phase::Succeeded
+            | Phase::Failed { .. }
+            | Phase::Cancelled { .. } => None,
+        });
+        let here = target.and_then(|target| self.here.get(&target.instance));
+        here.is_some_and(|here| here.greeted && here.standing.state == RunState::Running)
     }
 
     /// What is here of a guest, as the tables know it.
@@ -183,7 +207,7 @@ impl NodeActor {
         let (attached, runners, home) = (here.attached.clone(), self.runners.clone(), ctx.address());
         tokio::spawn(async move {
             runners.discard(&attached).await;
-            let _ = home.send(Gone(instance)).await;
+            let _ = home.send(Gone(attached)).await;
         });
     }
 
@@ -277,7 +301,7 @@ impl Handler<Refreshed> for NodeActor {
         // One that does not answer has died, which its process descriptor tells, or is asked again at the next look.
         here.stale = standing.is_none();
         if let Some(standing) = standing {
-            here.standing = standing;
+            (here.standing, here.greeted) = (standing, false);
         }
         let (uid, dead) = (here.about.uid, here.dead);
         if dead {
@@ -290,10 +314,14 @@ impl Handler<Refreshed> for NodeActor {
 impl Handler<Gone> for NodeActor {
     type Result = ();
 
-    fn handle(&mut self, Gone(instance): Gone, ctx: &mut Self::Context) {
-        if let Some(here) = self.here.remove(&instance) {
-            self.look(ctx, here.about.uid);
+    fn handle(&mut self, Gone(ended): Gone, ctx: &mut Self::Context) {
+        let Some(here) = self.here.remove(&ended.hello.instance) else { return };
+        if !Arc::ptr_eq(&here.attached, &ended) {
+            // Another keeper came while the one before was being ended.
+            let runners = self.runners.clone();
+            tokio::spawn(async move { runners.discard(&here.attached).await });
         }
+        self.look(ctx, here.about.uid);
     }
 }
 

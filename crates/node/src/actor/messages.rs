@@ -86,14 +86,13 @@ impl NodeActor {
             run_sent: false,
             dead: false,
             stale: false,
+            greeted: !is_new,
         };
         self.here.insert(instance, here);
-        if is_new {
-            self.look(ctx, uid);
-        } else {
-            // It may be at something that it was told before; its answer comes after that.
+        if !is_new {
             self.refresh(ctx, instance);
         }
+        self.look(ctx, uid);
     }
 
     /// Hears of a runner's end. That of a keeper alone is none: another takes over its QEMU.
@@ -357,10 +356,13 @@ impl Handler<KeptAgain> for NodeActor {
         }
         let attached = Arc::new(attached);
         (here.standing, here.attached) = (attached.hello.standing, Arc::clone(&attached));
-        // A task that is at the old connection comes home with an error, and is followed by a question.
-        here.stale |= here.busy;
-        let uid = here.about.uid;
+        // Whatever a task at the old connection comes home with, how it stands is asked.
+        (here.stale, here.greeted) = (true, true);
+        let (uid, busy) = (here.about.uid, here.busy);
         self.watch(ctx, attached);
+        if !busy {
+            self.refresh(ctx, instance);
+        }
         self.look(ctx, uid);
     }
 }

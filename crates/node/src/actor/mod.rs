@@ -68,6 +68,8 @@ struct Here {
     dead: bool,
     /// It did not answer when it was asked last: how it stands is not known.
     stale: bool,
+    /// How it stands was told by a greeting alone: it may be at something that it was told before.
+    greeted: bool,
 }
 
 /// One side of a migration.

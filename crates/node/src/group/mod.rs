@@ -143,6 +143,11 @@ impl Group {
         self.watch().wait_for(|view| view.condition == Condition::Removed).await.is_ok()
     }
 
+    /// Waits until this voter takes part; `false`: it has ended without that.
+    pub async fn runs(&self) -> bool {
+        self.watch().wait_for(|view| view.condition == Condition::Running).await.is_ok()
+    }
+
     /// What the voter is and how far.
     pub fn view(&self) -> View {
         self.0.view.borrow().clone()
