@@ -300,8 +300,9 @@ impl Seat {
     fn note_that_it_has_begun(&self, open: Option<&mut Open>) -> Result<(), SeatError> {
         let Some(open) = open.filter(|open| !open.place.opened) else { return Ok(()) };
         if open.handle.view().borrow().condition == Condition::Running {
-            open.place.opened = true;
-            self.0.keeper.take(open.place)?;
+            let place = Place { opened: true, ..open.place };
+            self.0.keeper.take(place)?;
+            open.place = place;
         }
         Ok(())
     }

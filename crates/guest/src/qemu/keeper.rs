@@ -328,7 +328,7 @@ impl Machine for Keeper {
                 drop(core);
                 self.press()
             }
-            Ok(Action::Stats) => Ok(Answer::Stats(self.stats(&self.decided(core)))),
+            Ok(Action::Stats) => self.decided(core).map(|core| Answer::Stats(self.stats(&core))),
         };
         Some(answer.map_or_else(Outcome::Error, Outcome::Ok))
     }

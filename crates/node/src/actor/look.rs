@@ -300,8 +300,16 @@ impl Handler<Refreshed> for NodeActor {
         here.busy = false;
         // One that does not answer has died, which its process descriptor tells, or is asked again at the next look.
         here.stale = standing.is_none();
+        let served_early = standing.is_some() && std::mem::take(&mut here.served_early);
         if let Some(standing) = standing {
             (here.standing, here.greeted) = (standing, false);
+        }
+        if served_early && here.standing.state == RunState::Incoming {
+            // It was only about to run, and does not: its pages are of no use.
+            for transfer in self.transfers.values().filter(|transfer| transfer.instance == instance) {
+                let told = godwit_transfer::drive::Told::Cancel("the guest does not run here".to_owned());
+                transfer.actor.do_send(godwit_transfer::actor::Order(told));
+            }
         }
         let (uid, dead) = (here.about.uid, here.dead);
         if dead {
@@ -315,13 +323,15 @@ impl Handler<Gone> for NodeActor {
     type Result = ();
 
     fn handle(&mut self, Gone(ended): Gone, ctx: &mut Self::Context) {
-        let Some(here) = self.here.remove(&ended.hello.instance) else { return };
+        let instance = ended.hello.instance;
+        let Some(here) = self.here.get(&instance) else { return };
         if !Arc::ptr_eq(&here.attached, &ended) {
             // Another keeper came while the one before was being ended.
-            let runners = self.runners.clone();
-            tokio::spawn(async move { runners.discard(&here.attached).await });
+            return self.destroy(ctx, instance);
         }
-        self.look(ctx, here.about.uid);
+        let uid = here.about.uid;
+        self.here.remove(&instance);
+        self.look(ctx, uid);
     }
 }
 

@@ -87,6 +87,7 @@ impl NodeActor {
             dead: false,
             stale: false,
             greeted: !is_new,
+            served_early: false,
         };
         self.here.insert(instance, here);
         if !is_new {

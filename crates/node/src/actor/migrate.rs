@@ -195,6 +195,9 @@ impl NodeActor {
             Box::pin(resumed::run(attached, name, instance, epoch, limit, told, tells)) as _
         });
         self.begin(ctx, view, migration, target.instance, Some(expected), work);
+        if let Some(here) = self.here.get_mut(&target.instance) {
+            here.served_early = here.greeted;
+        }
         true
     }
 
@@ -447,13 +450,9 @@ impl Handler<GaveUp> for NodeActor {
 impl Handler<actor::Fact> for NodeActor {
     type Result = ();
 
-    fn handle(&mut self, actor::Fact { migration, tells, .. }: actor::Fact, ctx: &mut Self::Context) {
+    fn handle(&mut self, actor::Fact { guest, migration, tells }: actor::Fact, ctx: &mut Self::Context) {
         match tells {
-            Tells::Proposal(entry) => {
-                if let Some(uid) = self.transfers.get(&migration).map(|transfer| transfer.uid) {
-                    self.propose(ctx, uid, entry);
-                }
-            }
+            Tells::Proposal(entry) => self.propose_when_known(ctx, guest, migration, entry),
             Tells::Progress(progress) => {
                 if let Some(transfer) = self.transfers.get_mut(&migration)
                     && !std::mem::replace(&mut transfer.running_told, true)

@@ -70,6 +70,8 @@ struct Here {
     stale: bool,
     /// How it stands was told by a greeting alone: it may be at something that it was told before.
     greeted: bool,
+    /// Its pages are served although no more is known of it than its greeting.
+    served_early: bool,
 }
 
 /// One side of a migration.

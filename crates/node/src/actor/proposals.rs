@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use actix::{Addr, AsyncContext, Context, Handler, Message};
-use godwit_domain::MigrationId;
 use godwit_domain::ownership::Entry;
 use godwit_domain::progress::Measured;
 use godwit_domain::registry::{Command, GuestUid};
+use godwit_domain::{GuestName, MigrationId};
+use godwit_transfer::actor;
+use godwit_transfer::drive::Tells;
 use godwit_wire::session::{Answer, Ask};
 
 use super::NodeActor;
@@ -73,6 +75,24 @@ impl NodeActor {
             let (refused, took) = until_answered(&leader, command, None).await;
             let _ = home.send(Proposed { uid, entry, refused, took }).await;
         });
+    }
+
+    /// Proposes what a driver tells. One that serves pages before it is known that the guest runs waits with that.
+    pub(super) fn propose_when_known(
+        &mut self,
+        ctx: &mut Context<Self>,
+        guest: GuestName,
+        migration: MigrationId,
+        entry: Entry,
+    ) {
+        let Some(transfer) = self.transfers.get(&migration) else { return };
+        let uid = transfer.uid;
+        if self.here.get(&transfer.instance).is_some_and(|here| here.served_early) {
+            let fact = actor::Fact { guest, migration, tells: Tells::Proposal(entry) };
+            ctx.notify_later(fact, AGAIN_MIN);
+        } else {
+            self.propose(ctx, uid, entry);
+        }
     }
 
     /// Offers what was measured, for people.

@@ -23,8 +23,6 @@ use crate::qemu::{ended, vm};
 use crate::runner::decide::refusal;
 use crate::server::Attachment;
 
-/// How often it is looked whether a command that runs the machine was decided.
-const DECIDED_LOOK: Duration = Duration::from_millis(1);
 /// How long the end of a process that has closed its socket may take to be seen.
 const END_NOTICED: Duration = Duration::from_secs(1);
 
@@ -75,10 +73,10 @@ impl Keeper {
         }
         drop(core);
         self.full_speed();
-        let stopped = self
-            .talk_in(Step::Pausing(epoch))
-            .map(|mut talk| talk.qmp.execute_within("stop", json!({}), None));
+        let mut talk = self.talk_in(Step::Pausing(epoch));
+        let stopped = talk.as_mut().map(|talk| talk.qmp.execute_within("stop", json!({}), None));
         let mut core = self.lock();
+        // Overtaken, it has asked nothing; how it stands then says the rest.
         let stopped = stopped.unwrap_or(Ok(json!({})));
         if core.kept.step == Some(Step::Pausing(epoch)) && stopped.is_ok() {
             core.kept.standing = Standing { state: RunState::Paused, epoch, loaded: None };
@@ -116,7 +114,6 @@ impl Keeper {
         let mut talk = self.talk_in(Step::Resuming(epoch)).ok_or_else(overtaken)?;
         talk.saved = None;
         let ran = cont(&mut talk.qmp, arrived);
-        drop(talk);
         let is_gone = matches!(ran, Err(Ran::Perhaps(_)))
             && (self.is_stopping() || ended::within(&self.vm.process, END_NOTICED));
         self.arrived.store(arrived && ran.is_ok(), Ordering::Relaxed);
@@ -124,24 +121,24 @@ impl Keeper {
         if core.kept.step != Some(Step::Resuming(epoch)) {
             return Err(overtaken());
         }
+        core.kept.released_until_s = None;
         match &ran {
             Ok(()) => {
                 core.kept.standing = Standing { state: RunState::Running, epoch, loaded: None };
+                core.kept.step = None;
                 core.running.1 = Some(Instant::now());
                 tracing::info!(guest = %self.identity.guest, instance = %self.identity.instance, %epoch, "runs");
             }
-            Err(_) if is_gone => {}
-            Err(Ran::No(_)) => {}
+            // One that was being stopped before still is.
+            Err(Ran::No(_)) => core.kept.step = before.filter(|before| matches!(before, Step::Pausing(_))),
+            Err(Ran::NotAsked(_)) => core.kept.step = before,
+            Err(Ran::Perhaps(_)) if is_gone => {}
             Err(Ran::Perhaps(error)) => {
                 // Nothing that this keeper could say would be sure. The next one looks.
                 tracing::error!(%error, "whether the guest runs is not known; this keeper ends");
                 std::process::exit(1);
             }
         }
-        // One that was being stopped before still is.
-        let still = before.filter(|before| ran.is_err() && matches!(before, Step::Pausing(_)));
-        core.kept.step = still;
-        core.kept.released_until_s = None;
         let _ = self.write(&core);
         let percent = core.throttle_percent;
         drop(core);
@@ -150,19 +147,22 @@ impl Keeper {
         }
         match ran {
             Ok(()) => Ok(Answer::Done),
-            Err(Ran::No(error) | Ran::Perhaps(error)) => Err(failed(error)),
+            Err(Ran::No(error) | Ran::NotAsked(error) | Ran::Perhaps(error)) => Err(failed(error)),
         }
     }
 
-    /// Once it is known what became of being told to run: until then nobody can say how the machine stands.
-    pub(super) fn decided<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        while let Some(Step::Resuming(_)) = core.kept.step {
+    /// Once it is known what became of what was begun: until then nobody can say how the machine stands.
+    pub(super) fn decided<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+    ) -> Result<MutexGuard<'a, Core>, Refusal> {
+        while core.kept.step.is_some() {
             drop(core);
-            drop(self.talk());
-            std::thread::sleep(DECIDED_LOOK);
+            // It waits for whoever is at it.
+            self.settle()?;
             core = self.lock();
         }
-        core
+        Ok(core)
     }
 
     /// QEMU's ear, for this step; `None`: while it was waited for, another command has taken the step's place. Whoever has it is
@@ -175,18 +175,20 @@ impl Keeper {
 
 /// Why it is not known to run.
 enum Ran {
-    /// It was not told to, or has refused.
+    /// It has refused.
     No(QmpError),
+    /// It was not told to.
+    NotAsked(QmpError),
     /// It was told to, and nobody has heard what it did.
     Perhaps(QmpError),
 }
 
 /// One that has arrived is known to stand still. It may take as long as its disks take: given up, it could still do it later.
 fn cont(qmp: &mut Qmp, arrived: bool) -> Result<(), Ran> {
-    if !arrived && vm::runs(qmp).map_err(Ran::No)? {
+    if !arrived && vm::runs(qmp).map_err(Ran::NotAsked)? {
         return Ok(());
     }
-    qmp.open().map_err(Ran::No)?;
+    qmp.open().map_err(Ran::NotAsked)?;
     match qmp.execute_within("cont", json!({}), None) {
         Ok(_) => Ok(()),
         Err(error @ QmpError::Refused { .. }) => Err(Ran::No(error)),

@@ -86,6 +86,10 @@ impl Qemu {
 }
 
 fn keeper(qemu: &Qemu, dir: &Path, kept: Kept) -> Arc<Keeper> {
+    keeper_over(qemu.connect(), dir, kept)
+}
+
+fn keeper_over(qmp: Qmp, dir: &Path, kept: Kept) -> Arc<Keeper> {
     let null = || File::options().read(true).write(true).open("/dev/null").expect("there is one");
     let vm = vm::Vm {
         process: pidfd_open(getpid(), PidfdFlags::empty()).expect("we live"),
@@ -108,7 +112,7 @@ fn keeper(qemu: &Qemu, dir: &Path, kept: Kept) -> Arc<Keeper> {
         vm,
         cgroup: None,
         core: Mutex::new(core),
-        qmp: Mutex::new(Talk { qmp: qemu.connect(), saved: None }),
+        qmp: Mutex::new(Talk { qmp, saved: None }),
         attached: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
         ended: AtomicBool::new(false),
@@ -137,7 +141,7 @@ fn until_it_is_at(keeper: &Keeper, step: Step) {
     let deadline = Instant::now() + PATIENCE;
     while keeper.lock().kept.step != Some(step) {
         assert!(Instant::now() < deadline, "never at {step:?}: {:?}", keeper.lock().kept);
-        std::thread::sleep(DECIDED_LOOK);
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -250,6 +254,23 @@ fn who_is_overtaken_tells_qemu_nothing() {
     assert!(done(&resumed) && !done(&paused));
     assert_eq!(standing(&keeper), (RunState::Running, 6, None));
     assert!(qemu.with(|fake| fake.runs && !fake.asked.iter().any(|asked| asked == "stop")));
+}
+
+/// QEMU may be at what an earlier keeper has told it, and answers nobody.
+#[test]
+fn what_is_not_known_stays_so_until_qemu_answers() {
+    let dir = tempfile::tempdir().expect("folder");
+    for (step, command) in [(Step::Resuming(Epoch(6)), RESUME_6), (Step::Pausing(Epoch(5)), PAUSE_5)] {
+        let nobody = Qmp::later(&dir.path().join("nobody")).expect("nothing is asked yet");
+        let keeper = keeper_over(nobody, dir.path(), running(5, Some(step)));
+        assert!(!keeper.is_settled());
+        for command in [command, Command::Stats] {
+            let outcome =
+                told(&keeper, 0, command).recv_timeout(PATIENCE).expect("answered").expect("to somebody");
+            assert!(matches!(outcome, Outcome::Error(_)), "{outcome:?}");
+            assert_eq!(standing(&keeper), (RunState::Running, 5, Some(step)));
+        }
+    }
 }
 
 #[test]
