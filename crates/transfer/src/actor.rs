@@ -89,11 +89,17 @@ impl Actor for TransferActor {
                 // A node actor that has stopped hears nothing; the process is ending.
                 let _ = facts.send(fact).await;
             }
-            if let Err(error) = driver.await {
-                tracing::error!(%guest, %migration, %error, "a transfer's task died");
-                // Whoever waits for its end gets one.
-                let tells = Tells::Ended(Report::Stopped);
-                let _ = facts.send(Fact { guest: guest.clone(), migration: migration.clone(), tells }).await;
+            match driver.await {
+                Ok(()) => {}
+                // Nobody cancels it but the runtime: the process is ending.
+                Err(error) if error.is_cancelled() => return,
+                Err(error) => {
+                    tracing::error!(%guest, %migration, %error, "a transfer's task died");
+                    // Whoever waits for its end gets one.
+                    let tells = Tells::Ended(Report::Stopped);
+                    let _ =
+                        facts.send(Fact { guest: guest.clone(), migration: migration.clone(), tells }).await;
+                }
             }
             let _ = ended.send(DriverEnded).await;
         });
