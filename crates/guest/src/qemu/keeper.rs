@@ -7,8 +7,8 @@
 //!
 //! Always true:
 //! - QEMU runs by our `cont` alone, and under an epoch only above every epoch that it ran under or sealed;
-//! - nothing waits under the lock of `core`, not for that of `qmp` either: QEMU may be stuck until a *new* node serves its faults, and that node must be
-//!   greeted;
+//! - nothing waits under the lock of `core`, not for that of `qmp` either: QEMU may be stuck until a *new* node serves its
+//!   faults, and that node must be greeted;
 //! - a QEMU that was adopted and never resumed by us, or was released, is left as it was found; any other ends with `stop`.
 
 mod ending;

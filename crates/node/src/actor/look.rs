@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use actix::{AsyncContext, Context, Handler, Message};
 use godwit_domain::agent::{self, Arrived, Duty, Local, RunnerState, Tombstone};
-use godwit_domain::ownership::{Life, Mode, Phase};
+use godwit_domain::ownership::Life;
 use godwit_domain::registry::{Command, GuestUid};
 use godwit_domain::{Epoch, GuestName, InstanceId};
 use godwit_guest::client::Attached;
@@ -86,20 +86,10 @@ impl NodeActor {
     /// Whether a runner that has greeted may wait for a page, and answer nothing else before it has it: then its pages are served
     /// first.
     fn waits_for_pages(&self, view: &GuestView) -> bool {
-        let target = view.ownership.attempt.as_ref().and_then(|attempt| match &attempt.phase {
-            Phase::PostCopy { target, .. } | Phase::HandedOver { mode: Mode::PostCopy, target, .. } => {
-                Some(target)
-            }
-            Phase::Pending
-            | Phase::Preparing { .. }
-            | Phase::Copying { .. }
-            | Phase::HandedOver { .. }
-            | Phase::Succeeded
-            | Phase::Failed { .. }
-            | Phase::Cancelled { .. } => None,
-        });
-        let here = target.and_then(|target| self.here.get(&target.instance));
-        here.is_some_and(|here| here.greeted && here.standing.state == RunState::Running)
+        self.runners_of(view.uid).any(|(instance, here)| {
+            let may_run = here.greeted && here.standing.state == RunState::Running;
+            may_run && view.ownership.may_lack_pages(*instance)
+        })
     }
 
     /// What is here of a guest, as the tables know it.
@@ -300,11 +290,12 @@ impl Handler<Refreshed> for NodeActor {
         here.busy = false;
         // One that does not answer has died, which its process descriptor tells, or is asked again at the next look.
         here.stale = standing.is_none();
-        let served_early = standing.is_some() && std::mem::take(&mut here.served_early);
         if let Some(standing) = standing {
             (here.standing, here.greeted) = (standing, false);
+            // One that does not run is never said to, whatever the driver that serves it still tells.
+            here.served_early &= standing.state == RunState::Incoming;
         }
-        if served_early && here.standing.state == RunState::Incoming {
+        if !here.greeted && here.served_early {
             // It was only about to run, and does not: its pages are of no use.
             for transfer in self.transfers.values().filter(|transfer| transfer.instance == instance) {
                 let told = godwit_transfer::drive::Told::Cancel("the guest does not run here".to_owned());
