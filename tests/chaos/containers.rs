@@ -14,9 +14,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_domain::NodeName;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 use crate::faults::{Kind, Undo};
@@ -26,6 +27,8 @@ use crate::support::Outcome;
 
 /// A command of the engine that takes longer has failed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a process may take to stand still: one of its threads may wait for a page.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where a node in a container keeps its state.
 const STATE: &str = "/var/lib/godwit/state";
 /// The lab's compose project.
@@ -83,6 +86,8 @@ impl Containers {
     ) -> Result<Option<(Undo, Vec<Killed>)>, Box<dyn Error>> {
         let nets = match kind {
             Kind::KillHost => {
+                // The engine takes its time, and a runner that is started meanwhile is killed too.
+                self.hold(node).await;
                 let killed = runners(Path::new(STATE), node)?;
                 docker(&["kill", node.as_str()]).await?;
                 let killed = killed.into_iter().map(|(_, runner)| runner).collect();
@@ -128,8 +133,24 @@ impl Containers {
 
     /// Whether it has ended.
     pub(crate) fn has_ended(&self, node: &NodeName) -> bool {
+        !self.pid(node).is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
+    }
+
+    /// The node's process, as the host numbers it.
+    fn pid(&self, node: &NodeName) -> Option<u32> {
         let counts = self.counters.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.get(node).is_none_or(|count| !Path::new(&format!("/proc/{}", count.pid)).exists())
+        counts.get(node).map(|count| count.pid)
+    }
+
+    /// Makes the node's process stand still, and returns when it starts no runner any more: a thread that just does so
+    /// stands only when it has.
+    async fn hold(&self, node: &NodeName) {
+        let Some(pid) = self.pid(node) else { return };
+        let _ = i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| kill_process(pid, Signal::STOP));
+        let deadline = Instant::now() + HOLD_TIMEOUT;
+        while Instant::now() < deadline && !stands(pid) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Shows the container as it is now.
@@ -171,6 +192,14 @@ impl Counters {
         count.last = now;
         count.sum
     }
+}
+
+/// Whether every thread of a process is stopped, or none is left.
+fn stands(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    // NUMBER (NAME) STATE …
+    states.all(|stat| stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['T', 'Z', 'X'])))
 }
 
 fn interface(pid: u32, node: &NodeName) -> Option<(u64, u64)> {
