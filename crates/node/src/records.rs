@@ -96,14 +96,14 @@ impl Records {
         Ok(records)
     }
 
-    /// Says, for good, that a runner never started. Before it is killed.
+    /// Says, for good, that a runner never started. Before it is killed. Errors: nothing is written, and nothing may be said.
     pub fn bury(&mut self, buried: Buried) -> io::Result<()> {
         self.write(&format!("tombstone-{}.json", buried.instance), &buried)?;
         self.buried.insert(buried.instance, buried);
         Ok(())
     }
 
-    /// Says, for good, that `Final` of this epoch never leaves.
+    /// Says, for good, that `Final` of this epoch never leaves. Errors: as for [`Records::bury`].
     pub fn withhold(&mut self, uid: GuestUid, instance: InstanceId, sealed: Epoch) -> io::Result<()> {
         self.write(&format!("withheld-{instance}-{sealed}.json"), &Withheld { instance, uid, sealed })?;
         self.withheld.insert((uid, instance, sealed));
@@ -128,8 +128,10 @@ impl Records {
 
     fn write<T: Serialize>(&self, name: &str, record: &T) -> io::Result<()> {
         let bytes = serde_json::to_vec(record).map_err(io::Error::other)?;
-        files::replace(&self.dir.join(name), &bytes, files::MODE_SECRET)?;
-        for old in newest_first(&self.dir)?.into_iter().skip(2 * KEPT_MAX) {
+        let path = self.dir.join(name);
+        // What is not said to have been written must not be read by the next process: it may have become untrue by then.
+        files::replace(&path, &bytes, files::MODE_SECRET).inspect_err(|_| drop(fs::remove_file(&path)))?;
+        for old in newest_first(&self.dir).unwrap_or_default().into_iter().skip(2 * KEPT_MAX) {
             let _ = fs::remove_file(old);
         }
         Ok(())
@@ -182,6 +184,16 @@ mod tests {
         assert_eq!(again.buried(GuestUid(7)).collect::<Vec<_>>(), [&buried]);
         assert_eq!(again.withheld(GuestUid(7)).collect::<Vec<_>>(), [(instance(2), Epoch(3))]);
         assert_eq!(again.buried(GuestUid(8)).count() + again.withheld(GuestUid(8)).count(), 0);
+    }
+
+    #[test]
+    fn what_can_not_be_written_down_is_not_withheld() {
+        let scratch = Scratch::new();
+        let copy = InstanceId::from_random([1; 16]);
+        let mut records = Records::load(scratch.path()).expect("an empty folder");
+        fs::remove_dir(scratch.path().join("records")).expect("removed");
+        records.withhold(GuestUid(7), copy, Epoch(3)).expect_err("no folder");
+        assert_eq!(records.withheld(GuestUid(7)).count(), 0);
     }
 
     #[test]

@@ -401,22 +401,20 @@ impl NodeActor {
         );
     }
 
-    /// The testimony that `Final` never left, once it is written down.
-    fn withheld(&mut self, migration: &MigrationId, sealed: Epoch) {
+    /// The testimony that `Final` never left, once it is written down: without that the next process might send it, while
+    /// the testimony is still on its way.
+    fn withheld(&mut self, ctx: &mut Context<Self>, migration: &MigrationId, sealed: Epoch) {
         let Some(transfer) = self.transfers.get(migration) else { return };
         let (uid, instance) = (transfer.uid, transfer.instance);
         if let Err(error) = self.records.withhold(uid, instance, sealed) {
-            tracing::error!(%migration, %error, "what was withheld could not be written down");
+            // The next one serves it, or its target gives it up.
+            return tracing::error!(%migration, %error, "what was withheld could not be written down");
         }
-    }
-
-    fn testify(&mut self, ctx: &mut Context<Self>, migration: &MigrationId) {
-        let Some(transfer) = self.transfers.get(migration) else { return };
-        let Some(view) = self.views.get(&transfer.uid) else { return };
+        let Some(view) = self.views.get(&uid) else { return };
         let epoch = view.ownership.epoch;
         let testimony = godwit_domain::ownership::Testimony::Withheld;
         let entry = Entry::HandBack { migration: migration.clone(), epoch, testimony };
-        self.propose(ctx, transfer.uid, entry);
+        self.propose(ctx, uid, entry);
     }
 }
 
@@ -468,10 +466,7 @@ impl Handler<actor::Fact> for NodeActor {
                     });
                 }
             }
-            Tells::Withheld(sealed) => {
-                self.withheld(&migration, sealed);
-                self.testify(ctx, &migration);
-            }
+            Tells::Withheld(sealed) => self.withheld(ctx, &migration, sealed),
             Tells::Measured(measured) => self.is_audited(migration, *measured),
             Tells::Ended(report) => self.ended(ctx, &migration, report),
         }
