@@ -27,6 +27,9 @@ use crate::support::Outcome;
 
 /// A command of the engine that takes longer has failed.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the engine is told to undo something that it fails to, and how long it is left alone in between.
+const UNDO_TRIES: u32 = 3;
+const UNDO_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a process may take to stand still: one of its threads may wait for a page.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where a node in a container keeps its state.
@@ -89,7 +92,11 @@ impl Containers {
                 // The engine takes its time, and a runner that is started meanwhile is killed too.
                 self.hold(node).await;
                 let killed = runners(Path::new(STATE), node)?;
-                docker(&["kill", node.as_str()]).await?;
+                match docker(&["kill", node.as_str()]).await {
+                    // It has ended by itself a moment ago, which is seen.
+                    Err(why) if why.to_string().contains("is not running") => return Ok(None),
+                    killed => killed?,
+                };
                 let killed = killed.into_iter().map(|(_, runner)| runner).collect();
                 return Ok(Some((Undo::Start { shift: Duration::ZERO, mend: false }, killed)));
             }
@@ -116,14 +123,15 @@ impl Containers {
     pub(crate) async fn undo(&mut self, undo: &Undo, node: &NodeName) -> Outcome {
         match undo {
             Undo::Start { .. } => {
-                docker(&["start", node.as_str()]).await?;
+                insist(&["start", node.as_str()], "already").await?;
                 self.link(node).await?;
             }
-            Undo::Continue => docker(&["unpause", node.as_str()]).await.map(drop)?,
+            Undo::Continue => insist(&["unpause", node.as_str()], "is not paused").await?,
             Undo::Mend(nets) => {
                 for net in nets {
                     let address = address(node, *net);
-                    docker(&["network", "connect", "--ip", &address, &network(*net), node.as_str()]).await?;
+                    let connect = ["network", "connect", "--ip", &address, &network(*net), node.as_str()];
+                    insist(&connect, "already exists in network").await?;
                 }
             }
             _ => {}
@@ -246,6 +254,21 @@ pub(crate) async fn lab(verb: &str) -> Outcome {
         return Ok(());
     }
     Err(format!("docker/lab {verb}: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// Runs a command that undoes something, again if the engine has failed in it; done is also what says so in these words.
+async fn insist(arguments: &[&str], done: &str) -> Outcome {
+    let mut tries = 1;
+    while let Err(why) = docker(arguments).await {
+        let is_done = tries > 1 && why.to_string().contains(done);
+        match tries {
+            _ if is_done => break,
+            UNDO_TRIES.. => return Err(why),
+            _ => tokio::time::sleep(UNDO_INTERVAL).await,
+        }
+        tries += 1;
+    }
+    Ok(())
 }
 
 /// Runs a command of the engine; what it prints.

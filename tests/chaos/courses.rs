@@ -174,6 +174,14 @@ impl Courses {
         self.registry.guests.iter().map(|(uid, guest)| (guest.name.clone(), *uid)).collect()
     }
 
+    /// The guests that are agreed to be handed over to a node, and not to run there yet.
+    pub(crate) fn handed_over_to(&self, node: &NodeName) -> Vec<GuestName> {
+        let is_handed_over = |attempt: &Attempt| matches!(&attempt.phase, Phase::HandedOver { target, .. } if target.node == *node);
+        let all = self.registry.guests.values();
+        let handed_over = all.filter(|guest| guest.ownership.attempt.as_ref().is_some_and(is_handed_over));
+        handed_over.map(|guest| guest.name.clone()).collect()
+    }
+
     /// The source says that it pauses the guest.
     pub(crate) fn paused(&mut self, now: u64, migration: &MigrationId) -> Option<Turn> {
         let course = self.all.get_mut(migration)?;

@@ -280,6 +280,10 @@ impl<'a> Director<'a> {
         for (guest, instance) in killed {
             self.herd.hurt(guest, instance);
         }
+        // That one has never started there is not known any more, though it had ended by itself.
+        if kind == Kind::KillHost {
+            self.herd.wound(self.eyes.seen().courses.handed_over_to(&node));
+        }
         if is_fenced {
             tokio::spawn(Arc::clone(&self.herd).fence(node.clone(), lasts));
         }

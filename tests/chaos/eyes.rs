@@ -36,9 +36,10 @@ const JUDGE_SHARE: u32 = 30;
 /// Bytes and packets that a node's host has sent into the network for pages.
 pub(crate) type Counter = Box<dyn Fn(&NodeName) -> Result<(u64, u64), String> + Send>;
 
-/// What a node's cable for pages has carried away by some moment.
+/// What a node's cable for pages has carried away by some moment between two.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sent {
+    pub(crate) asked_ns: u64,
     pub(crate) at_ns: u64,
     pub(crate) bytes: u64,
     pub(crate) packets: u64,
@@ -172,9 +173,10 @@ impl Seen {
     fn look_at_wire(&mut self, sent: &Counter) {
         let nodes: Vec<_> = self.logs.iter().map(|log| log.node.clone()).collect();
         for node in nodes {
+            let asked_ns = monotonic_ns();
             match sent(&node) {
                 Ok((bytes, packets)) => {
-                    let sent = Sent { at_ns: monotonic_ns(), bytes, packets };
+                    let sent = Sent { asked_ns, at_ns: monotonic_ns(), bytes, packets };
                     self.wire.entry(node).or_default().push(sent);
                 }
                 Err(error) => self.violate(format!("the cable of {node} is not read: {error}")),

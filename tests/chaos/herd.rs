@@ -47,13 +47,11 @@ struct Inner {
     creating: usize,
     /// Guests of which a fault has killed a runner, and when.
     hurt: BTreeMap<GuestName, Instant>,
-    /// All that ever were: how long it takes until it is known that one is lost depends on other faults.
+    /// All that ever were, or may have been: how long it takes until it is known that one is lost depends on other faults.
     wounded: BTreeSet<GuestName>,
     /// Runners that a fault has killed.
     killed: BTreeSet<InstanceId>,
     given_up: BTreeSet<GuestName>,
-    /// Guests that were seen to run.
-    born: BTreeSet<GuestName>,
     /// Hosts that an operator has vouched to be off.
     fences: usize,
     verified_bytes: u64,
@@ -82,7 +80,6 @@ impl Herd {
             wounded: BTreeSet::new(),
             killed: BTreeSet::new(),
             given_up: BTreeSet::new(),
-            born: BTreeSet::new(),
             fences: 0,
             verified_bytes: 0,
             comparisons: 0,
@@ -101,6 +98,11 @@ impl Herd {
         inner.killed.insert(instance);
         inner.wounded.insert(guest.clone());
         inner.hurt.insert(guest, Instant::now());
+    }
+
+    /// They may be lost with a host that was killed.
+    pub(crate) fn wound(&self, guests: Vec<GuestName>) {
+        self.inner().wounded.extend(guests);
     }
 
     /// Runners that faults have killed.
@@ -165,17 +167,12 @@ impl Herd {
 
     fn judge(self: &Arc<Self>, row: &GuestRow) {
         let mut inner = self.inner();
-        if row.state == "running" {
-            inner.born.insert(row.name.clone());
-        }
         if inner.given_up.contains(&row.name) {
             return;
         }
         let hurt_for = inner.hurt.get(&row.name).map(Instant::elapsed);
         match (row.state.as_str(), hurt_for) {
-            // It was to begin on a host that was found to be off: there was no runner that could have been killed.
             ("lost", _) if inner.wounded.contains(&row.name) => {}
-            ("lost", _) if inner.fences > 0 && !inner.born.contains(&row.name) => {}
             ("lost", _) => {
                 let what = format!("{} is lost, and no runner of it was killed: {row:?}", row.name);
                 inner.violations.push(what);
@@ -276,9 +273,12 @@ impl Herd {
         Ok(())
     }
 
-    /// Every guest that is there, newly asked for.
+    /// Every guest that is there and was not given up, newly asked for.
     pub(crate) async fn rows(&self) -> Result<Vec<GuestRow>, String> {
-        self.doors.ask(Act::GuestList).await.map_err(|error| error.to_string())
+        let asked = self.doors.ask::<Vec<GuestRow>>(Act::GuestList).await;
+        let mut rows = asked.map_err(|error| error.to_string())?;
+        rows.retain(|row| !self.inner().given_up.contains(&row.name));
+        Ok(rows)
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use godwit_domain::NodeName;
-use godwit_wire::admin::{Act, Status};
+use godwit_wire::admin::{Act, GuestRow, Status};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -38,6 +38,8 @@ const NODES: [&str; 5] = ["node-a", "node-b", "node-c", "node-d", "node-e"];
 pub(crate) const VOTERS: usize = 3;
 /// What a node's log says of a voter that takes no part until somebody does something.
 const DEAD_VOTER: [&str; 2] = ["this voter is dead until", "this voter takes no part; guests go on"];
+/// How long the first settings may take to be agreed on.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long all guests may take to tick once more.
 const TICK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -119,7 +121,14 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
     let mut eyes = Eyes::open(&folders, sent, turns)?;
     let doors = Arc::new(Doors::new(sockets.clone(), rng.u64(..)));
     let settings = settings(plan.network);
-    doors.apply(&settings[0]).await?;
+    let deadline = Instant::now() + START_TIMEOUT;
+    // Whoever leads may lose that a moment after the start.
+    while let Err(why) = doors.apply(&settings[0]).await {
+        if Instant::now() >= deadline {
+            return Err(why);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 
     let herd = Herd::new(Arc::clone(&doors), plan.guests, rng.fork());
     let operators = Operators::start(sockets, rng.u64(..), settings);
@@ -144,20 +153,20 @@ async fn run_at(site: Site<'_>, plan: &Plan, faults: &Faults) -> Result<Report, 
 
     let healed = Instant::now();
     let history = operators.finish().await;
-    settle(&doors, &herd, &nodes, plan.patience).await?;
+    let rows = settle(&doors, &herd, &nodes, plan.patience).await?;
     all_vote(&folders)?;
     let settled = healed.elapsed();
-    for row in herd.rows().await? {
+    for row in &rows {
         // A node that is asked may have lost its leader a moment ago.
         let deadline = Instant::now() + plan.patience;
-        while let Err(why) = herd.verify(&row).await {
+        while let Err(why) = herd.verify(row).await {
             if Instant::now() >= deadline {
                 return Err(format!("{} can not be compared: {why}", row.name).into());
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
-    all_tick(&eyes, &herd).await?;
+    all_tick(&eyes, &herd, &rows).await?;
     eyes.close();
     violated(&eyes, &herd)?;
     let seen = eyes.seen();
@@ -172,13 +181,13 @@ fn violated(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
     if all.is_empty() { Ok(()) } else { Err(Violated(all.join("\n")).into()) }
 }
 
-/// Nothing is broken any more: every node answers, and every migration ends.
+/// Nothing is broken any more: every node answers, and every migration ends. The guests that there are.
 async fn settle(
     doors: &Doors,
     herd: &Arc<Herd>,
     nodes: &[NodeName],
     patience: Duration,
-) -> Result<(), Box<dyn Error>> {
+) -> Result<Vec<GuestRow>, Box<dyn Error>> {
     let deadline = Instant::now() + patience;
     loop {
         let given_up = herd.clear().await;
@@ -189,9 +198,13 @@ async fn settle(
             };
             !status.stale && status.migrations.is_empty() && nodes.iter().all(here)
         });
-        let rows = herd.rows().await.unwrap_or_default();
-        if is_well && given_up == 0 && rows.iter().all(|row| row.state == "running") {
-            return Ok(());
+        let rows = herd.rows().await;
+        if let Ok(rows) = &rows
+            && is_well
+            && given_up == 0
+            && rows.iter().all(|row| row.state == "running")
+        {
+            return Ok(rows.clone());
         }
         if Instant::now() > deadline {
             let what = format!("after {patience:?} without a fault not all is well: {status:?}\n{rows:?}");
@@ -214,13 +227,12 @@ fn all_vote(folders: &[(NodeName, PathBuf)]) -> Result<(), Violated> {
 }
 
 /// Every guest that is there goes on ticking, where it is agreed to be.
-async fn all_tick(eyes: &Eyes, herd: &Herd) -> Result<(), Box<dyn Error>> {
+async fn all_tick(eyes: &Eyes, herd: &Herd, rows: &[GuestRow]) -> Result<(), Box<dyn Error>> {
     let since = godwit::lab::monotonic_ns();
-    let rows = herd.rows().await?;
     let numbers = eyes.seen().guests();
     let deadline = Instant::now() + TICK_TIMEOUT;
     loop {
-        let still = |row: &&godwit_wire::admin::GuestRow| {
+        let still = |row: &&GuestRow| {
             let seen = eyes.seen();
             let uid = numbers.get(&row.name);
             let last = uid.and_then(|uid| seen.ticks.last_of(&uid.0.to_string()));

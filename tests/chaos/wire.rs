@@ -42,18 +42,18 @@ pub(crate) fn judge(
         let all = |sent: &Sent| sent.bytes.saturating_sub(HEADER_BYTES * sent.packets);
         let mut last = 0;
         for (at, from) in samples.iter().enumerate() {
-            while samples.get(last + 1).is_some_and(|next| next.at_ns <= from.at_ns + SECOND_NS) {
+            while samples.get(last + 1).is_some_and(|next| next.at_ns <= from.asked_ns + SECOND_NS) {
                 last += 1;
             }
             let Some(to) = samples.get(last.max(at)) else { continue };
             let sent = all(to).saturating_sub(all(from));
-            let granted = granted(node, from.at_ns, to.at_ns, courses);
+            let granted = granted(node, from.asked_ns, to.at_ns, courses);
             report.seconds_judged += 1;
             report.fullest_percent = report.fullest_percent.max(sent * 100 / granted);
             if sent > granted {
                 return Err(format!(
                     "{node} has sent {sent} bytes within a second in which {granted} were granted, from {} ns on",
-                    from.at_ns
+                    from.asked_ns
                 ));
             }
         }
@@ -95,8 +95,10 @@ pub(crate) mod tests {
         let courses = [("m-1", course(0, 10)), ("m-2", course(0, 20))];
         let courses = courses.map(|(name, course)| (name.parse().expect("a name"), course)).into();
         let wire = |rate: u64, until: u64| {
-            let at =
-                |step: u64| Sent { at_ns: step * SECOND_NS / 20, bytes: rate * MIB * step / 20, packets: 0 };
+            let at = |step: u64| {
+                let at_ns = step * SECOND_NS / 20;
+                Sent { asked_ns: at_ns, at_ns, bytes: rate * MIB * step / 20, packets: 0 }
+            };
             BTreeMap::from([(node("node-a"), (0..until * 20).map(at).collect::<Vec<_>>())])
         };
         judge(&wire(16, 9), &courses)?;
