@@ -159,7 +159,7 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<Ended, AppErr
     let state = |source| AppError::State { path: config.state.clone(), source };
     let records = Records::load(&config.state).map_err(state)?;
     // Before any view is read: what is here is here whatever the log says.
-    let found = runners.find().await;
+    let found = runners.find().await.map_err(state)?;
     let name = config.name.clone();
     let actor = NodeActor::new(name.clone(), fabric.clone(), runners, leader.clone(), records).start();
     let _ = actor.send(Found(found)).await;

@@ -10,7 +10,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -20,18 +19,20 @@ use godwit_guest::client::{self, Attached, ClientError};
 use godwit_guest::qemu::{self, MachineFile};
 use godwit_transfer::drive::{self, RunnerError};
 use godwit_wire::handoff::RunState;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::process::Command;
 
 use crate::records::About;
 
+mod process;
+
+pub use process::until_ended;
+use process::{Process, insist};
+
 /// Folders of stopped runners that are kept.
 const STOPPED_KEPT_MAX: usize = 16;
 /// How often a starting runner's socket is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-/// How often a process is looked for whose end the system does not tell of by itself.
-const LOOK_REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a runner may take to start, beside a second for every 128 MiB it has to fill.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a runner may take to end; freeing a large guest's memory takes a second for every few GiB.
@@ -255,15 +256,23 @@ impl Runners {
 
     /// Attaches to every runner that is there, as after a restart. A socket that refuses is that of one which has ended;
     /// one that is not reached in any other way lives, for all that is known.
-    pub async fn find(&self) -> Sought {
-        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+    ///
+    /// # Errors
+    /// Which runners are here can not be told: nobody may be taken for gone.
+    pub async fn find(&self) -> io::Result<Sought> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries.collect::<io::Result<Vec<_>>>()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
         // Without a socket: one that just starts, and a QEMU whose keeper has died and that has no other yet.
-        let is_lived_in =
-            |dir: &PathBuf| dir.join("runner.sock").exists() || qemu::is_claimed(dir) || !has_no_qemu(dir);
-        let dirs = entries.map(|entry| entry.path()).filter(is_lived_in);
+        let is_lived_in = |dir: &PathBuf| {
+            dir.join("runner.sock").try_exists().unwrap_or(true) || qemu::is_claimed(dir) || !has_no_qemu(dir)
+        };
+        let dirs = entries.iter().map(fs::DirEntry::path).filter(is_lived_in);
         let sought = self.seek(dirs.collect()).await;
         self.forget_the_oldest();
-        sought
+        Ok(sought)
     }
 
     /// Attaches to the runners in these folders.
@@ -314,14 +323,12 @@ impl Runners {
         if !ends && !qemu::ends_with_its_keeper(&attached.dir) {
             qemu::end_orphan(&attached.dir);
         }
-        match attached.process() {
-            Ok(pidfd) => Process { pidfd }.wait_or_kill().await,
-            Err(error) => tracing::error!(%guest, %instance, %error, "the runner's end is not waited for"),
-        }
+        let process = Process { pidfd: insist(|| attached.process()).await };
+        process.wait_or_kill().await;
         // A keeper that said so has ended its QEMU, or left one alone that is not ours.
         if !ends
             && qemu::ends_with_its_keeper(&attached.dir)
-            && let Ok(Some(pidfd)) = attached.guest_process()
+            && let Some(pidfd) = insist(|| attached.guest_process()).await
         {
             let process = Process { pidfd };
             let _ = pidfd_send_signal(&process.pidfd, Signal::KILL);
@@ -335,7 +342,8 @@ impl Runners {
     fn forget_the_oldest(&self) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         // Without a socket is a QEMU, too, whose keeper has died and that has no other yet: its folder knows it.
-        let has_stopped = |dir: &PathBuf| !dir.join("runner.sock").exists() && has_no_qemu(dir);
+        let has_stopped =
+            |dir: &PathBuf| dir.join("runner.sock").try_exists().is_ok_and(|is| !is) && has_no_qemu(dir);
         let stopped = entries.map(|entry| entry.path()).filter(has_stopped);
         let age =
             |dir: &PathBuf| fs::metadata(dir).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -352,52 +360,6 @@ impl Runners {
 /// That none lives there is known; not merely that none is seen.
 fn has_no_qemu(dir: &Path) -> bool {
     matches!(qemu::outlives_its_keeper(dir), Ok(None))
-}
-
-/// A process by descriptor: its number may be used again, the descriptor is that process's for ever.
-struct Process {
-    pidfd: OwnedFd,
-}
-
-impl Process {
-    /// Waits for its end; one that does not come is brought about.
-    async fn wait_or_kill(self) {
-        // It blocks for seconds at worst: not on a thread that serves others.
-        let waited = tokio::task::spawn_blocking(move || {
-            if !self.has_ended_within(END_TIMEOUT) {
-                let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
-                self.has_ended_within(END_TIMEOUT);
-            }
-        });
-        let _ = waited.await;
-    }
-
-    /// The descriptor of a process becomes readable when the process has ended.
-    fn has_ended_within(&self, limit: Duration) -> bool {
-        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let limit = Timespec::try_from(limit).ok();
-        poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
-    }
-}
-
-/// Waits until a process has ended. It is looked for now and then where the system refuses to wake us.
-pub async fn until_ended(process: OwnedFd) {
-    let interest = tokio::io::Interest::READABLE;
-    #[expect(deprecated, reason = "an OwnedFd keeps what its unsafe successor wants to be promised")]
-    let watched = tokio::io::unix::AsyncFd::try_with_interest(process, interest);
-    match watched {
-        Ok(watched) => {
-            let _ = watched.readable().await;
-        }
-        Err(refused) => {
-            let (pidfd, error) = refused.into_parts();
-            tracing::warn!(%error, "the end of a process is looked for each second");
-            let process = Process { pidfd };
-            while !process.has_ended_within(Duration::ZERO) {
-                tokio::time::sleep(LOOK_REFUSED_INTERVAL).await;
-            }
-        }
-    }
 }
 
 fn arguments(role: &Role<'_>) -> Vec<String> {
@@ -477,5 +439,20 @@ impl drive::Runner for Handle {
 
     async fn resume(&self, epoch: Epoch) -> Result<(), RunnerError> {
         self.0.resume(epoch).await.map_err(boxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::tests::Scratch;
+
+    #[actix::test]
+    async fn a_folder_that_can_not_be_read_is_not_empty() {
+        let scratch = Scratch::new();
+        let runners = Runners::new(scratch.path(), "node-a".parse().expect("a name"), Vec::new());
+        assert!(runners.find().await.expect("a node that has had no runner yet").found.is_empty());
+        fs::write(scratch.path().join("guests"), b"").expect("written");
+        runners.find().await.expect_err("no folder");
     }
 }
