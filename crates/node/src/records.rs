@@ -71,7 +71,7 @@ impl Records {
     /// Those of a node with this state folder.
     ///
     /// # Errors
-    /// If the folder can not be made or read. A record that can not be read is left and said.
+    /// If the folder can not be made, or it or a file in it not be read. What is no record is left and said.
     pub fn load(state: &Path) -> io::Result<Self> {
         let dir = state.join("records");
         files::folder(&dir)?;
@@ -89,8 +89,11 @@ impl Records {
             } else {
                 Ok(())
             };
-            if let Err(error) = outcome {
-                tracing::error!(path = %path.display(), %error, "a record can not be read");
+            match outcome {
+                // The disk's word, not the file's: what it says may be all that is known.
+                Err(error) if error.raw_os_error().is_some() => return Err(error),
+                Err(error) => tracing::error!(path = %path.display(), %error, "this is no record"),
+                Ok(()) => {}
             }
         }
         Ok(records)
@@ -98,13 +101,27 @@ impl Records {
 
     /// Says, for good, that a runner never started. Before it is killed. Errors: nothing is written, and nothing may be said.
     pub fn bury(&mut self, buried: Buried) -> io::Result<()> {
+        if self.buried.contains_key(&buried.instance) {
+            return Ok(());
+        }
         self.write(&format!("tombstone-{}.json", buried.instance), &buried)?;
         self.buried.insert(buried.instance, buried);
         Ok(())
     }
 
+    /// The same of one that is dead already. What can not be written down is known to this process all the same; the next
+    /// one knows less, and says only that it is gone.
+    pub fn bury_dead(&mut self, buried: Buried) -> io::Result<()> {
+        let written = self.bury(buried.clone());
+        self.buried.insert(buried.instance, buried);
+        written
+    }
+
     /// Says, for good, that `Final` of this epoch never leaves. Errors: as for [`Records::bury`].
     pub fn withhold(&mut self, uid: GuestUid, instance: InstanceId, sealed: Epoch) -> io::Result<()> {
+        if self.withheld.contains(&(uid, instance, sealed)) {
+            return Ok(());
+        }
         self.write(&format!("withheld-{instance}-{sealed}.json"), &Withheld { instance, uid, sealed })?;
         self.withheld.insert((uid, instance, sealed));
         Ok(())
@@ -131,9 +148,9 @@ impl Records {
         let path = self.dir.join(name);
         // What is not said to have been written must not be read by the next process: it may have become untrue by then.
         files::replace(&path, &bytes, files::MODE_SECRET).inspect_err(|_| drop(fs::remove_file(&path)))?;
-        for old in newest_first(&self.dir).unwrap_or_default().into_iter().skip(2 * KEPT_MAX) {
-            let _ = fs::remove_file(old);
-        }
+        // Where the clock was set back this one may look older than all others.
+        let others = newest_first(&self.dir).unwrap_or_default().into_iter().filter(|other| *other != path);
+        others.skip(2 * KEPT_MAX).for_each(|old| drop(fs::remove_file(old)));
         Ok(())
     }
 }
@@ -168,6 +185,8 @@ fn newest_first(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use super::*;
     use crate::files::tests::Scratch;
 
@@ -194,6 +213,34 @@ mod tests {
         fs::remove_dir(scratch.path().join("records")).expect("removed");
         records.withhold(GuestUid(7), copy, Epoch(3)).expect_err("no folder");
         assert_eq!(records.withheld(GuestUid(7)).count(), 0);
+        let buried = Buried { instance: copy, uid: GuestUid(7), reason: "link lost".into() };
+        records.bury(buried.clone()).expect_err("no folder");
+        assert_eq!(records.buried(GuestUid(7)).count(), 0);
+        records.bury_dead(buried).expect_err("no folder");
+        assert_eq!(records.buried(GuestUid(7)).count(), 1, "it is dead, and has not run");
+    }
+
+    #[test]
+    fn a_record_outlives_those_that_look_newer() {
+        let scratch = Scratch::new();
+        let instance = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            InstanceId::from_random([high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+        };
+        let mut records = Records::load(scratch.path()).expect("an empty folder");
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        for n in 0..2 * 256 {
+            records.withhold(GuestUid(7), instance(n), Epoch(3)).expect("written");
+            let path = scratch.path().join(format!("records/withheld-{}-{}.json", instance(n), Epoch(3)));
+            fs::File::options()
+                .write(true)
+                .open(path)
+                .and_then(|file| file.set_modified(later))
+                .expect("set");
+        }
+        records.withhold(GuestUid(8), instance(999), Epoch(3)).expect("written");
+        let again = Records::load(scratch.path()).expect("loads");
+        assert_eq!(again.withheld(GuestUid(8)).count(), 1);
     }
 
     #[test]

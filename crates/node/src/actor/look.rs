@@ -210,7 +210,7 @@ impl NodeActor {
         reason: String,
     ) {
         self.here.remove(&instance);
-        if let Err(error) = self.records.bury(Buried { instance, uid, reason }) {
+        if let Err(error) = self.records.bury_dead(Buried { instance, uid, reason }) {
             tracing::error!(%instance, %error, "no tombstone could be written");
         }
         self.look(ctx, uid);
@@ -257,7 +257,11 @@ impl NodeActor {
         let named: BTreeSet<InstanceId> = self.fenced.clone().unwrap_or_default();
         let mut all_stand_still = true;
         for instance in named {
-            let Some(here) = self.here.get(&instance) else { continue };
+            let Some(here) = self.here.get(&instance) else {
+                // One that lives, for all that is known, is not reached yet.
+                all_stand_still &= self.unreached.is_empty();
+                continue;
+            };
             if !here.busy && self.fence_asked.insert(instance) {
                 // A session may have run it a moment ago: how it stood before the fence came says nothing.
                 self.refresh(ctx, instance);
@@ -349,7 +353,7 @@ impl NodeActor {
         let owns = self.views.get(&uid).is_some_and(|view| view.ownership.licenses(instance));
         if state == RunState::Incoming && !here.run_sent && !owns {
             let reason = "its runner has died before it ran".to_owned();
-            if let Err(error) = self.records.bury(Buried { instance, uid, reason }) {
+            if let Err(error) = self.records.bury_dead(Buried { instance, uid, reason }) {
                 tracing::error!(%instance, %error, "no tombstone could be written");
             }
         }
