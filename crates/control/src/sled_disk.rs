@@ -406,7 +406,9 @@ impl Disk for SledDisk {
 
     fn sync(&mut self) -> Result<(), DiskError> {
         self.db.flush().map_err(self.place.sled("flush the log"))?;
-        self.file.sync_data().map_err(self.place.io("sync the log"))?;
+        // Whatever it says, even that there is no room: what is read back after it may be a cache's.
+        let failed = |source| DiskError::Io { place: self.place.0.clone(), doing: "sync the log", source };
+        self.file.sync_data().map_err(failed)?;
         self.mark.write(self.head.sequence).map_err(self.place.io("write the mark"))
     }
 }

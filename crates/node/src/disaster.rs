@@ -286,14 +286,21 @@ fn found(
         succeeds,
         heard: Default::default(),
     };
-    places.change(group)?;
-    // Until then a node that starts here finds a log that is not its own, and says so.
-    if let Err(error) = Keeper::open(state).and_then(|keeper| keeper.replace(book)) {
+    // Until the last a node that starts here finds a log that is not its own, and says so.
+    let changed =
+        places.change(group).and_then(|()| Ok(Keeper::open(state).and_then(|keeper| keeper.replace(book))?));
+    if let Err(error) = changed {
         undo_what_was_interrupted(state)?;
-        return Err(error.into());
+        // It is founded, if its last step was taken and only not known to last.
+        return if is_of(state, group)? { Ok(group) } else { Err(error) };
     }
-    fs::remove_file(&places.founding).map_err(at(&places.founding))?;
+    // Left behind, the next one removes it.
+    let _ = fs::remove_file(&places.founding);
     Ok(group)
+}
+
+fn is_of(state: &Path, group: GroupId) -> Result<bool, DisasterError> {
+    Ok(Keeper::open(state)?.now().is_some_and(|book| book.group == group))
 }
 
 fn undo_what_was_interrupted(state: &Path) -> Result<(), DisasterError> {

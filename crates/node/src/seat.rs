@@ -204,7 +204,7 @@ impl Seat {
                     Ok(())
                 }
             },
-            Duty::Leave => self.leave(open.take()).await,
+            Duty::Leave => self.leave(&mut open).await,
             Duty::Lost(voter) => {
                 self.stand_by(voter, "the log of this voter is gone, and with it what it has promised");
                 Ok(())
@@ -285,7 +285,10 @@ impl Seat {
         let peers = Peers::start(fabric.clone(), name.clone(), cluster.clone(), spoken_by);
         let handle = ControlHandle::start(config, replica, Box::new(folder), Arc::clone(&peers) as _)?;
         let mut begun = Open { place, handle, _tasks: JoinSet::new() };
-        self.note_that_it_has_begun(Some(&mut begun))?;
+        if let Err(error) = self.note_that_it_has_begun(Some(&mut begun)) {
+            // It votes by now, and has its log open: it is noted at the next look.
+            tracing::warn!(error = chain(&error), "that this voter's log has begun is not noted yet");
+        }
         let Open { place, handle, _tasks: mut tasks } = begun;
         let (proposals, keeper) = (handle.proposals().clone(), self.0.keeper.clone());
         let group = Group::new(name.clone(), cluster.clone(), keeper, proposals, handle.view(), bells);
@@ -307,11 +310,11 @@ impl Seat {
         Ok(())
     }
 
-    async fn leave(&self, open: Option<Open>) -> Result<(), SeatError> {
+    async fn leave(&self, open: &mut Option<Open>) -> Result<(), SeatError> {
         self.0.group.send_replace(None);
         let members = open.as_ref().map(|open| Arc::clone(&open.handle.view().borrow().members));
         self.0.keeper.leave(members.as_deref())?;
-        if let Some(open) = open {
+        if let Some(open) = open.take() {
             tracing::info!(voter = %open.place.voter, "out of the control group, and a node like any other");
             stop(open).await;
         }

@@ -46,6 +46,8 @@ const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
 const LOST_FOR: Duration = Duration::from_secs(2);
 /// How long one may take to be there that may be off, while another may lead soon.
 const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often what could not be written down is tried again.
+const TAKE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -391,6 +393,21 @@ impl Called {
     }
 }
 
+/// Takes who is in the control group. What can not be written down now is, when there is room: nobody says it again.
+fn take(keeper: &Keeper, membership: Membership) {
+    let Err(error) = keeper.learn(&membership) else { return };
+    tracing::error!(error = chain(&error), "who is in the control group was not taken");
+    if matches!(error, BookError::Disk { .. }) {
+        let keeper = keeper.clone();
+        tokio::spawn(async move {
+            // What has become known since and is newer stays.
+            while matches!(keeper.learn(&membership), Err(BookError::Disk { .. })) {
+                tokio::time::sleep(TAKE_INTERVAL).await;
+            }
+        });
+    }
+}
+
 /// Holds a session until it breaks; returns why.
 async fn hold(
     connection: &Connection,
@@ -402,10 +419,8 @@ async fn hold(
     let (home, keeper) = (actor.clone(), keeper.clone());
     tasks.spawn(async move {
         while let Ok(Some(mut push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
-            if let Some(membership) = push.membership.take()
-                && let Err(error) = keeper.learn(&membership)
-            {
-                tracing::error!(error = chain(&error), "who is in the control group was not taken");
+            if let Some(membership) = push.membership.take() {
+                take(&keeper, membership);
             }
             if home.send(Pushed(push)).await.is_err() {
                 return;
