@@ -190,6 +190,11 @@ fn receive_hello(stream: &StdUnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> 
                 descriptors.extend(rights);
             }
         }
+        if received.flags.contains(rustix::net::ReturnFlags::CTRUNC) {
+            return Err(io::Error::other(
+                "there is no room for all the descriptors of Hello: too many are open",
+            ));
+        }
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

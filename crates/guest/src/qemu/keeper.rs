@@ -64,6 +64,8 @@ pub(super) struct Keeper {
     arrived: AtomicBool,
     /// Its power button was pressed.
     pressed: AtomicBool,
+    /// What is known is not written down: there was no room.
+    unwritten: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,8 @@ impl Keeper {
     /// A keeper that comes after another, which has prepared it.
     pub(super) fn again(identity: Identity, vm: Vm, qmp: Qmp, kept: Kept) -> Self {
         // Written before the machine is taken out of it.
-        if let Err(error) = kept.write(&identity.dir) {
+        let written = kept.write(&identity.dir);
+        if let Err(error) = &written {
             tracing::warn!(%error, "should this keeper be killed, another would not know where QEMU was");
         }
         let before = kept.cgroup.as_deref();
@@ -118,6 +121,7 @@ impl Keeper {
             ended: AtomicBool::new(false),
             arrived: AtomicBool::new(false),
             pressed: AtomicBool::new(false),
+            unwritten: AtomicBool::new(written.is_err()),
         }
     }
 
@@ -226,6 +230,7 @@ impl Keeper {
 
     fn write(&self, core: &Core) -> Result<(), Refusal> {
         let written = core.kept.write(&self.identity.dir);
+        self.unwritten.store(written.is_err(), Ordering::Relaxed);
         written.map_err(|error| refusal("state", format!("{}: {error}", self.identity.dir.display())))
     }
 
@@ -276,6 +281,10 @@ impl Machine for Keeper {
         if self.superseded(attachment) || self.has_ended() {
             return None;
         }
+        // Whoever looks after it asks again and again.
+        if self.unwritten.load(Ordering::Relaxed) && self.write(&core).is_ok() {
+            tracing::info!("how the machine stands is written down again");
+        }
         // One that was told to run is told so again, and to anything else it may run already.
         let again = matches!(command, Command::Resume { .. });
         let standing = if again { core.kept.standing } else { core.kept.spoken() };
@@ -286,8 +295,13 @@ impl Machine for Keeper {
             Ok(Action::Pause(epoch)) => return self.pause(core, attachment, epoch),
             Ok(Action::Stop) => return Some(self.stop(core)),
             Ok(Action::Seal(epoch) | Action::Relabel(epoch)) => {
+                let before = core.kept.clone();
                 (core.kept.standing.epoch, core.kept.released_until_s) = (epoch, None);
-                self.write(&core).map(|()| Answer::Done)
+                let written = self.write(&core);
+                if written.is_err() {
+                    core.kept = before;
+                }
+                written.map(|()| Answer::Done)
             }
             Ok(Action::Save) => {
                 drop(core);

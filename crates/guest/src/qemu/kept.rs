@@ -176,7 +176,7 @@ impl Kept {
         self.adopted && left && self.step.is_none()
     }
 
-    /// How it stands for a keeper that comes after another, which sees whether the machine runs.
+    /// How it stands for a keeper that comes after another, which sees whether the machine runs, or has stopped by itself.
     pub(super) fn found(&self, runs: bool) -> Standing {
         match self.step {
             // Sealed it is; whoever reads this stops it if it runs.

@@ -198,9 +198,11 @@ fn greet(dir: &Path, child: &mut Child, memory_bytes: u64) -> Result<Qmp, VmErro
         }
         match Qmp::connect(&dir.join(command::QMP_SOCKET)) {
             Ok(qmp) => return Ok(qmp),
-            // Not there yet, or not listening yet.
-            Err(QmpError::Socket(_)) if Instant::now() < deadline => std::thread::sleep(START_LOOK),
-            Err(QmpError::Socket(_)) => return Err(VmError::NotReady(limit)),
+            // Not there yet, or not listening yet; or it listens, and has not come so far that it greets.
+            Err(QmpError::Socket(_) | QmpError::NoGreeting) if Instant::now() < deadline => {
+                std::thread::sleep(START_LOOK);
+            }
+            Err(QmpError::Socket(_) | QmpError::NoGreeting) => return Err(VmError::NotReady(limit)),
             Err(error) => return Err(error.into()),
         }
     }
@@ -357,8 +359,20 @@ fn mapping_in(line: &str) -> Option<Mapping> {
 
 /// Whether the machine runs, as QEMU says.
 pub(super) fn runs(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    Ok(is_running(&qmp.execute("query-status", json!({}))?))
+}
+
+/// Whether the machine runs, or has done so and has stopped by itself. One that has not run yet, and one that was told to stop,
+/// say something else.
+pub(super) fn has_run(qmp: &mut Qmp) -> Result<bool, QmpError> {
     let status = qmp.execute("query-status", json!({}))?;
-    Ok(status.get("running").and_then(Value::as_bool).unwrap_or(false))
+    let by_itself = ["io-error", "guest-panicked", "internal-error", "watchdog", "shutdown"];
+    Ok(is_running(&status)
+        || status.get("status").and_then(Value::as_str).is_some_and(|why| by_itself.contains(&why)))
+}
+
+fn is_running(status: &Value) -> bool {
+    status.get("running").and_then(Value::as_bool).unwrap_or(false)
 }
 
 #[cfg(test)]

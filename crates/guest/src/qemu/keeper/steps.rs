@@ -43,7 +43,7 @@ impl Keeper {
         let Some(step) = self.lock().kept.step else { return Ok(()) };
         // A command that has come meanwhile settles it by itself.
         let Some(mut talk) = self.talk_in(step) else { return Ok(()) };
-        let runs = vm::runs(&mut talk.qmp).map_err(failed)?;
+        let runs = vm::has_run(&mut talk.qmp).map_err(failed)?;
         if runs && matches!(step, Step::Pausing(_)) {
             talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
         }

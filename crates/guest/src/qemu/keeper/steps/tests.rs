@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Fake {
     runs: bool,
+    stopped_by_itself: bool,
     refuses_to_run: bool,
     /// Commands that are answered later.
     held: BTreeSet<&'static str>,
@@ -71,7 +72,10 @@ impl Qemu {
             }
             "cont" => fake.runs = true,
             "stop" => fake.runs = false,
-            "query-status" => return json!({ "return": { "running": fake.runs } }),
+            "query-status" => {
+                let status = if fake.stopped_by_itself { "io-error" } else { "paused" };
+                return json!({ "return": { "running": fake.runs, "status": status } });
+            }
             _ => {}
         }
         json!({ "return": {} })
@@ -118,6 +122,7 @@ fn keeper_over(qmp: Qmp, dir: &Path, kept: Kept) -> Arc<Keeper> {
         ended: AtomicBool::new(false),
         arrived: AtomicBool::new(false),
         pressed: AtomicBool::new(false),
+        unwritten: AtomicBool::new(false),
     })
 }
 
@@ -278,20 +283,48 @@ fn what_another_keeper_has_begun_is_ended() {
     let (pausing, resuming) = (Some(Step::Pausing(Epoch(5))), Some(Step::Resuming(Epoch(6))));
     let paused = (RunState::Paused, 5, None);
     let rows = [
-        // What it has written down, whether the machine runs; how it stands then.
-        (running(5, pausing), true, paused),
-        (running(5, pausing), false, paused),
-        (running(5, resuming), true, (RunState::Running, 6, None)),
-        (running(5, resuming), false, paused),
-        (kept(resuming), true, (RunState::Running, 6, None)),
-        (kept(resuming), false, (RunState::Incoming, 0, None)),
+        // What it has written down, whether the machine runs, or has stopped by itself; how it stands then.
+        (running(5, pausing), true, false, paused),
+        (running(5, pausing), false, false, paused),
+        (running(5, pausing), false, true, paused),
+        (running(5, resuming), true, false, (RunState::Running, 6, None)),
+        (running(5, resuming), false, false, paused),
+        (kept(resuming), true, false, (RunState::Running, 6, None)),
+        (kept(resuming), false, false, (RunState::Incoming, 0, None)),
+        (kept(resuming), false, true, (RunState::Running, 6, None)),
     ];
-    for (kept, runs, stands) in rows {
+    for (kept, runs, stopped_by_itself, stands) in rows {
         let (qemu, dir) = (Qemu::default(), tempfile::tempdir().expect("folder"));
-        qemu.with(|fake| fake.runs = runs);
+        qemu.with(|fake| (fake.runs, fake.stopped_by_itself) = (runs, stopped_by_itself));
         let keeper = keeper(&qemu, dir.path(), kept.clone());
         assert!(keeper.is_settled());
-        assert_eq!(standing(&keeper), stands, "{kept:?}, runs: {runs}");
-        assert_eq!(qemu.with(|fake| fake.runs), stands.0 == RunState::Running);
+        assert_eq!(
+            standing(&keeper),
+            stands,
+            "{kept:?}, runs: {runs}, stopped by itself: {stopped_by_itself}"
+        );
+        assert_eq!(qemu.with(|fake| fake.runs), stands.0 == RunState::Running && !stopped_by_itself);
     }
+}
+
+/// Else the next keeper, which finds it stopped for any reason, would not know that it has run.
+#[test]
+fn what_has_happened_and_could_not_be_written_down_is_written_later() {
+    let (qemu, dir) = (Qemu::default(), tempfile::tempdir().expect("folder"));
+    let folder = dir.path().join("runner");
+    std::fs::create_dir(&folder).expect("made");
+    let keeper = keeper(&qemu, &folder, kept(None));
+    qemu.with(|fake| fake.held.insert("cont"));
+    let resumed = told(&keeper, 0, RESUME_5);
+    qemu.until_asked("cont");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    qemu.with(|fake| fake.held.clear());
+    assert!(done(&resumed), "it runs, whatever the disk says");
+    std::fs::create_dir(&folder).expect("made");
+    told(&keeper, 0, Command::Stats).recv_timeout(PATIENCE).expect("answered").expect("to somebody");
+    let written = Kept::read(&folder).expect("written");
+    assert_eq!(
+        (written.standing.state, written.standing.epoch, written.step),
+        (RunState::Running, Epoch(5), None)
+    );
 }
