@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use protobuf::Message;
 use raft::eraftpb::{Entry, HardState, Snapshot};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 use sled::{Batch, Db};
 
 use crate::engine::Position;
@@ -170,6 +170,7 @@ fn remove_unfinished(folder: &Path, place: &Place) -> Result<(), DiskError> {
         rustix::io::Errno::WOULDBLOCK => DiskError::InUse { place: place.0.clone() },
         error => failed()(error.into()),
     })?;
+    read_from_the_disk(&db).map_err(place.io("drop what is cached of the log"))?;
     for entry in fs::read_dir(folder).map_err(failed())? {
         let entry = entry.map_err(failed())?;
         let name = entry.file_name();
@@ -180,6 +181,13 @@ fn remove_unfinished(folder: &Path, place: &Place) -> Result<(), DiskError> {
         }
     }
     Ok(())
+}
+
+/// What is read from now on is what the disk holds. After a sync that failed, for want of room on some file systems, the
+/// kernel's cache holds what was never written, and takes it for clean.
+fn read_from_the_disk(db: &File) -> io::Result<()> {
+    db.sync_data()?;
+    Ok(fadvise(db, 0, None, Advice::DontNeed)?)
 }
 
 impl SledDisk {
@@ -406,9 +414,7 @@ impl Disk for SledDisk {
 
     fn sync(&mut self) -> Result<(), DiskError> {
         self.db.flush().map_err(self.place.sled("flush the log"))?;
-        // Whatever it says, even that there is no room: what is read back after it may be a cache's.
-        let failed = |source| DiskError::Io { place: self.place.0.clone(), doing: "sync the log", source };
-        self.file.sync_data().map_err(failed)?;
+        self.file.sync_data().map_err(self.place.io("sync the log"))?;
         self.mark.write(self.head.sequence).map_err(self.place.io("write the mark"))
     }
 }

@@ -152,12 +152,12 @@ async fn serve(config: &NodeConfig, identity: &Identity) -> Result<Ended, AppErr
     let admin = AdminSocket::bind(&config.admin.socket)?;
     let fabric = Fabric::bind(config, identity)?;
     let node = about(config, &fabric).map_err(host("what this host is"))?;
+    let state = |source| AppError::State { path: config.state.clone(), source };
+    let records = Records::load(&config.state).map_err(state)?;
     let (seat, founding) = take_seat(config, &fabric).await?;
 
     let (place, leader) = session::place();
     let runners = Runners::new(&config.state, config.name.clone(), config.qemu_renamed.clone());
-    let state = |source| AppError::State { path: config.state.clone(), source };
-    let records = Records::load(&config.state).map_err(state)?;
     // Before any view is read: what is here is here whatever the log says.
     let found = runners.find().await.map_err(state)?;
     let name = config.name.clone();

@@ -89,7 +89,7 @@ impl Drop for Temporary {
 }
 
 /// A new name is safe from a power cut only once its folder has been written too.
-fn sync_folder_of(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

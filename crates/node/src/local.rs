@@ -261,10 +261,13 @@ impl Runners {
     /// Which runners are here can not be told: nobody may be taken for gone.
     pub async fn find(&self) -> io::Result<Sought> {
         let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries.collect::<io::Result<Vec<_>>>()?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
+            Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error),
         };
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.dir.display()));
+        let entries = entries.map_err(named)?;
         // Without a socket: one that just starts, and a QEMU whose keeper has died and that has no other yet.
         let is_lived_in = |dir: &PathBuf| {
             dir.join("runner.sock").try_exists().unwrap_or(true) || qemu::is_claimed(dir) || !has_no_qemu(dir)

@@ -7,13 +7,15 @@
 //!   STATE/records/withheld-INSTANCE-EPOCH.json   before the testimony is proposed
 //! ```
 //!
-//! Always true: a record appears whole or not at all, and before what it vouches for is said. A host that dies takes the
+//! Always true: a record appears whole or not at all, and before what it vouches for is said, unless that is of a runner which
+//! is dead already and the disk takes no more: then this process knows it alone, and the next says less. A host that dies takes the
 //! runners that they speak of along, so they need not outlive it; they do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use godwit_domain::registry::GuestUid;
 use godwit_domain::{Epoch, InstanceId, MigrationId};
@@ -91,7 +93,9 @@ impl Records {
             };
             match outcome {
                 // The disk's word, not the file's: what it says may be all that is known.
-                Err(error) if error.raw_os_error().is_some() => return Err(error),
+                Err(error) if error.raw_os_error().is_some() => {
+                    return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+                }
                 Err(error) => tracing::error!(path = %path.display(), %error, "this is no record"),
                 Ok(()) => {}
             }
@@ -148,8 +152,14 @@ impl Records {
         let path = self.dir.join(name);
         // What is not said to have been written must not be read by the next process: it may have become untrue by then.
         files::replace(&path, &bytes, files::MODE_SECRET).inspect_err(|_| drop(fs::remove_file(&path)))?;
-        // Where the clock was set back this one may look older than all others.
-        let others = newest_first(&self.dir).unwrap_or_default().into_iter().filter(|other| *other != path);
+        let all = newest_first(&self.dir).unwrap_or_default();
+        let newest = all.first().and_then(|newest| fs::metadata(newest).ok()?.modified().ok());
+        if let Some(newest) = newest.filter(|newest| *newest > SystemTime::now()) {
+            // Where the clock was set back it would look older than all others, and be the first to go.
+            let file = fs::File::options().write(true).open(&path);
+            let _ = file.and_then(|file| file.set_modified(newest + Duration::from_millis(1)));
+        }
+        let others = all.into_iter().filter(|other| *other != path);
         others.skip(2 * KEPT_MAX).for_each(|old| drop(fs::remove_file(old)));
         Ok(())
     }
@@ -177,7 +187,7 @@ fn newest_first(dir: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let written = entry.metadata().and_then(|metadata| metadata.modified());
-        found.push((std::cmp::Reverse(written.unwrap_or(std::time::SystemTime::UNIX_EPOCH)), entry.path()));
+        found.push((std::cmp::Reverse(written.unwrap_or(SystemTime::UNIX_EPOCH)), entry.path()));
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
@@ -185,8 +195,6 @@ fn newest_first(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
     use super::*;
     use crate::files::tests::Scratch;
 
@@ -238,9 +246,11 @@ mod tests {
                 .and_then(|file| file.set_modified(later))
                 .expect("set");
         }
-        records.withhold(GuestUid(8), instance(999), Epoch(3)).expect("written");
+        for n in 1000..1003 {
+            records.withhold(GuestUid(8), instance(n), Epoch(3)).expect("written");
+        }
         let again = Records::load(scratch.path()).expect("loads");
-        assert_eq!(again.withheld(GuestUid(8)).count(), 1);
+        assert_eq!(again.withheld(GuestUid(8)).count(), 3);
     }
 
     #[test]

@@ -311,9 +311,10 @@ impl Seat {
     }
 
     async fn leave(&self, open: &mut Option<Open>) -> Result<(), SeatError> {
-        self.0.group.send_replace(None);
         let members = open.as_ref().map(|open| Arc::clone(&open.handle.view().borrow().members));
+        // Until that is written down the group says that it has removed this voter.
         self.0.keeper.leave(members.as_deref())?;
+        self.0.group.send_replace(None);
         if let Some(open) = open.take() {
             tracing::info!(voter = %open.place.voter, "out of the control group, and a node like any other");
             stop(open).await;

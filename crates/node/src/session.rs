@@ -316,7 +316,7 @@ impl Seeker {
         let welcome =
             tokio::time::timeout(WELCOME_TIMEOUT, welcome).await.map_err(|_| "no welcome in time")?;
         match welcome.map_err(|error| chain(&error))? {
-            Some(Welcome::Leads { membership, term }) => match self.keeper.learn(&membership) {
+            Some(Welcome::Leads { membership, term }) => match take(&self.keeper, membership) {
                 Err(
                     error @ (BookError::OtherGroup { .. }
                     | BookError::Impossible(_)
@@ -393,19 +393,24 @@ impl Called {
     }
 }
 
-/// Takes who is in the control group. What can not be written down now is, when there is room: nobody says it again.
-fn take(keeper: &Keeper, membership: Membership) {
-    let Err(error) = keeper.learn(&membership) else { return };
-    tracing::error!(error = chain(&error), "who is in the control group was not taken");
-    if matches!(error, BookError::Disk { .. }) {
+/// Takes who is in the control group. What can not be written down now is, when there is room: the leader says it once.
+fn take(keeper: &Keeper, told: Membership) -> Result<(), BookError> {
+    let taken = keeper.learn(&told);
+    if let Err(BookError::Disk { .. }) = taken {
         let keeper = keeper.clone();
         tokio::spawn(async move {
-            // What has become known since and is newer stays.
-            while matches!(keeper.learn(&membership), Err(BookError::Disk { .. })) {
+            let is_known = |book: Book| book.group == told.group && book.members.index() >= told.index;
+            loop {
                 tokio::time::sleep(TAKE_INTERVAL).await;
+                let is_over = keeper.now().is_some_and(is_known)
+                    || !matches!(keeper.learn(&told), Err(BookError::Disk { .. }));
+                if is_over {
+                    return;
+                }
             }
         });
     }
+    taken
 }
 
 /// Holds a session until it breaks; returns why.
@@ -419,8 +424,10 @@ async fn hold(
     let (home, keeper) = (actor.clone(), keeper.clone());
     tasks.spawn(async move {
         while let Ok(Some(mut push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
-            if let Some(membership) = push.membership.take() {
-                take(&keeper, membership);
+            if let Some(membership) = push.membership.take()
+                && let Err(error) = take(&keeper, membership)
+            {
+                tracing::error!(error = chain(&error), "who is in the control group was not taken");
             }
             if home.send(Pushed(push)).await.is_err() {
                 return;

@@ -259,7 +259,7 @@ impl NodeActor {
         for instance in named {
             let Some(here) = self.here.get(&instance) else {
                 // One that lives, for all that is known, is not reached yet.
-                all_stand_still &= self.unreached.is_empty();
+                all_stand_still &= !self.unreached.iter().any(|dir| dir.ends_with(instance.to_string()));
                 continue;
             };
             if !here.busy && self.fence_asked.insert(instance) {

@@ -63,7 +63,10 @@ impl Places {
         }
         let of = files::read_capped(&self.founding, NOTE_BYTES_MAX).map_err(at(&self.founding))?;
         if in_group.is_some_and(|group| group.to_string().as_bytes() == of.as_slice()) {
-            return fs::remove_file(&self.founding).map_err(at(&self.founding));
+            // The note goes after the book is known to last.
+            return files::sync_folder_of(&self.founding)
+                .and_then(|()| fs::remove_file(&self.founding))
+                .map_err(at(&self.founding));
         }
         // A new log is no longer where it was made.
         if !self.new.exists() && self.log.exists() {
