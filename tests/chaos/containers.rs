@@ -123,15 +123,15 @@ impl Containers {
     pub(crate) async fn undo(&mut self, undo: &Undo, node: &NodeName) -> Outcome {
         match undo {
             Undo::Start { .. } => {
-                insist(&["start", node.as_str()], "already").await?;
+                insist(&["start", node.as_str()], None).await?;
                 self.link(node).await?;
             }
-            Undo::Continue => insist(&["unpause", node.as_str()], "is not paused").await?,
+            Undo::Continue => insist(&["unpause", node.as_str()], Some("is not paused")).await?,
             Undo::Mend(nets) => {
                 for net in nets {
                     let address = address(node, *net);
                     let connect = ["network", "connect", "--ip", &address, &network(*net), node.as_str()];
-                    insist(&connect, "already exists in network").await?;
+                    insist(&connect, Some("already exists in network")).await?;
                 }
             }
             _ => {}
@@ -257,10 +257,10 @@ pub(crate) async fn lab(verb: &str) -> Outcome {
 }
 
 /// Runs a command that undoes something, again if the engine has failed in it; done is also what says so in these words.
-async fn insist(arguments: &[&str], done: &str) -> Outcome {
+async fn insist(arguments: &[&str], done: Option<&str>) -> Outcome {
     let mut tries = 1;
     while let Err(why) = docker(arguments).await {
-        let is_done = tries > 1 && why.to_string().contains(done);
+        let is_done = tries > 1 && done.is_some_and(|done| why.to_string().contains(done));
         match tries {
             _ if is_done => break,
             UNDO_TRIES.. => return Err(why),

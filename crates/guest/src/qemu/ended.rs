@@ -60,11 +60,6 @@ pub(super) fn within(process: &OwnedFd, limit: Duration) -> bool {
     poll(&mut ended, limit.as_ref()).is_ok_and(|ready| ready > 0)
 }
 
-/// Waits until a process has ended.
-pub(super) fn wait(process: &OwnedFd) {
-    while !within(process, Duration::from_secs(3600)) {}
-}
-
 /// The reason of the last `SHUTDOWN` among what a QEMU that has ended has left to read.
 pub(super) fn reason(qmp: &mut Qmp) -> Option<String> {
     let (mut last, deadline) = (None, Instant::now() + EVENTS_TIMEOUT);
@@ -212,7 +207,7 @@ mod tests {
                 Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().expect("a shell");
             let pid = Pid::from_raw(i32::try_from(child.id()).expect("a number")).expect("a process");
             let process = pidfd_open(pid, PidfdFlags::empty()).expect("its descriptor");
-            wait(&process);
+            assert!(within(&process, Duration::from_secs(10)));
             assert_eq!(how(&process), expected, "{script}");
             assert_eq!(how(&process), How::Unknown, "it is told once");
         }

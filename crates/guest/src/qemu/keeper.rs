@@ -234,6 +234,14 @@ impl Keeper {
         written.map_err(|error| refusal("state", format!("{}: {error}", self.identity.dir.display())))
     }
 
+    /// Writes down what there was no room for, if there is by now.
+    pub(super) fn write_again(&self) {
+        let core = self.lock();
+        if self.unwritten.load(Ordering::Relaxed) && !self.is_stopping() && self.write(&core).is_ok() {
+            tracing::info!("how the machine stands is written down again");
+        }
+    }
+
     fn superseded(&self, attachment: Attachment) -> bool {
         self.attached.load(Ordering::Relaxed) != attachment.0
     }
@@ -280,10 +288,6 @@ impl Machine for Keeper {
         let mut core = self.lock();
         if self.superseded(attachment) || self.has_ended() {
             return None;
-        }
-        // Whoever looks after it asks again and again.
-        if self.unwritten.load(Ordering::Relaxed) && self.write(&core).is_ok() {
-            tracing::info!("how the machine stands is written down again");
         }
         // One that was told to run is told so again, and to anything else it may run already.
         let again = matches!(command, Command::Resume { .. });

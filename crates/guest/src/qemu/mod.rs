@@ -49,6 +49,8 @@ use crate::server::{self, Server};
 
 /// How often a keeper that comes after another asks QEMU what has become of it.
 const SETTLE_AGAIN: Duration = Duration::from_secs(1);
+/// How often it is looked whether what there was no room for can be written down.
+const WRITE_AGAIN: Duration = Duration::from_secs(2);
 
 /// What a keeper is started with.
 #[derive(Debug, Clone)]
@@ -152,7 +154,9 @@ pub fn keep(config: KeeperConfig) -> Result<(), KeeperError> {
     let watch = move || {
         // QEMU may wait for a page before it greets, and tells its end to whom it has greeted.
         while !watched.machine().is_settled() && !ended::within(&process, SETTLE_AGAIN) {}
-        ended::wait(&process);
+        while !ended::within(&process, WRITE_AGAIN) {
+            watched.machine().write_again();
+        }
         let how = ended::how(&process);
         if !watched.machine().is_stopping() {
             // A guest that shut itself down, or a crash: the node sees that the process is gone, and reads why.

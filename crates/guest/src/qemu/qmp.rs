@@ -1,7 +1,7 @@
 //! QEMU's control socket: one JSON object a line, one client at a time.
 //!
 //! ```text
-//!   connect ─▶ greeting, at once or never ─▶ qmp_capabilities ─▶ execute ─▶ return or error; events in between
+//!   connect ─▶ greeting ─▶ qmp_capabilities ─▶ execute ─▶ return or error; events in between
 //! ```
 //!
 //! Always true: no line above its cap is read; every command has a deadline, and one that was missed ends the connection,

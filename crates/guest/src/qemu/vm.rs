@@ -62,8 +62,8 @@ pub enum VmError {
         /// The end of its log.
         words: String,
     },
-    /// It did not open its socket.
-    #[error("QEMU did not open its control socket within {} s", .0.as_secs())]
+    /// It did not open its socket, or does not greet there.
+    #[error("QEMU did not greet on its control socket within {} s", .0.as_secs())]
     NotReady(Duration),
     /// It can not be asked.
     #[error(transparent)]
@@ -359,20 +359,15 @@ fn mapping_in(line: &str) -> Option<Mapping> {
 
 /// Whether the machine runs, as QEMU says.
 pub(super) fn runs(qmp: &mut Qmp) -> Result<bool, QmpError> {
-    Ok(is_running(&qmp.execute("query-status", json!({}))?))
-}
-
-/// Whether the machine runs, or has done so and has stopped by itself. One that has not run yet, and one that was told to stop,
-/// say something else.
-pub(super) fn has_run(qmp: &mut Qmp) -> Result<bool, QmpError> {
     let status = qmp.execute("query-status", json!({}))?;
-    let by_itself = ["io-error", "guest-panicked", "internal-error", "watchdog", "shutdown"];
-    Ok(is_running(&status)
-        || status.get("status").and_then(Value::as_str).is_some_and(|why| by_itself.contains(&why)))
+    Ok(status.get("running").and_then(Value::as_bool).unwrap_or(false))
 }
 
-fn is_running(status: &Value) -> bool {
-    status.get("running").and_then(Value::as_bool).unwrap_or(false)
+/// Whether the machine stands still for a reason of its own: here, or at the source from which it came like that.
+pub(super) fn has_stopped_by_itself(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    let status = qmp.execute("query-status", json!({}))?;
+    let reasons = ["io-error", "guest-panicked", "internal-error", "watchdog", "shutdown"];
+    Ok(status.get("status").and_then(Value::as_str).is_some_and(|reason| reasons.contains(&reason)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   pause    Pausing, written down ─▶ stop ─▶ Paused          resume   Resuming, written down ─▶ cont ─▶ Running
-//!   a keeper that comes after: is it running? ─▶ what was begun is ended, or has happened
+//!   a keeper that comes after: is it running, did it stop by itself? ─▶ what was begun is ended, or has happened
 //! ```
 //!
 //! Always true: whoever has QEMU's ear is told by the newest command, or is followed by it; an answer that is late or lost is
@@ -43,9 +43,19 @@ impl Keeper {
         let Some(step) = self.lock().kept.step else { return Ok(()) };
         // A command that has come meanwhile settles it by itself.
         let Some(mut talk) = self.talk_in(step) else { return Ok(()) };
-        let runs = vm::has_run(&mut talk.qmp).map_err(failed)?;
-        if runs && matches!(step, Step::Pausing(_)) {
-            talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
+        let mut runs = vm::runs(&mut talk.qmp).map_err(failed)?;
+        match step {
+            Step::Pausing(_) if runs => {
+                talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
+            }
+            // Whether it has run, nobody knows: that was ordered, and is again. It may refuse for the reason that it has.
+            Step::Resuming(_) if !runs && vm::has_stopped_by_itself(&mut talk.qmp).map_err(failed)? => {
+                match talk.qmp.execute_within("cont", json!({}), None) {
+                    Ok(_) | Err(QmpError::Refused { .. }) => runs = true,
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+            Step::Pausing(_) | Step::Resuming(_) => {}
         }
         let mut core = self.lock();
         if core.kept.step == Some(step) {
