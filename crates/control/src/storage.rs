@@ -69,8 +69,8 @@ pub enum DiskError {
 }
 
 impl DiskError {
-    /// Whether opening it again later may help. A disk that fails to write or sync is not one of these: what was read
-    /// back afterwards might be a cache's, and not on the disk.
+    /// Whether opening it again later may help. A disk that fails to write or sync is not one of these: what is read
+    /// back afterwards may be a cache's, and not the disk's. For one that is full the log sees to that when it is opened.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Full { .. } | Self::InUse { .. } => true,

@@ -399,7 +399,7 @@ fn take(keeper: &Keeper, told: Membership) -> Result<(), BookError> {
     if let Err(BookError::Disk { .. }) = taken {
         let keeper = keeper.clone();
         tokio::spawn(async move {
-            let is_known = |book: Book| book.group == told.group && book.members.index() >= told.index;
+            let is_known = |book: Book| book.group == told.group && book.members.index() > told.index;
             loop {
                 tokio::time::sleep(TAKE_INTERVAL).await;
                 let is_over = keeper.now().is_some_and(is_known)

@@ -363,11 +363,24 @@ pub(super) fn runs(qmp: &mut Qmp) -> Result<bool, QmpError> {
     Ok(status.get("running").and_then(Value::as_bool).unwrap_or(false))
 }
 
+/// Why a machine stands still by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Halt {
+    /// It can be told to run on.
+    Passing,
+    /// It has come to an end, and refuses to run.
+    Final,
+}
+
 /// Whether the machine stands still for a reason of its own: here, or at the source from which it came like that.
-pub(super) fn has_stopped_by_itself(qmp: &mut Qmp) -> Result<bool, QmpError> {
+pub(super) fn halt(qmp: &mut Qmp) -> Result<Option<Halt>, QmpError> {
     let status = qmp.execute("query-status", json!({}))?;
-    let reasons = ["io-error", "guest-panicked", "internal-error", "watchdog", "shutdown"];
-    Ok(status.get("status").and_then(Value::as_str).is_some_and(|reason| reasons.contains(&reason)))
+    Ok(match status.get("status").and_then(Value::as_str) {
+        Some("io-error" | "guest-panicked" | "watchdog") => Some(Halt::Passing),
+        // QEMU's `runstate_needs_reset`.
+        Some("internal-error" | "shutdown") => Some(Halt::Final),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

@@ -30,8 +30,9 @@ impl Keeper {
     /// Ends QEMU, or leaves one alone that never was ours.
     pub(super) fn stop(&self, core: MutexGuard<'_, Core>) -> Outcome {
         let (kept, runs) = (core.kept.clone(), core.kept.standing.state == RunState::Running);
-        drop(core);
+        // Before anybody else may write down what is forgotten here.
         self.stopping.store(true, Ordering::Relaxed);
+        drop(core);
         self.full_speed();
         if kept.is_left() {
             self.leave(&kept);

@@ -17,9 +17,10 @@ use godwit_wire::handoff::{Answer, Outcome, Refusal, RunState, Standing};
 use serde_json::json;
 
 use super::{Core, Keeper, Talk, failed};
+use crate::qemu::ended;
 use crate::qemu::kept::Step;
 use crate::qemu::qmp::{Qmp, QmpError};
-use crate::qemu::{ended, vm};
+use crate::qemu::vm::{self, Halt};
 use crate::runner::decide::refusal;
 use crate::server::Attachment;
 
@@ -48,23 +49,37 @@ impl Keeper {
             Step::Pausing(_) if runs => {
                 talk.qmp.execute_within("stop", json!({}), None).map_err(failed)?;
             }
-            // Whether it has run, nobody knows: that was ordered, and is again. It may refuse for the reason that it has.
-            Step::Resuming(_) if !runs && vm::has_stopped_by_itself(&mut talk.qmp).map_err(failed)? => {
-                match talk.qmp.execute_within("cont", json!({}), None) {
-                    Ok(_) | Err(QmpError::Refused { .. }) => runs = true,
-                    Err(error) => return Err(failed(error)),
-                }
-            }
+            Step::Resuming(_) if !runs => runs = self.run_what_halted(&mut talk).map_err(failed)?,
             Step::Pausing(_) | Step::Resuming(_) => {}
         }
         let mut core = self.lock();
         if core.kept.step == Some(step) {
+            let before = core.kept.clone();
             core.kept.standing = core.kept.found(runs);
             core.kept.step = None;
+            let written = self.write(&core);
+            if written.is_err() && core.kept.standing.state != RunState::Running {
+                // Not said before it is written down: the next keeper would find that it was told to run.
+                core.kept = before;
+            }
             core.running.1 = (core.kept.standing.state == RunState::Running).then(Instant::now);
-            self.write(&core)?;
+            written?;
         }
         Ok(())
+    }
+
+    /// One that was told to run, and stands still for a reason of its own, is told again: whether it has run nobody knows.
+    fn run_what_halted(&self, talk: &mut Talk) -> Result<bool, QmpError> {
+        match vm::halt(&mut talk.qmp)? {
+            None => Ok(false),
+            Some(Halt::Final) => Ok(true),
+            Some(Halt::Passing) => {
+                talk.saved = None;
+                talk.qmp.execute_within("cont", json!({}), None)?;
+                self.arrived.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
+        }
     }
 
     pub(super) fn pause(
@@ -149,7 +164,10 @@ impl Keeper {
                 std::process::exit(1);
             }
         }
-        let _ = self.write(&core);
+        if self.write(&core).is_err() && ran.is_err() {
+            // That it does not run is not known to whoever comes after, and not said.
+            core.kept.step = Some(Step::Resuming(epoch));
+        }
         let percent = core.throttle_percent;
         drop(core);
         if percent > 0 {

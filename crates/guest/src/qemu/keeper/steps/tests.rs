@@ -308,6 +308,28 @@ fn what_another_keeper_has_begun_is_ended() {
     }
 }
 
+/// Else the next keeper would do what was ordered, though somebody was told that it had not been done.
+#[test]
+fn that_it_does_not_run_is_not_said_before_it_is_written_down() {
+    let (qemu, dir) = (Qemu::default(), tempfile::tempdir().expect("folder"));
+    let folder = dir.path().join("runner");
+    std::fs::create_dir(&folder).expect("made");
+    let keeper = keeper(&qemu, &folder, kept(None));
+    qemu.with(|fake| (fake.refuses_to_run, fake.held) = (true, BTreeSet::from(["cont"])));
+    let resumed = told(&keeper, 0, RESUME_5);
+    qemu.until_asked("cont");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    qemu.with(|fake| fake.held.clear());
+    assert!(!done(&resumed));
+    let stats =
+        || told(&keeper, 0, Command::Stats).recv_timeout(PATIENCE).expect("answered").expect("to somebody");
+    assert!(matches!(stats(), Outcome::Error(_)), "{:?}", standing(&keeper));
+    std::fs::create_dir(&folder).expect("made");
+    assert!(matches!(stats(), Outcome::Ok(_)));
+    assert_eq!(standing(&keeper), (RunState::Incoming, 0, None));
+    assert_eq!(Kept::read(&folder).expect("written"), keeper.lock().kept);
+}
+
 /// Else the next keeper, which finds it stopped for any reason, would not know that it has run.
 #[test]
 fn what_has_happened_and_could_not_be_written_down_is_written_later() {
