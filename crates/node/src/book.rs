@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use godwit_control::{Member, Members, NodeId, Voters, group};
 use godwit_domain::{GroupId, NodeName};
@@ -31,6 +32,8 @@ const BYTES_MAX: u64 = 64 << 10;
 
 /// Voters that are remembered as heard, beside those who are in the group.
 const HEARD_MAX: usize = 64;
+/// How often what could not be written down is tried again.
+const LEARN_AGAIN: Duration = Duration::from_secs(2);
 
 /// This node's place in its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +278,29 @@ impl Keeper {
         if known.as_ref() == Some(&new) { Ok(()) } else { self.write(new) }
     }
 
+    /// The same; what can not be written down now is later, when there is room: whoever leads says it once.
+    ///
+    /// # Errors
+    /// As for [`Keeper::learn`], of the first attempt.
+    pub fn learn_or_later(&self, told: Membership) -> Result<(), BookError> {
+        let learnt = self.learn(&told);
+        if let Err(BookError::Disk { .. }) = learnt {
+            let keeper = self.clone();
+            tokio::spawn(async move {
+                let is_known = |book: Book| book.group == told.group && book.members.index() > told.index;
+                loop {
+                    tokio::time::sleep(LEARN_AGAIN).await;
+                    let is_over = keeper.now().is_some_and(is_known)
+                        || !matches!(keeper.learn(&told), Err(BookError::Disk { .. }));
+                    if is_over {
+                        return;
+                    }
+                }
+            });
+        }
+        learnt
+    }
+
     /// Once: that a node is in a group which was given up is for its operator.
     fn complain(&self, error: &BookError) {
         let is_given_up = matches!(error, BookError::GivenUp { .. });
@@ -390,6 +416,22 @@ mod tests {
             told.members.insert(*id, Seated { name: name(of), votes: *votes, address });
         }
         told
+    }
+
+    #[actix::test]
+    async fn what_finds_no_room_is_learnt_when_there_is_some() {
+        let scratch = Scratch::new();
+        let state = scratch.path().join("state");
+        std::fs::create_dir(&state).expect("made");
+        let keeper = Keeper::open(&state).expect("opens");
+        std::fs::remove_dir_all(&state).expect("removed");
+        let learnt = keeper.learn_or_later(told(7, &[]));
+        assert!(matches!(learnt, Err(BookError::Disk { .. })), "{learnt:?}");
+        std::fs::create_dir(&state).expect("made");
+        let mut book = keeper.watch();
+        let later = tokio::time::timeout(Duration::from_secs(30), book.wait_for(Option::is_some)).await;
+        assert!(later.expect("in time").is_ok());
+        assert_eq!(Keeper::open(&state).expect("opens again").now(), keeper.now());
     }
 
     #[test]

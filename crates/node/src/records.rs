@@ -237,7 +237,7 @@ mod tests {
         };
         let mut records = Records::load(scratch.path()).expect("an empty folder");
         let later = SystemTime::now() + Duration::from_secs(3600);
-        for n in 0..2 * 256 {
+        for n in 0..u16::try_from(2 * KEPT_MAX).expect("few") {
             records.withhold(GuestUid(7), instance(n), Epoch(3)).expect("written");
             let path = scratch.path().join(format!("records/withheld-{}-{}.json", instance(n), Epoch(3)));
             fs::File::options()

@@ -46,8 +46,6 @@ const LEAVING_INTERVAL: Duration = Duration::from_millis(50);
 const LOST_FOR: Duration = Duration::from_secs(2);
 /// How long one may take to be there that may be off, while another may lead soon.
 const LOST_DIAL_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often what could not be written down is tried again.
-const TAKE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a question waits for its answer; a proposal is answered within five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -316,7 +314,7 @@ impl Seeker {
         let welcome =
             tokio::time::timeout(WELCOME_TIMEOUT, welcome).await.map_err(|_| "no welcome in time")?;
         match welcome.map_err(|error| chain(&error))? {
-            Some(Welcome::Leads { membership, term }) => match take(&self.keeper, membership) {
+            Some(Welcome::Leads { membership, term }) => match self.keeper.learn_or_later(membership) {
                 Err(
                     error @ (BookError::OtherGroup { .. }
                     | BookError::Impossible(_)
@@ -393,26 +391,6 @@ impl Called {
     }
 }
 
-/// Takes who is in the control group. What can not be written down now is, when there is room: the leader says it once.
-fn take(keeper: &Keeper, told: Membership) -> Result<(), BookError> {
-    let taken = keeper.learn(&told);
-    if let Err(BookError::Disk { .. }) = taken {
-        let keeper = keeper.clone();
-        tokio::spawn(async move {
-            let is_known = |book: Book| book.group == told.group && book.members.index() > told.index;
-            loop {
-                tokio::time::sleep(TAKE_INTERVAL).await;
-                let is_over = keeper.now().is_some_and(is_known)
-                    || !matches!(keeper.learn(&told), Err(BookError::Disk { .. }));
-                if is_over {
-                    return;
-                }
-            }
-        });
-    }
-    taken
-}
-
 /// Holds a session until it breaks; returns why.
 async fn hold(
     connection: &Connection,
@@ -425,7 +403,7 @@ async fn hold(
     tasks.spawn(async move {
         while let Ok(Some(mut push)) = frames::read::<Push>(&mut pushes, "push", PUSH_BYTES_MAX).await {
             if let Some(membership) = push.membership.take()
-                && let Err(error) = take(&keeper, membership)
+                && let Err(error) = keeper.learn_or_later(membership)
             {
                 tracing::error!(error = chain(&error), "who is in the control group was not taken");
             }

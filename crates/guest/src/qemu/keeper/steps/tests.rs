@@ -308,19 +308,27 @@ fn what_another_keeper_has_begun_is_ended() {
     }
 }
 
+/// Its folder goes between the writes before and after `cont`. Whether it was said to run.
+fn without_room_while_it_is_told_to_run(folder: &Path, refuses_to_run: bool) -> (Arc<Keeper>, bool) {
+    let qemu = Qemu::default();
+    std::fs::create_dir(folder).expect("made");
+    let keeper = keeper(&qemu, folder, kept(None));
+    qemu.with(|fake| (fake.refuses_to_run, fake.held) = (refuses_to_run, BTreeSet::from(["cont"])));
+    let resumed = told(&keeper, 0, RESUME_5);
+    qemu.until_asked("cont");
+    std::fs::remove_dir_all(folder).expect("removed");
+    qemu.with(|fake| fake.held.clear());
+    let ran = done(&resumed);
+    (keeper, ran)
+}
+
 /// Else the next keeper would do what was ordered, though somebody was told that it had not been done.
 #[test]
 fn that_it_does_not_run_is_not_said_before_it_is_written_down() {
-    let (qemu, dir) = (Qemu::default(), tempfile::tempdir().expect("folder"));
+    let dir = tempfile::tempdir().expect("folder");
     let folder = dir.path().join("runner");
-    std::fs::create_dir(&folder).expect("made");
-    let keeper = keeper(&qemu, &folder, kept(None));
-    qemu.with(|fake| (fake.refuses_to_run, fake.held) = (true, BTreeSet::from(["cont"])));
-    let resumed = told(&keeper, 0, RESUME_5);
-    qemu.until_asked("cont");
-    std::fs::remove_dir_all(&folder).expect("removed");
-    qemu.with(|fake| fake.held.clear());
-    assert!(!done(&resumed));
+    let (keeper, ran) = without_room_while_it_is_told_to_run(&folder, true);
+    assert!(!ran);
     let stats =
         || told(&keeper, 0, Command::Stats).recv_timeout(PATIENCE).expect("answered").expect("to somebody");
     assert!(matches!(stats(), Outcome::Error(_)), "{:?}", standing(&keeper));
@@ -333,16 +341,10 @@ fn that_it_does_not_run_is_not_said_before_it_is_written_down() {
 /// Else the next keeper, which finds it stopped for any reason, would not know that it has run.
 #[test]
 fn what_has_happened_and_could_not_be_written_down_is_written_later() {
-    let (qemu, dir) = (Qemu::default(), tempfile::tempdir().expect("folder"));
+    let dir = tempfile::tempdir().expect("folder");
     let folder = dir.path().join("runner");
-    std::fs::create_dir(&folder).expect("made");
-    let keeper = keeper(&qemu, &folder, kept(None));
-    qemu.with(|fake| fake.held.insert("cont"));
-    let resumed = told(&keeper, 0, RESUME_5);
-    qemu.until_asked("cont");
-    std::fs::remove_dir_all(&folder).expect("removed");
-    qemu.with(|fake| fake.held.clear());
-    assert!(done(&resumed), "it runs, whatever the disk says");
+    let (keeper, ran) = without_room_while_it_is_told_to_run(&folder, false);
+    assert!(ran, "whatever the disk says");
     keeper.write_again();
     std::fs::create_dir(&folder).expect("made");
     keeper.write_again();
